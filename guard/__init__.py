@@ -1,0 +1,1 @@
+"""How a text is judged, and the memory of it. Knows nothing of HTTP."""

@@ -1,0 +1,1 @@
+"""The memory of what was judged: records, their store, and the proof that nobody changed them."""

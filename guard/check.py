@@ -1,0 +1,59 @@
+"""What a check is: it reads a passage and says what it found. It decides nothing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Protocol, cast
+
+from ringfence.policies.types import Finding, Span, Stage
+
+__all__ = ["Check", "Finding", "Passage", "Span", "UnknownCheck", "load_checks"]
+
+ENTRY_POINTS = "ringfence.checks"
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One text to judge, with what is needed to understand it.
+
+    Attributes:
+        role: who said it (`user`, `system`, `assistant`, `tool` …).
+        text: what is judged; spans of findings count its code points.
+        prompt: on the output stage, what the text answers: the last thing the user said.
+        part: index of the text within its exchange; a finding's spans carry it on.
+    """
+
+    stage: Stage
+    role: str
+    text: str
+    prompt: str = ""
+    part: int = 0
+
+
+class Check(Protocol):
+    """Finds. One call reads one passage; it may be slow, and may raise: the pipeline settles both.
+
+    Attributes:
+        name: as in findings and error messages.
+        categories: the roots of every category it may report (`pii` stands for `pii.*`). A rule over a category
+            that no check answers for is refused when the policy is put to use.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def categories(self) -> frozenset[str]: ...
+
+    def find(self, passage: Passage) -> Sequence[Finding]:
+        """Return what stands in the passage. Thread-safe."""
+        ...
+
+
+class UnknownCheck(LookupError):
+    """No check answers for a category; the message lists those that do."""
+
+
+def load_checks() -> Mapping[str, Check]:
+    """Instantiate every installed check: `ringfence.checks` entry points name zero-argument factories."""
+    return {point.name: cast(Check, point.load()()) for point in entry_points(group=ENTRY_POINTS)}

@@ -1,0 +1,1 @@
+"""The guard model: its network, calibration, training, data and run-time scorer."""

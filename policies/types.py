@@ -1,0 +1,249 @@
+"""The words a policy is made of, and what judging hands to it and gets back. Values only; no behaviour beyond order."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, MinLen
+from pydantic import ConfigDict
+
+STRICT_KEYS = ConfigDict(extra="forbid")
+
+
+class Stage(StrEnum):
+    """When a text is judged."""
+
+    INPUT = "input"
+    OUTPUT = "output"
+
+
+class Action(StrEnum):
+    """What a rule asks for, weakest first; where several rules fire the strongest wins."""
+
+    ALLOW = "allow"
+    LOG = "log"
+    REWRITE = "rewrite"
+    BLOCK = "block"
+
+    @property
+    def strength(self) -> int:
+        """Rank for comparison: 0 for ALLOW up to 3 for BLOCK."""
+        return list(Action).index(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of one part of an exchange: `[start, end)` in Unicode code points."""
+
+    part: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check saw.
+
+    Attributes:
+        check: the name of the check.
+        category: dotted, most general first (`pii.email`, `harm.S9`); a rule over `pii` meets every `pii.*`.
+        score: calibrated probability, 0 to 1, that the text belongs to the category; 0 where `error` is set.
+        spans: where; empty only where `error` is set.
+        detail: a few words for a person to read, never the matched text itself.
+        error: why the check could not answer for this category; None where it could.
+    """
+
+    check: str
+    category: str
+    score: float
+    spans: tuple[Span, ...] = ()
+    detail: str = ""
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The line of a policy file that a value came from; line and column count from 1."""
+
+    file: str = "<memory>"
+    line: int = 1
+    column: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One line of the argument: what, when, how sure, and what then.
+
+    Attributes:
+        id: unique within the policy, also across its packs.
+        category: the findings it looks at; a dotted prefix meets everything below it.
+        stages: when it applies.
+        threshold: it fires on a finding whose score is at or above this.
+        action: what it asks for when it fires.
+        message: what a blocked caller is told; None for the policy's default message.
+        replacement: what a rewritten span becomes; `{category}` is filled in, upper-cased, dots as underscores.
+        on_error: what it asks for when the check behind its category could not answer.
+        shadow: record that it would have fired, change nothing.
+        why: the reason, for the reader and the auditor.
+        origin: where it was written.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    id: Annotated[str, MinLen(1)]
+    category: Annotated[str, MinLen(1)]
+    action: Action
+    stages: tuple[Stage, ...] = (Stage.INPUT, Stage.OUTPUT)
+    threshold: Annotated[float, Ge(0), Le(1)] = 0.5
+    message: str | None = None
+    replacement: str = "[{category}]"
+    on_error: Action = Action.BLOCK
+    shadow: bool = False
+    why: str = ""
+    origin: Origin = field(default_factory=Origin, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Exemption:
+    """Text that the operator chose not to have judged; the coverage of every exchange says so.
+
+    Attributes:
+        role: the message role whose text is left alone (`system`, `developer`, `tool` …).
+        why: the reason, shown in the coverage.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    role: Annotated[str, MinLen(1)]
+    why: Annotated[str, MinLen(1)]
+    origin: Origin = field(default_factory=Origin, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamChoice:
+    """Who answers: `embedded`, `fake`, or an OpenAI-compatible base URL (`http://host/v1`).
+
+    Attributes:
+        api_key_env: environment variable that holds the upstream's key; unset, the caller's own
+            Authorization header is passed on.
+        timeout_s: seconds without a byte from the upstream before the exchange fails.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    use: Annotated[str, MinLen(1)] = "embedded"
+    api_key_env: str | None = None
+    timeout_s: Annotated[float, Gt(0)] = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """How far output is held back, in code points.
+
+    Attributes:
+        window: text is judged each time about this much more has come.
+        context: how much of the reply before the window is judged again with it.
+        reach: a span of this length that starts in released text is never missed by a rewrite.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    window: Annotated[int, Ge(16), Le(10_000)] = 120
+    context: Annotated[int, Ge(0), Le(100_000)] = 800
+    reach: Annotated[int, Ge(0), Le(10_000)] = 64
+
+
+@dataclass(frozen=True, slots=True)
+class AuditSettings:
+    """What is remembered.
+
+    Attributes:
+        path: the SQLite file, relative to the working directory.
+        text: `masked` keeps texts with every rewritten span replaced, `full` keeps them as they came,
+            `none` keeps digests only.
+        required: refuse to answer when the record cannot be kept.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    path: Annotated[str, MinLen(1)] = "ringfence.db"
+    text: Literal["masked", "full", "none"] = "masked"
+    required: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on one request.
+
+    Attributes:
+        body_bytes: larger bodies are refused with 413.
+        text: code points of text in one request; more is refused with 400, unjudged.
+        check_seconds: a check that takes longer on one stage counts as failed; its rules' `on_error` settles it.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    body_bytes: Annotated[int, Gt(0)] = 4_194_304
+    text: Annotated[int, Gt(0)] = 200_000
+    check_seconds: Annotated[float, Gt(0)] = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Everything a deployment decided, frozen.
+
+    Attributes:
+        unjudged_media: what happens to images, audio and files, which no shipped check can read.
+        message: what a blocked caller is told where the rule says nothing.
+        revision: sha256 over the canonical form of everything else, hexadecimal.
+    """
+
+    name: str
+    rules: tuple[Rule, ...]
+    message: str = "This exchange was stopped by the safety policy of this service."
+    exempt: tuple[Exemption, ...] = ()
+    unjudged_media: Literal["block", "allow"] = "block"
+    upstream: UpstreamChoice = field(default_factory=UpstreamChoice)
+    stream: StreamSettings = field(default_factory=StreamSettings)
+    audit: AuditSettings = field(default_factory=AuditSettings)
+    limits: Limits = field(default_factory=Limits)
+    revision: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """One replacement to make: the span, what stands there afterwards, and the rule that asked for it."""
+
+    span: Span
+    replacement: str
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a policy says about one stage of one exchange.
+
+    Attributes:
+        rules: ids of the rules that asked for `action`, in policy order.
+        logged: ids of weaker rules that fired beside them.
+        shadow: ids of shadow rules that would have fired, with the action they would have asked for.
+        rewrites: disjoint, in order of part and start; empty unless `action` is REWRITE.
+        errors: one line for each check that could not answer.
+        message: what the caller is told; empty unless `action` is BLOCK.
+        revision: of the policy that decided.
+    """
+
+    stage: Stage
+    action: Action
+    rules: tuple[str, ...] = ()
+    logged: tuple[str, ...] = ()
+    shadow: Mapping[str, Action] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+    rewrites: tuple[Rewrite, ...] = ()
+    errors: tuple[str, ...] = ()
+    message: str = ""
+    revision: str = ""
