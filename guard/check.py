@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from ringfence.policies.types import Finding, Span, Stage
 
-__all__ = ["Check", "Finding", "Passage", "Span", "UnknownCheck", "load_checks"]
+__all__ = ["Check", "Finding", "Passage", "Span", "UnknownCheck", "Warm", "load_checks"]
 
 ENTRY_POINTS = "ringfence.checks"
 
@@ -33,20 +33,30 @@ class Passage:
 class Check(Protocol):
     """Finds. One call reads one passage; it may be slow, and may raise: the pipeline settles both.
 
-    Attributes:
-        name: as in findings and error messages.
-        categories: the roots of every category it may report (`pii` stands for `pii.*`). A rule over a category
-            that no check answers for is refused when the policy is put to use.
+    A rule over a category that no check answers for is refused when the policy is put to use.
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """As in findings and error messages."""
+        ...
 
     @property
-    def categories(self) -> frozenset[str]: ...
+    def categories(self) -> frozenset[str]:
+        """The roots of every category it may report: `pii` stands for `pii.*`. No two checks share a root."""
+        ...
 
     def find(self, passage: Passage) -> Sequence[Finding]:
         """Return what stands in the passage. Thread-safe."""
+        ...
+
+
+@runtime_checkable
+class Warm(Protocol):
+    """A check with something to load: done before the first exchange, so that none has to wait for it."""
+
+    def warm(self) -> None:
+        """Load it."""
         ...
 
 

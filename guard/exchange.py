@@ -47,8 +47,13 @@ class Part:
 
     @property
     def where(self) -> str:
-        """The path as people write it: `messages[0].content`."""
-        return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.path).removeprefix(".")
+        """The path as people write it."""
+        return dotted(self.path)
+
+
+def dotted(path: Path) -> str:
+    """Return a path as people write it: `messages[0].content`."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
 
 
 class Judged(StrEnum):

@@ -3,12 +3,23 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import ConfigDict
+from pydantic import BeforeValidator, ConfigDict, StringConstraints
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
 
 STRICT_KEYS = ConfigDict(extra="forbid")
+DEFAULT_MESSAGE = "This exchange was stopped by the safety policy of this service."
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+"""A rule's or a policy's name: fit for a header, a metric label, a file name."""
+
+Category = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9][A-Za-z0-9_-]*)*$")]
+"""A dotted category, most general first."""
+
+Text = Annotated[str, MinLen(1)]
 
 
 class Stage(StrEnum):
@@ -74,6 +85,14 @@ class Origin:
         return f"{self.file}:{self.line}:{self.column}"
 
 
+def _not_written(value: object) -> NoReturn:
+    raise PydanticCustomError("unexpected_keyword_argument", "Unexpected keyword argument")
+
+
+Written = Annotated[SkipJsonSchema[Origin], BeforeValidator(_not_written)]
+"""An origin: the reader of a file sets it; it is not a key that a file may have."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One line of the argument: what, when, how sure, and what then.
@@ -86,7 +105,8 @@ class Rule:
         action: what it asks for when it fires.
         message: what a blocked caller is told; None for the policy's default message.
         replacement: what a rewritten span becomes; `{category}` is filled in, upper-cased, dots as underscores.
-        on_error: what it asks for when the check behind its category could not answer.
+        on_error: what it asks for when the check behind its category could not answer; there is no rewriting
+            what nobody read.
         shadow: record that it would have fired, change nothing.
         why: the reason, for the reader and the auditor.
         origin: where it was written.
@@ -94,17 +114,17 @@ class Rule:
 
     __pydantic_config__ = STRICT_KEYS
 
-    id: Annotated[str, MinLen(1)]
-    category: Annotated[str, MinLen(1)]
+    id: Name
+    category: Category
     action: Action
-    stages: tuple[Stage, ...] = (Stage.INPUT, Stage.OUTPUT)
+    stages: Annotated[tuple[Stage, ...], MinLen(1)] = (Stage.INPUT, Stage.OUTPUT)
     threshold: Annotated[float, Ge(0), Le(1)] = 0.5
-    message: str | None = None
+    message: Text | None = None
     replacement: str = "[{category}]"
-    on_error: Action = Action.BLOCK
+    on_error: Literal[Action.ALLOW, Action.LOG, Action.BLOCK] = Action.BLOCK
     shadow: bool = False
     why: str = ""
-    origin: Origin = field(default_factory=Origin, compare=False)
+    origin: Written = field(default_factory=Origin, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +138,9 @@ class Exemption:
 
     __pydantic_config__ = STRICT_KEYS
 
-    role: Annotated[str, MinLen(1)]
-    why: Annotated[str, MinLen(1)]
-    origin: Origin = field(default_factory=Origin, compare=False)
+    role: Text
+    why: Text
+    origin: Written = field(default_factory=Origin, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +155,7 @@ class UpstreamChoice:
 
     __pydantic_config__ = STRICT_KEYS
 
-    use: Annotated[str, MinLen(1)] = "embedded"
+    use: Text = "embedded"
     api_key_env: str | None = None
     timeout_s: Annotated[float, Gt(0)] = 60.0
 
@@ -170,7 +190,7 @@ class AuditSettings:
 
     __pydantic_config__ = STRICT_KEYS
 
-    path: Annotated[str, MinLen(1)] = "ringfence.db"
+    path: Text = "ringfence.db"
     text: Literal["masked", "full", "none"] = "masked"
     required: bool = True
 
@@ -196,17 +216,18 @@ class Limits:
 class Policy:
     """Everything a deployment decided, frozen.
 
+    What no check can read is a finding too, so that rules settle it: `unjudged.media` for images, audio and files,
+    `unjudged.field` for text in request fields that the API does not document.
+
     Attributes:
-        unjudged_media: what happens to images, audio and files, which no shipped check can read.
         message: what a blocked caller is told where the rule says nothing.
         revision: sha256 over the canonical form of everything else, hexadecimal.
     """
 
     name: str
     rules: tuple[Rule, ...]
-    message: str = "This exchange was stopped by the safety policy of this service."
+    message: str = DEFAULT_MESSAGE
     exempt: tuple[Exemption, ...] = ()
-    unjudged_media: Literal["block", "allow"] = "block"
     upstream: UpstreamChoice = field(default_factory=UpstreamChoice)
     stream: StreamSettings = field(default_factory=StreamSettings)
     audit: AuditSettings = field(default_factory=AuditSettings)
@@ -231,7 +252,8 @@ class Decision:
         rules: ids of the rules that asked for `action`, in policy order.
         logged: ids of weaker rules that fired beside them.
         shadow: ids of shadow rules that would have fired, with the action they would have asked for.
-        rewrites: disjoint, in order of part and start; empty unless `action` is REWRITE.
+        rewrites: disjoint, in order of part and start. Made when `action` is REWRITE; a BLOCK carries them too,
+            so that the record of a blocked text can be kept masked.
         errors: one line for each check that could not answer.
         message: what the caller is told; empty unless `action` is BLOCK.
         revision: of the policy that decided.

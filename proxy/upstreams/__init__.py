@@ -1,1 +1,30 @@
 """Where an exchange is answered: one small module an upstream, found by entry point."""
+
+from importlib.metadata import entry_points
+from typing import cast
+
+from ringfence.policies.types import UpstreamChoice
+from ringfence.proxy.reply import Upstream
+
+ENTRY_POINTS = "ringfence.upstreams"
+
+
+class UnknownUpstream(LookupError):
+    """No upstream has this name; the message lists those that do."""
+
+
+def open_upstream(choice: UpstreamChoice) -> Upstream:
+    """Open the upstream that a policy or a flag names: an entry point's name, or a URL for the `http` one.
+
+    Raises:
+        UnknownUpstream: there is none of that name.
+        WeightsMissing: the embedded engine's weights were not pulled.
+    """
+    name = "http" if choice.use.startswith(("http://", "https://")) else choice.use
+    known = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if name not in known:
+        raise UnknownUpstream(
+            f"upstream '{choice.use}' is not known; use an OpenAI-compatible base URL (http://…/v1) "
+            f"or one of: {', '.join(sorted(known.keys() - {'http'}))}"
+        )
+    return cast(Upstream, known[name].load()(choice))

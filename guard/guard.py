@@ -1,0 +1,236 @@
+"""One policy in force: judges both ends of an exchange and remembers it. Knows nothing of HTTP.
+
+The path of an exchange is `judge_request`, then whatever answers, its text fed through a `ReplyGuard`, then `record`.
+The proxy and the decorator both walk it; so does anything else that wants to.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path as FilePath
+from typing import Protocol
+
+from ringfence.guard.actions import put, rewrite_parts
+from ringfence.guard.audit.record import Body, Receipt, record_of
+from ringfence.guard.audit.store import StoreError
+from ringfence.guard.check import Check, Finding, Passage, Span, Warm, load_checks
+from ringfence.guard.exchange import Coverage, Exchange, Judged, Kind, Part, Path
+from ringfence.guard.pipeline import Pipeline
+from ringfence.guard.stream import StreamGuard
+from ringfence.policies.load import load_policy
+from ringfence.policies.types import Action, Decision, Policy, Stage
+
+log = logging.getLogger(__name__)
+
+UNJUDGED = {Kind.MEDIA: "unjudged.media", Kind.UNKNOWN: "unjudged.field"}
+
+
+class Memory(Protocol):
+    """Where records go."""
+
+    def append(self, body: Body) -> Receipt:
+        """Keep one record, or raise `StoreError`."""
+        ...
+
+
+class TooLong(ValueError):
+    """The text of a request is longer than `limits.text`."""
+
+
+class Blocked(Exception):
+    """The policy stopped an exchange.
+
+    Attributes:
+        decision: why; `decision.message` is what the policy tells the caller.
+        exchange: the id under which the audit log keeps it.
+    """
+
+    def __init__(self, decision: Decision, exchange: str) -> None:
+        super().__init__(decision.message)
+        self.decision = decision
+        self.exchange = exchange
+
+
+class Guard:
+    """A policy put to use.
+
+    Args:
+        policy: a policy, the path of one, or None for the one that ships.
+        checks: by name; None for every installed one.
+        store: where the record of each exchange goes; None keeps none.
+
+    Raises:
+        PolicyError: the policy file is wrong.
+        UnknownCheck: a rule looks at a category that no check answers for.
+    """
+
+    def __init__(
+        self,
+        policy: Policy | FilePath | str | None = None,
+        *,
+        checks: Mapping[str, Check] | None = None,
+        store: Memory | None = None,
+    ) -> None:
+        self.policy = policy if isinstance(policy, Policy) else load_policy(FilePath(policy) if policy else None)
+        self.pipeline = Pipeline(self.policy, load_checks() if checks is None else checks)
+        self.store = store
+
+    def warm(self) -> None:
+        """Load what the checks need, so that the first exchange does not wait for it."""
+        for check in self.pipeline.checks:
+            if isinstance(check, Warm):
+                check.warm()
+
+    def check(self, text: str, stage: Stage = Stage.INPUT, prompt: str = "") -> Decision:
+        """Judge one text by itself; no record is kept.
+
+        Args:
+            prompt: on the output stage, what the text answers.
+        """
+        role = "user" if stage is Stage.INPUT else "assistant"
+        return self.pipeline.judge(stage, [Passage(stage, role, text, prompt)])
+
+    def judge_request(self, exchange: Exchange) -> Decision:
+        """Judge every part of the request; write coverage and decision into the exchange and rewrites into its body.
+
+        Raises:
+            TooLong: nothing was judged, and the coverage says so.
+        """
+        parts = exchange.request
+        exempt = {e.role: e for e in self.policy.exempt}
+        length = sum(len(part.text) for part in parts)
+        if length > self.policy.limits.text:
+            exchange.coverage += [
+                Coverage(p.where, Judged.UNJUDGED, "the request is longer than limits.text") for p in parts
+            ]
+            raise TooLong(
+                f"the request holds {length:,} characters of text; this service takes {self.policy.limits.text:,}"
+            )
+        judged = [(i, p) for i, p in enumerate(parts) if p.kind.is_text and p.role not in exempt]
+        unread = [
+            Finding("guard", UNJUDGED[p.kind], 1.0, (Span(i, 0, 0),), detail=p.where)
+            for i, p in enumerate(parts)
+            if not p.kind.is_text
+        ]
+        decision = self.pipeline.judge(
+            Stage.INPUT,
+            [
+                Passage(Stage.INPUT, p.role, p.text, exchange.prompt if p.role == "assistant" else "", i)
+                for i, p in judged
+            ],
+            known=unread,
+        )
+        exchange.decisions.append(decision)
+        for part in parts:
+            if not part.kind.is_text:
+                exchange.coverage.append(Coverage(part.where, Judged.UNJUDGED, f"no check reads {part.kind}"))
+            elif part.role in exempt:
+                rule = exempt[part.role]
+                exchange.coverage.append(Coverage(part.where, Judged.EXEMPT, f"{rule.origin}: {rule.why}"))
+            else:
+                exchange.coverage.append(_coverage(part.where, decision))
+        if decision.action is Action.REWRITE and exchange.body:
+            for path, text in rewrite_parts(parts, decision).items():
+                exchange.body = put(exchange.body, path, text)
+        return decision
+
+    def open_reply(self, exchange: Exchange) -> "ReplyGuard":
+        """Return the guard for the reply to this exchange."""
+        return ReplyGuard(self, exchange)
+
+    def record(self, exchange: Exchange) -> Receipt | None:
+        """Remember the exchange; None where nothing is remembered.
+
+        Raises:
+            StoreError: the record could not be written, and the policy requires that it is.
+        """
+        if self.store is None:
+            return None
+        try:
+            return self.store.append(record_of(exchange, text=self.policy.audit.text))
+        except StoreError:
+            if self.policy.audit.required:
+                raise
+            log.exception("exchange %s is not on record", exchange.id)
+            return None
+
+
+class ReplyGuard:
+    """Guards every text of one reply, each in its own hold-back window; the first block stops them all.
+
+    Attributes:
+        stopped: the decision that ended the reply; None while it may go on.
+    """
+
+    def __init__(self, guard: Guard, exchange: Exchange) -> None:
+        self._guard = guard
+        self._exchange = exchange
+        self._streams: dict[Path, tuple[Kind, StreamGuard]] = {}
+        self.stopped: Decision | None = None
+
+    def feed(self, path: Path, text: str, kind: Kind = Kind.TEXT) -> None:
+        """Take more of the text at `path` of the reply."""
+        if path not in self._streams:
+            self._streams[path] = (kind, StreamGuard(self._guard.policy.stream))
+        self._streams[path][1].feed(text)
+
+    def due(self, path: Path) -> bool:
+        """Whether there is something to judge at `path`; cheap."""
+        return self.stopped is None and self._streams[path][1].window() is not None
+
+    def release(self, path: Path, *, last: bool = False) -> str:
+        """Judge what is due at `path` and return the text that may leave; empty once the reply is stopped.
+
+        Args:
+            last: no more text will come at this path.
+        """
+        _kind, stream = self._streams[path]
+        if last:
+            stream.close()
+        released = []
+        while self.stopped is None and (window := stream.window()) is not None:
+            passage = Passage(Stage.OUTPUT, "assistant", window.text, self._exchange.prompt)
+            released.append(stream.settle(window, self._guard.pipeline.judge(Stage.OUTPUT, [passage])))
+            self.stopped = stream.stopped
+        return "".join(released)
+
+    def paths(self) -> Iterable[Path]:
+        """The paths fed so far, in order of first appearance."""
+        return list(self._streams)
+
+    def finish(self) -> None:
+        """Write parts, coverage and decisions of the reply into the exchange; once, when nothing more will come."""
+        for path, (kind, stream) in self._streams.items():
+            if not stream.text:
+                continue
+            index = len(self._exchange.reply)
+            part = Part(kind, "assistant", path, stream.text)
+            self._exchange.reply.append(part)
+            decision = stream.decision
+            if decision is not None:
+                self._exchange.decisions.append(_at_part(decision, index))
+            if stream.judged == len(stream.text) and decision is not None:
+                coverage = _coverage(part.where, decision)
+            else:
+                why = (
+                    f"{len(stream.text) - stream.judged} of {len(stream.text)} characters were not judged, nor released"
+                )
+                coverage = Coverage(part.where, Judged.UNJUDGED, why)
+            self._exchange.coverage.append(coverage)
+
+
+def _coverage(where: str, decision: Decision) -> Coverage:
+    if decision.errors:
+        return Coverage(where, Judged.UNJUDGED, "; ".join(decision.errors))
+    return Coverage(where, Judged.JUDGED)
+
+
+def _at_part(decision: Decision, part: int) -> Decision:
+    def move(span: Span) -> Span:
+        return replace(span, part=part)
+
+    return replace(
+        decision,
+        findings=tuple(replace(f, spans=tuple(map(move, f.spans))) for f in decision.findings),
+        rewrites=tuple(replace(r, span=move(r.span)) for r in decision.rewrites),
+    )

@@ -1,0 +1,29 @@
+"""The ASGI application around a service. No globals; nothing happens at import."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from anyio import to_thread
+from fastapi import FastAPI
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from ringfence.proxy.routes import add_routes
+from ringfence.proxy.service import Service
+
+
+def create_app(service: Service) -> FastAPI:
+    """Return the ASGI application that serves it, and closes it when it ends."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await to_thread.run_sync(service.guard.warm)
+        yield
+        await service.upstream.aclose()
+        service.store.close()
+
+    app = FastAPI(title="ringfence", lifespan=lifespan, docs_url=None, redoc_url=None)
+    if service.settings.api_key is None:
+        # A page in the operator's browser must not reach the audit log through a name that it points at this machine.
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]", "testserver"])
+    add_routes(app, service)
+    return app

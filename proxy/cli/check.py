@@ -1,0 +1,97 @@
+"""`ringfence check`: judge one text and say what the policy makes of it."""
+
+import json
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ringfence.guard.actions import rewrite
+from ringfence.guard.check import UnknownCheck
+from ringfence.guard.guard import Guard
+from ringfence.policies.load import PolicyError
+from ringfence.policies.types import Action, Decision, Stage
+from ringfence.proxy.settings import Settings, policy_path
+
+STYLE = {Action.ALLOW: "green", Action.LOG: "yellow", Action.REWRITE: "yellow", Action.BLOCK: "red"}
+SHOWN_FROM = 0.05
+
+
+def check(
+    text: Annotated[str, typer.Argument(help="The text to judge; - reads it from standard input.")],
+    stage: Annotated[Stage, typer.Option(help="Judge it as what goes into a model, or comes out.")] = Stage.INPUT,
+    prompt: Annotated[str, typer.Option(help="On the output stage: what the text answers.")] = "",
+    policy: Annotated[Path | None, typer.Option(help="Policy file; else ./policy.yaml, else what ships.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Judge a text. Exit status: 0 allowed or logged, 1 blocked or rewritten, 2 bad input."""
+    try:
+        guard = Guard(policy_path(policy or Settings().policy))
+        text = _read(text)
+        limit = guard.policy.limits.text
+        if len(text) > limit:
+            raise ValueError(f"the text has {len(text):,} characters; the policy's limits.text is {limit:,}")
+    except (PolicyError, UnknownCheck, ValueError, OSError) as error:
+        typer.echo(f"ringfence check: {error}", err=True)
+        raise typer.Exit(2) from None
+    guard.warm()
+    started = perf_counter()
+    decision = guard.check(text, stage, prompt)
+    latency_ms = (perf_counter() - started) * 1000
+    if as_json:
+        typer.echo(json.dumps(_as_json(decision, latency_ms), ensure_ascii=False))
+    else:
+        _show(decision, text, latency_ms)
+    if decision.action in (Action.REWRITE, Action.BLOCK):
+        raise typer.Exit(1)
+
+
+def _read(text: str) -> str:
+    if text != "-":
+        # What the shell handed over that is not UTF-8 arrives as lone surrogates.
+        text.encode()
+        return text
+    return sys.stdin.buffer.read().decode("utf-8")
+
+
+def _as_json(decision: Decision, latency_ms: float) -> dict[str, object]:
+    return {
+        "action": decision.action.value,
+        "rules": list(decision.rules),
+        "findings": [
+            {
+                "check": finding.check,
+                "category": finding.category,
+                "score": finding.score,
+                "spans": [[span.start, span.end] for span in finding.spans],
+                **({"error": finding.error} if finding.error else {}),
+            }
+            for finding in decision.findings
+        ],
+        "policy": decision.revision,
+        "latency_ms": round(latency_ms, 2),
+    }
+
+
+def _show(decision: Decision, text: str, latency_ms: float) -> None:
+    console = Console(highlight=False)
+    style = STYLE[decision.action]
+    rules = f" by {', '.join(decision.rules)}" if decision.rules else ""
+    console.print(f"[bold {style}]{decision.action}[/]{rules}  [dim]{latency_ms:.1f} ms[/]")
+    if decision.action is Action.BLOCK:
+        console.print(decision.message, markup=False)
+    if decision.action is Action.REWRITE:
+        console.print(rewrite(text, decision.rewrites), markup=False)
+    for error in decision.errors:
+        console.print(f"check failed: {error}", style="red", markup=False)
+    table = Table("finding", "score", "where", box=None, header_style="dim")
+    for finding in sorted(decision.findings, key=lambda f: -f.score):
+        if finding.score >= SHOWN_FROM:
+            where = ", ".join(f"{span.start}-{span.end}" for span in finding.spans)
+            table.add_row(finding.category, f"{finding.score:.2f}", where)
+    if table.row_count:
+        console.print(table)

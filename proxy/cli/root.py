@@ -1,0 +1,20 @@
+"""The commands, put together; each group has a module of its own, loaded when it is used."""
+
+import typer
+
+from ringfence.proxy.cli import audit, bench, check, engine, policy, serve, train
+
+app = typer.Typer(
+    name="ringfence",
+    help="A safety layer for language models that you run yourself.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("serve")(serve.serve)
+app.command("check")(check.check)
+app.add_typer(policy.app, name="policy")
+app.add_typer(audit.app, name="audit")
+app.add_typer(engine.app, name="engine")
+app.add_typer(train.app, name="train")
+app.add_typer(bench.app, name="bench")

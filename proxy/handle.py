@@ -1,0 +1,131 @@
+"""One exchange from start to end: judge, ask, judge, remember. Knows no API's wire format and no upstream's."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+from time import perf_counter
+
+from anyio import CancelScope, get_cancelled_exc_class, to_thread
+
+from ringfence.guard.actions import put
+from ringfence.guard.exchange import Coverage, Exchange, Judged, Kind
+from ringfence.guard.guard import Blocked, Guard, ReplyGuard
+from ringfence.policies.types import Action, Stage
+from ringfence.proxy.reply import (
+    About,
+    Event,
+    Finish,
+    Recorded,
+    Released,
+    Stopped,
+    Text,
+    ToolCall,
+    Upstream,
+    UpstreamError,
+    Withheld,
+)
+from ringfence.proxy.wire.body import is_identifier, leaves
+
+
+async def handle(
+    exchange: Exchange, guard: Guard, upstream: Upstream, headers: Mapping[str, str]
+) -> AsyncGenerator[Released, None]:
+    """Answer one exchange, guarded; yield what may leave, as soon as it may.
+
+    INVARIANT: exactly one record an exchange, whatever ends it, and it is written before the reply is complete.
+
+    Raises:
+        Blocked: the request was stopped; the upstream never saw it.
+        TooLong, UpstreamError, BadRequest: as their names say.
+        StoreError: the record could not be kept, and the policy requires it.
+    """
+    started = perf_counter()
+    reply = guard.open_reply(exchange)
+    remembered = False
+
+    async def remember() -> Recorded:
+        nonlocal remembered
+        remembered = True
+        reply.finish()
+        exchange.timings["total_s"] = perf_counter() - started
+        with CancelScope(shield=True):
+            receipt = await to_thread.run_sync(guard.record, exchange)
+        return Recorded(receipt)
+
+    try:
+        decision = await to_thread.run_sync(guard.judge_request, exchange)
+        exchange.timings["input_s"] = perf_counter() - started
+        if decision.action is Action.BLOCK:
+            raise Blocked(decision, exchange.id)
+        endings: list[Finish] = []
+        async with aclosing(upstream.stream(exchange, headers)) as events:
+            async for event in events:
+                exchange.timings.setdefault("upstream_first_s", perf_counter() - started)
+                if isinstance(event, Finish):
+                    endings.append(event)
+                async for released in _release(event, reply, exchange):
+                    yield released
+                if reply.stopped:
+                    break
+        async for released in _flush(reply):
+            yield released
+        if reply.stopped:
+            yield Stopped(reply.stopped)
+        yield await remember()
+        for ending in endings:
+            if not reply.stopped:
+                yield ending
+    except Blocked:
+        raise
+    except (get_cancelled_exc_class(), GeneratorExit):
+        exchange.error = "the client went away"
+        raise
+    except Exception as error:
+        exchange.error = f"{type(error).__name__}: {error}"
+        if isinstance(error, UpstreamError) and error.told:
+            await _judge_told(error, guard)
+        raise
+    finally:
+        if not remembered:
+            await remember()
+
+
+async def _release(event: Event, reply: ReplyGuard, exchange: Exchange) -> AsyncIterator[Released]:
+    match event:
+        case Text():
+            reply.feed(event.path, event.text, event.kind)
+            if reply.due(event.path) and (text := await to_thread.run_sync(reply.release, event.path)):
+                yield replace(event, text=text)
+        case ToolCall():
+            call = event.call
+            for path, text in leaves(call):
+                if is_identifier(text):
+                    continue
+                reply.feed((*event.path, *path), text, Kind.TOOL_CALL)
+                judged = await to_thread.run_sync(partial(reply.release, (*event.path, *path), last=True))
+                if reply.stopped:
+                    return
+                call = put(call, path, judged)
+            yield replace(event, call=call)
+        case About():
+            yield event
+        case Withheld():
+            exchange.coverage.append(Coverage(event.where, Judged.UNJUDGED, event.why))
+        case Finish():
+            pass
+
+
+async def _flush(reply: ReplyGuard) -> AsyncIterator[Released]:
+    for path in reply.paths():
+        if text := await to_thread.run_sync(partial(reply.release, path, last=True)):
+            match path:
+                case ("choices", int(choice), "message", str(field)):
+                    yield Text(choice, field, text)
+
+
+async def _judge_told(error: UpstreamError, guard: Guard) -> None:
+    """An upstream's error message is text like any other: it leaves only where the policy has nothing to say."""
+    decision = await to_thread.run_sync(guard.check, error.told, Stage.OUTPUT)
+    if decision.action in (Action.REWRITE, Action.BLOCK):
+        error.told = ""

@@ -1,0 +1,287 @@
+"""The HTTP surface: requests in, answers out, every error in the API's own shape."""
+
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from anyio import create_task_group, to_thread
+from fastapi import APIRouter, Depends, FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from ringfence.guard.audit.store import Store, StoreError
+from ringfence.guard.exchange import Exchange, Judged, Subject
+from ringfence.guard.guard import Blocked, TooLong
+from ringfence.proxy.auth import Unauthorized, authorize
+from ringfence.proxy.handle import handle
+from ringfence.proxy.reply import Recorded, Released, UpstreamError
+from ringfence.proxy.review.routes import review_router
+from ringfence.proxy.service import Service
+from ringfence.proxy.wire import openai_chat, openai_moderations
+from ringfence.proxy.wire.body import BadRequest, read_object
+
+log = logging.getLogger(__name__)
+
+Headers = dict[str, str]
+T = TypeVar("T")
+
+EXPECTED = (Blocked, BadRequest, TooLong, UpstreamError, StoreError)
+"""How an exchange can end without an answer, short of a defect of ours."""
+
+RETRY_IS_USELESS = {"x-should-retry": "false"}
+"""Read by the `openai` clients: a blocked prompt must not be sent three times."""
+
+
+def add_routes(app: FastAPI, service: Service) -> None:
+    """Put every route and error handler of the service on the application."""
+
+    async def authorized(request: Request) -> None:
+        authorize(request, service.settings)
+
+    api = APIRouter(dependencies=[Depends(authorized)])
+
+    @api.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        """Answer a chat, guarded on both ends."""
+        body = await _body(request, service, openai_chat.DIALECT)
+        exchange, asked = await _opened(service, openai_chat.DIALECT, lambda: openai_chat.read_request(body, Subject()))
+        events = handle(exchange, service.guard, service.upstream, _passed_on(request, service))
+        usage = asked.stream_options is not None and asked.stream_options.include_usage
+        if asked.stream:
+            return await _streamed(exchange, events, openai_chat.Renderer(exchange, usage=usage), service)
+        return await _while_there(request, lambda: _whole(exchange, events, openai_chat.Renderer(exchange), service))
+
+    @api.post("/v1/moderations")
+    async def moderations(request: Request) -> Response:
+        """Judge texts, and say what of them the policy would not let through."""
+        body = await _body(request, service, openai_moderations.DIALECT)
+        exchange, groups = await _opened(
+            service, openai_moderations.DIALECT, lambda: openai_moderations.read_request(body, Subject())
+        )
+        try:
+            decision = await to_thread.run_sync(service.guard.judge_request, exchange)
+        except TooLong as error:
+            exchange.error = str(error)
+            raise
+        finally:
+            receipt = await to_thread.run_sync(service.guard.record, exchange)
+        answer = openai_moderations.write_results(exchange, service.policy, decision.findings, groups)
+        return JSONResponse(answer, headers=_headers(exchange, service) | _receipt(Recorded(receipt)))
+
+    @api.get("/v1/models")
+    async def models(request: Request) -> Response:
+        """List what the upstream serves."""
+        return JSONResponse(openai_chat.model_list(await service.upstream.models(_passed_on(request, service))))
+
+    @app.get("/health/liveness")
+    async def liveness() -> dict[str, str]:
+        """Say that the process answers."""
+        return {"status": "ok"}
+
+    @app.get("/health/readiness")
+    async def readiness() -> Response:
+        """Say whether an exchange could be answered now, and if not, why."""
+        problems = {
+            "audit": await to_thread.run_sync(_store_problem, service.store),
+            "upstream": await service.upstream.ready(),
+        }
+        wrong = {name: why for name, why in problems.items() if why is not None}
+        state = {"status": "unavailable" if wrong else "ok", "policy": service.policy.revision, "problems": wrong}
+        return JSONResponse(state, status_code=503 if wrong else 200)
+
+    app.include_router(api)
+    app.include_router(review_router(lambda: service.store), dependencies=[Depends(authorized)])
+    _handle_errors(app, service)
+
+
+async def _body(request: Request, service: Service, dialect: str) -> dict[str, Any]:
+    limit = service.policy.limits.body_bytes
+
+    async def read() -> dict[str, Any]:
+        raw = bytearray()
+        async for piece in request.stream():
+            raw += piece
+            if len(raw) > limit:
+                raise BadRequest(f"the body is larger than {limit:,} bytes", code="request_too_large", status=413)
+        return read_object(bytes(raw))
+
+    return await _recorded_if_bad(service, dialect, read)
+
+
+async def _opened(service: Service, dialect: str, read: Callable[[], T]) -> T:
+    async def reading() -> T:
+        return read()
+
+    return await _recorded_if_bad(service, dialect, reading)
+
+
+async def _recorded_if_bad(service: Service, dialect: str, read: Callable[[], Awaitable[T]]) -> T:
+    """Read; what cannot be read never becomes an exchange, but is on record as one that failed."""
+    try:
+        return await read()
+    except BadRequest as error:
+        failed = Exchange(dialect=dialect, model="", request=[], error=f"BadRequest: {error.message}")
+        await to_thread.run_sync(service.guard.record, failed)
+        raise
+
+
+async def _whole(
+    exchange: Exchange, events: AsyncGenerator[Released, None], renderer: openai_chat.Renderer, service: Service
+) -> Response:
+    receipt: Headers = {}
+    try:
+        async with aclosing(events) as released:
+            async for event in released:
+                renderer.collect(event)
+                if isinstance(event, Recorded):
+                    receipt = _receipt(event)
+    except EXPECTED as error:
+        return _failed(error, exchange, service)
+    return JSONResponse(renderer.body(), headers=_headers(exchange, service) | receipt)
+
+
+async def _streamed(
+    exchange: Exchange, events: AsyncGenerator[Released, None], renderer: openai_chat.Renderer, service: Service
+) -> Response:
+    """Answer with server-sent events. The first one is awaited here: until then an error can still have its status."""
+    try:
+        first = await anext(events)
+    except EXPECTED as error:
+        return _failed(error, exchange, service)
+
+    async def frames() -> AsyncIterator[str]:
+        async with aclosing(events) as released:
+            try:
+                for chunk in renderer.chunks(first):
+                    yield _frame(chunk)
+                async for event in released:
+                    if isinstance(event, Recorded):
+                        yield _comment(_headers(exchange, service) | _receipt(event))
+                    for chunk in renderer.chunks(event):
+                        yield _frame(chunk)
+                for chunk in renderer.last_chunks():
+                    yield _frame(chunk)
+            except Exception as error:  # the status has been sent: the error goes into the stream
+                if not isinstance(error, EXPECTED):
+                    log.exception("exchange %s broke off", exchange.id)
+                # No [DONE]: a client must be able to see that the answer is not complete.
+                yield _frame(_described(error)[1])
+                return
+        yield "data: [DONE]\n\n"
+
+    headers = _headers(exchange, service) | {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    return StreamingResponse(frames(), media_type="text/event-stream", headers=headers)
+
+
+async def _while_there(request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
+    """Do the work as long as the client is there to have it."""
+    response = Response(status_code=499)  # nobody reads it
+    async with create_task_group() as group:
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            group.cancel_scope.cancel()
+
+        group.start_soon(watch)
+        response = await work()
+        group.cancel_scope.cancel()
+    return response
+
+
+def _frame(chunk: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def _comment(fields: Headers) -> str:
+    """Return a server-sent comment, which clients skip: what the headers of a whole reply would say at its end."""
+    return "".join(f": {name}: {value}\n" for name, value in fields.items()) + "\n"
+
+
+def _passed_on(request: Request, service: Service) -> Headers:
+    headers = dict(request.headers)
+    if service.settings.api_key is not None:
+        headers.pop("authorization", None)  # that key is ours
+    return headers
+
+
+def _headers(exchange: Exchange, service: Service) -> Headers:
+    headers = {"x-ringfence-exchange": exchange.id, "x-ringfence-policy": service.policy.revision[:16]}
+    if exchange.decisions:
+        strongest = max((d.action for d in exchange.decisions), key=lambda action: action.strength)
+        rules = dict.fromkeys(rule for d in exchange.decisions for rule in (*d.rules, *d.logged))
+        headers |= {"x-ringfence-action": strongest.value, "x-ringfence-rules": ",".join(rules)}
+    counts = {status: sum(c.status is status for c in exchange.coverage) for status in Judged}
+    return headers | {"x-ringfence-coverage": " ".join(f"{status}={n}" for status, n in counts.items())}
+
+
+def _receipt(recorded: Recorded) -> Headers:
+    receipt = recorded.receipt
+    return {} if receipt is None else {"x-ringfence-receipt": f"{receipt.seq}:{receipt.hash}"}
+
+
+def _store_problem(store: Store) -> str | None:
+    try:
+        store.check_writable()
+    except StoreError as error:
+        return str(error)
+    return None
+
+
+def _described(error: Exception) -> tuple[int, dict[str, Any], Headers]:
+    """Return status, body and headers for an error, in the API's shape."""
+    invalid, server = "invalid_request_error", "server_error"
+    match error:
+        case Blocked():
+            body = openai_chat.error_body(str(error), kind=invalid, code="content_filter", param="messages")
+            return 400, body, RETRY_IS_USELESS
+        case BadRequest():
+            body = openai_chat.error_body(error.message, kind=invalid, code=error.code, param=error.param)
+            return error.status, body, RETRY_IS_USELESS
+        case TooLong():
+            return (
+                400,
+                openai_chat.error_body(str(error), kind=invalid, code="string_above_max_length"),
+                RETRY_IS_USELESS,
+            )
+        case UpstreamError():
+            told = f": {error.told}" if error.told else ""
+            kind = invalid if error.status < 500 else "upstream_error"
+            return error.status, openai_chat.error_body(f"{error}{told}", kind=kind, code=error.code), {}
+        case StoreError():
+            message = (
+                "the audit record of this exchange could not be kept, and the policy requires it: nothing is answered"
+            )
+            return 503, openai_chat.error_body(message, kind=server, code="audit_unavailable"), RETRY_IS_USELESS
+        case Unauthorized():
+            message = "this service needs its key: send 'Authorization: Bearer …'"
+            body = openai_chat.error_body(message, kind="authentication_error", code="invalid_api_key")
+            return 401, body, {"www-authenticate": 'Basic realm="ringfence"'}
+        case HTTPException():
+            return (
+                error.status_code,
+                openai_chat.error_body(error.detail, kind=invalid, code=None),
+                dict(error.headers or {}),
+            )
+        case _:
+            return (
+                500,
+                openai_chat.error_body("internal error; the server's log has the details", kind=server, code=None),
+                {},
+            )
+
+
+def _failed(error: Exception, exchange: Exchange, service: Service) -> Response:
+    status, body, headers = _described(error)
+    return JSONResponse(body, status_code=status, headers=_headers(exchange, service) | headers)
+
+
+def _handle_errors(app: FastAPI, service: Service) -> None:
+    async def respond(_: Request, error: Exception) -> Response:
+        status, body, headers = _described(error)
+        return JSONResponse(body, status_code=status, headers=headers)
+
+    for kind in (*EXPECTED, Unauthorized, HTTPException, Exception):
+        app.add_exception_handler(kind, respond)

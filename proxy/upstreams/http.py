@@ -1,0 +1,139 @@
+"""Any OpenAI-compatible server as an upstream."""
+
+import json
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Any
+
+import httpx
+from httpx_sse import EventSource, SSEError
+
+from ringfence.guard.exchange import Exchange
+from ringfence.policies.types import UpstreamChoice
+from ringfence.proxy.reply import Event, UpstreamError
+from ringfence.proxy.wire.body import readable
+from ringfence.proxy.wire.openai_chat import ChunkReader, read_reply
+
+PASSED_ON = ("authorization", "openai-organization", "openai-project")
+LONGEST_TOLD = 500
+
+
+def open_upstream(choice: UpstreamChoice) -> "HttpUpstream":
+    """Open the server at `choice.use`.
+
+    Raises:
+        ValueError: `api_key_env` names a variable that is not set.
+    """
+    headers = {}
+    if choice.api_key_env is not None:
+        key = os.environ.get(choice.api_key_env)
+        if not key:
+            raise ValueError(f"upstream.api_key_env names {choice.api_key_env}, which is not set in the environment")
+        headers["authorization"] = f"Bearer {key}"
+    timeout = httpx.Timeout(choice.timeout_s, connect=min(10.0, choice.timeout_s))
+    return HttpUpstream(httpx.AsyncClient(base_url=choice.use.rstrip("/") + "/", timeout=timeout), headers)
+
+
+class HttpUpstream:
+    """Speaks Chat Completions over HTTP.
+
+    Args:
+        client: its base URL ends where `chat/completions` begins.
+        headers: sent with every request; an `authorization` here replaces the caller's.
+    """
+
+    def __init__(self, client: httpx.AsyncClient, headers: Mapping[str, str]) -> None:
+        self._client = client
+        self._headers = dict(headers)
+
+    async def stream(self, exchange: Exchange, headers: Mapping[str, str]) -> AsyncGenerator[Event, None]:
+        """Send the body as it is and read the answer, streamed or whole as the body asks."""
+        try:
+            async with self._client.stream(
+                "POST", "chat/completions", json=exchange.body, headers=self._for(headers)
+            ) as response:
+                if response.status_code != httpx.codes.OK:
+                    raise _refused(response.status_code, await response.aread())
+                if exchange.body.get("stream"):
+                    async for event in _chunks(response):
+                        yield event
+                else:
+                    for event in read_reply(json.loads(await response.aread())):
+                        yield event
+        except httpx.TimeoutException as error:
+            raise UpstreamError(
+                f"the upstream did not answer in time ({type(error).__name__})", status=504, code="upstream_timeout"
+            ) from error
+        except httpx.HTTPError as error:
+            raise UpstreamError(
+                f"the upstream could not be reached, or broke off ({type(error).__name__})",
+                status=502,
+                code="upstream_unreachable",
+            ) from error
+        except (ValueError, TypeError, AttributeError, KeyError, SSEError) as error:
+            raise UpstreamError(
+                f"the upstream's answer is not a chat completion: {error}", status=502, code="upstream_malformed"
+            ) from error
+
+    async def models(self, headers: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Ask the upstream for its list."""
+        try:
+            response = await self._client.get("models", headers=self._for(headers))
+            if response.status_code != httpx.codes.OK:
+                raise _refused(response.status_code, response.content)
+            return list(response.json()["data"])
+        except httpx.HTTPError as error:
+            raise UpstreamError(
+                f"the upstream could not be reached ({type(error).__name__})", status=502, code="upstream_unreachable"
+            ) from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise UpstreamError(
+                "the upstream's list of models is malformed", status=502, code="upstream_malformed"
+            ) from error
+
+    async def ready(self) -> str | None:
+        """Ask for the list of models: any answer below 500 shows that it is there."""
+        try:
+            response = await self._client.get("models", headers=self._headers)
+        except httpx.HTTPError as error:
+            return f"upstream {self._client.base_url} cannot be reached ({type(error).__name__})"
+        return f"upstream answers {response.status_code}" if response.status_code >= 500 else None
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    def _for(self, headers: Mapping[str, str]) -> dict[str, str]:
+        return {name: headers[name] for name in PASSED_ON if name in headers} | self._headers
+
+
+async def _chunks(response: httpx.Response) -> AsyncIterator[Event]:
+    reader = ChunkReader()
+    async for message in EventSource(response).aiter_sse():
+        if message.data == "[DONE]":
+            break
+        chunk = json.loads(message.data)
+        if "error" in chunk:
+            raise _refused(502, message.data.encode())
+        for event in reader.read(chunk):
+            yield event
+    # Some servers leave [DONE] out; a stream in which no choice ended is broken all the same.
+    if not reader.ended:
+        raise UpstreamError(
+            "the upstream broke off in the middle of its answer", status=502, code="upstream_unreachable"
+        )
+    for event in reader.end():
+        yield event
+
+
+def _refused(status: int, raw: bytes) -> UpstreamError:
+    """Turn the upstream's own error into ours: a 4xx is the caller's affair and keeps its status, the rest is a 502."""
+    try:
+        error = json.loads(raw)["error"]
+        told, code = str(error.get("message", "")), str(error.get("code") or error.get("type") or "upstream_error")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        told, code = "", "upstream_error"
+    kept = status if 400 <= status < 500 else 502
+    return UpstreamError(
+        f"the upstream answered {status}", status=kept, code=readable(code)[:64], told=readable(told)[:LONGEST_TOLD]
+    )

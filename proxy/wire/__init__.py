@@ -1,0 +1,1 @@
+"""The APIs that callers and upstreams speak, one module each, to and from an exchange and the events of its reply."""

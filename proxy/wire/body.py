@@ -1,0 +1,86 @@
+"""Bytes to JSON and back, strictly: what cannot be judged as Unicode text is refused here, for every API alike."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+from ringfence.guard.exchange import Path, dotted
+
+_IDENTIFIER = re.compile(r"[\w$./:@+-]{0,64}\Z", re.ASCII)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class BadRequest(ValueError):
+    """A request that its API does not allow.
+
+    Attributes:
+        message: what is wrong and where, for the caller.
+        param: the field, as `messages[0].content`; None where no one field is to blame.
+        code: the API's word for it.
+        status: HTTP status.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.message, self.param, self.code, self.status = message, param, code, status
+
+
+def read_object(raw: bytes) -> dict[str, Any]:
+    """Return the JSON object in a request body.
+
+    Raises:
+        BadRequest: not UTF-8, not JSON (RFC 8259: no NaN or Infinity), not an object, nested too deeply, or with a
+            string that is not valid Unicode text (a lone surrogate, a null character).
+    """
+    try:
+        body = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"the body is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}") from None
+    except json.JSONDecodeError as error:
+        raise BadRequest(f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except RecursionError:
+        raise BadRequest("the body is nested too deeply") from None
+    except ValueError as error:  # a number with too many digits
+        raise BadRequest(f"the body is not JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise BadRequest(f"the body must be a JSON object, got {type(body).__name__}")
+    try:
+        for path, text in leaves(body):
+            _refuse_unreadable(path, text)
+    except RecursionError:
+        raise BadRequest("the body is nested too deeply") from None
+    return body
+
+
+def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
+    """Yield every string below a JSON value, with its path; keys are not values."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from leaves(item, (*path, key))
+    elif isinstance(value, Sequence):
+        for index, item in enumerate(value):
+            yield from leaves(item, (*path, index))
+
+
+def is_identifier(text: str) -> bool:
+    """Whether a string is a name, an id or a keyword: one short ASCII word, too little to carry a message."""
+    return _IDENTIFIER.match(text) is not None
+
+
+def readable(text: str) -> str:
+    """Return the text with what is not Unicode (lone surrogates, nulls) replaced by U+FFFD; for upstreams' text."""
+    return _SURROGATE.sub("\ufffd", text).replace("\0", "\ufffd")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _refuse_unreadable(path: Path, text: str) -> None:
+    if _SURROGATE.search(text):
+        raise BadRequest(f"{dotted(path)} holds a lone surrogate: it is not Unicode text", param=dotted(path))
+    if "\0" in text:
+        raise BadRequest(f"{dotted(path)} holds a null character", param=dotted(path))

@@ -1,0 +1,273 @@
+"""The proxy in front of another OpenAI-compatible server, well-behaved and not."""
+
+import gzip
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+
+import httpx
+import openai
+import pytest
+from fastapi import FastAPI, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from ringfence.guard.audit.store import Store
+from ringfence.guard.guard import Guard
+from ringfence.policies.types import UpstreamChoice
+from ringfence.proxy.app import create_app
+from ringfence.proxy.service import Service
+from ringfence.proxy.upstreams import UnknownUpstream, open_upstream
+
+LONG = "There is a lot to say about it and little of it is new. " * 6
+
+
+@dataclass
+class Vendor:
+    """An OpenAI-compatible server that does what `answer` says; keeps what it was sent."""
+
+    answer: Callable[[dict[str, object]], Response]
+    bodies: list[dict[str, object]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+
+    def app(self) -> FastAPI:
+        app = FastAPI()
+
+        @app.post("/v1/chat/completions")
+        async def chat(request: Request) -> Response:
+            self.bodies.append(json.loads(await request.body()))
+            self.headers.append(dict(request.headers))
+            return self.answer(self.bodies[-1])
+
+        @app.get("/v1/models")
+        async def models() -> Response:
+            return JSONResponse({"object": "list", "data": [{"id": "vendor-1", "object": "model"}]})
+
+        return app
+
+
+def completion(content: str | None, **choice: object) -> dict[str, object]:
+    message = {"role": "assistant", "content": content, **choice}
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 7,
+        "model": "vendor-1",
+        "system_fingerprint": "fp_1",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
+    }
+
+
+def sse(*chunks: object, done: bool = True) -> Response:
+    async def frames() -> AsyncIterator[str]:
+        for chunk in chunks:
+            yield f"data: {json.dumps(chunk)}\n\n"
+        if done:
+            yield "data: [DONE]\n\n"
+
+    return StreamingResponse(frames(), media_type="text/event-stream")
+
+
+def chunk(delta: dict[str, object], reason: str | None = None, index: int = 0) -> dict[str, object]:
+    choice = {"index": index, "delta": delta, "finish_reason": reason}
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 7,
+        "model": "vendor-1",
+        "choices": [choice],
+    }
+
+
+@pytest.fixture
+def front(
+    serve: Callable[..., str], service_of: Callable[..., Service], guard: Guard
+) -> Callable[..., tuple[openai.OpenAI, Vendor]]:
+    """Put the proxy in front of a vendor; return a client of the proxy."""
+
+    def build(answer: Callable[[dict[str, object]], Response], **choice: object) -> tuple[openai.OpenAI, Vendor]:
+        vendor = Vendor(answer)
+        upstream = open_upstream(UpstreamChoice(use=f"{serve(vendor.app())}/v1", **choice))
+        url = serve(create_app(service_of(guard, upstream)))
+        return openai.OpenAI(base_url=f"{url}/v1", api_key="the-callers-own", max_retries=0), vendor
+
+    return build
+
+
+def ask(client: openai.OpenAI, text: str = "hello", **fields: object) -> openai.types.chat.ChatCompletion:
+    return client.chat.completions.create(model="vendor-1", messages=[{"role": "user", "content": text}], **fields)
+
+
+def test_a_reply_passes_with_its_id_usage_and_rewritten_text(
+    front: Callable[..., tuple[openai.OpenAI, Vendor]],
+) -> None:
+    client, vendor = front(lambda _: JSONResponse(completion("it is 123456")))
+    reply = ask(client, "is it 4321?", extra_body={"top_k": 5})
+    assert reply.choices[0].message.content == "it is [NUMBER]"
+    assert (reply.id, reply.created, reply.system_fingerprint) == ("chatcmpl-1", 7, "fp_1")
+    assert reply.usage is not None
+    assert reply.usage.total_tokens == 3
+    assert vendor.bodies[0]["messages"] == [{"role": "user", "content": "is it [NUMBER]?"}]
+    assert vendor.bodies[0]["top_k"] == 5
+    assert vendor.headers[0]["authorization"] == "Bearer the-callers-own"
+
+
+def test_the_upstreams_key_replaces_the_callers(
+    front: Callable[..., tuple[openai.OpenAI, Vendor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VENDOR_KEY", "ours")
+    client, vendor = front(lambda _: JSONResponse(completion("hi")), api_key_env="VENDOR_KEY")
+    ask(client)
+    assert vendor.headers[0]["authorization"] == "Bearer ours"
+    monkeypatch.delenv("VENDOR_KEY")
+    with pytest.raises(ValueError, match="VENDOR_KEY"):
+        open_upstream(UpstreamChoice(use="http://127.0.0.1:1/v1", api_key_env="VENDOR_KEY"))
+
+
+def test_a_streamed_reply_is_rewritten_across_chunks(front: Callable[..., tuple[openai.OpenAI, Vendor]]) -> None:
+    pieces = ["it is 12", "34", "56, you know. ", LONG]
+    usage = chunk({}) | {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}}
+    answer = [chunk({"role": "assistant"}), *(chunk({"content": p}) for p in pieces), chunk({}, "stop"), usage]
+    client, _ = front(lambda _: sse(*answer))
+    chunks = list(ask(client, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == f"it is [NUMBER], you know. {LONG}"
+    assert chunks[-1].usage is not None
+    assert chunks[-2].choices[0].finish_reason == "stop"
+
+
+def test_each_choice_is_judged_on_its_own(front: Callable[..., tuple[openai.OpenAI, Vendor]]) -> None:
+    body = completion("fine") | {
+        "choices": [
+            {"index": 0, "message": {"role": "assistant", "content": "fine"}, "finish_reason": "stop"},
+            {"index": 1, "message": {"role": "assistant", "content": "a leak"}, "finish_reason": "stop"},
+        ]
+    }
+    client, _ = front(lambda _: JSONResponse(body))
+    assert {choice.finish_reason for choice in ask(client, n=2).choices} == {"content_filter"}
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "refusal"])
+def test_every_text_of_a_reply_is_judged(front: Callable[..., tuple[openai.OpenAI, Vendor]], field: str) -> None:
+    client, _ = front(lambda _: JSONResponse(completion("fine", **{field: "a leak"})))
+    assert ask(client).choices[0].finish_reason == "content_filter"
+    client, _ = front(lambda _: sse(chunk({"content": "fine"}), chunk({field: "a leak"}), chunk({}, "stop")))
+    assert list(ask(client, stream=True))[-1].choices[0].finish_reason == "content_filter"
+
+
+def test_tool_call_arguments_are_judged_across_fragments(front: Callable[..., tuple[openai.OpenAI, Vendor]]) -> None:
+    def fragment(arguments: str, **first: object) -> dict[str, object]:
+        return chunk({"tool_calls": [{"index": 0, **first, "function": {"arguments": arguments, **first}}]})
+
+    pieces = [
+        fragment("", id="call_1", name="send"),
+        fragment('{"text": "a le'),
+        fragment('ak"}'),
+        chunk({}, "tool_calls"),
+    ]
+    client, _ = front(lambda _: sse(*pieces))
+    chunks = list(ask(client, stream=True))
+    assert chunks[-1].choices[0].finish_reason == "content_filter"
+    assert not any(c.choices[0].delta.tool_calls for c in chunks)
+
+
+def test_what_nobody_reads_is_withheld_and_said(
+    front: Callable[..., tuple[openai.OpenAI, Vendor]], store: Store
+) -> None:
+    body = completion("fine", annotations=[{"url": "see the leak"}], vendor_flag=True)
+    body["choices"][0]["logprobs"] = {"content": [{"token": "fine", "logprob": 0.0}]}  # type: ignore[index]
+    client, _ = front(lambda _: JSONResponse(body))
+    raw = client.chat.completions.with_raw_response.create(
+        model="vendor-1", messages=[{"role": "user", "content": "x"}]
+    )
+    assert "see the leak" not in raw.text
+    assert raw.parse().choices[0].logprobs is None
+    [kept] = store.list(limit=1)
+    assert kept.body is not None
+    withheld = {c["where"] for c in kept.body["coverage"] if c["status"] == "unjudged"}
+    assert withheld == {"choices[0].message.annotations", "choices[0].logprobs"}
+
+
+def test_a_compressed_reply_is_read(front: Callable[..., tuple[openai.OpenAI, Vendor]]) -> None:
+    packed = gzip.compress(json.dumps(completion("a leak")).encode())
+    headers = {"content-encoding": "gzip", "content-type": "application/json"}
+    client, _ = front(lambda _: Response(packed, headers=headers))
+    assert ask(client).choices[0].finish_reason == "content_filter"
+
+
+@pytest.mark.parametrize(
+    ("response", "status", "code"),
+    [
+        (JSONResponse({"error": {"message": "no such model", "code": "model_not_found"}}, 404), 404, "model_not_found"),
+        (JSONResponse({"error": {"message": "slow down", "code": "rate_limit"}}, 429), 429, "rate_limit"),
+        (Response("<html>oops</html>", 500), 502, "upstream_error"),
+        (Response("<html>hello</html>", 200), 502, "upstream_malformed"),
+        (JSONResponse([1, 2]), 502, "upstream_malformed"),
+        (JSONResponse({"choices": [{"index": "x", "message": {}}]}), 502, "upstream_malformed"),
+        (JSONResponse({"choices": [7]}), 502, "upstream_malformed"),
+    ],
+)
+def test_an_upstreams_failure_keeps_the_apis_shape(
+    front: Callable[..., tuple[openai.OpenAI, Vendor]], store: Store, response: Response, status: int, code: str
+) -> None:
+    client, _ = front(lambda _: response)
+    with pytest.raises(openai.APIStatusError) as caught:
+        ask(client)
+    assert caught.value.status_code == status
+    assert caught.value.code == code
+    [kept] = store.list(limit=1)
+    assert kept.body is not None
+    assert kept.body["error"]
+
+
+def test_an_upstreams_error_message_is_judged_like_any_text(front: Callable[..., tuple[openai.OpenAI, Vendor]]) -> None:
+    client, _ = front(lambda _: JSONResponse({"error": {"message": "it was a leak"}}, 400))
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client)
+    assert "leak" not in str(caught.value)
+
+
+def test_a_stream_that_breaks_off_is_an_error(front: Callable[..., tuple[openai.OpenAI, Vendor]]) -> None:
+    client, _ = front(lambda _: sse(chunk({"content": LONG}), done=False))
+    with pytest.raises(openai.APIError, match="broke off"):
+        list(ask(client, stream=True))
+    client, _ = front(lambda _: sse(chunk({"content": LONG}), chunk({}, "stop"), done=False))
+    assert list(ask(client, stream=True))[-1].choices[0].finish_reason == "stop"
+    client, _ = front(lambda _: sse(chunk({"content": LONG}), {"error": {"message": "out of memory"}}))
+    with pytest.raises(openai.APIError, match="out of memory"):
+        list(ask(client, stream=True))
+
+
+def test_an_upstream_that_is_not_there_is_a_502(
+    serve: Callable[..., str], service_of: Callable[..., Service], guard: Guard
+) -> None:
+    url = serve(create_app(service_of(guard, open_upstream(UpstreamChoice(use="http://127.0.0.1:9/v1")))))
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    response = httpx.post(f"{url}/v1/chat/completions", json=body)
+    assert response.status_code == 502
+    assert response.json()["error"]["code"] == "upstream_unreachable"
+    assert httpx.get(f"{url}/health/readiness").status_code == 503
+    assert httpx.get(f"{url}/v1/models").status_code == 502
+
+
+def test_an_upstream_that_is_too_slow_is_a_504(front: Callable[..., tuple[openai.OpenAI, Vendor]]) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        import anyio
+
+        await anyio.sleep_forever()
+        yield b""
+
+    client, _ = front(lambda _: StreamingResponse(never()), timeout_s=0.2)
+    with pytest.raises(openai.APIStatusError) as caught:
+        ask(client)
+    assert caught.value.status_code == 504
+    assert caught.value.code == "upstream_timeout"
+
+
+def test_models_are_the_upstreams(front: Callable[..., tuple[openai.OpenAI, Vendor]]) -> None:
+    client, _ = front(lambda _: JSONResponse(completion("hi")))
+    assert [model.id for model in client.models.list()] == ["vendor-1"]
+
+
+def test_an_unknown_upstream_lists_the_known_ones() -> None:
+    with pytest.raises(UnknownUpstream, match="embedded, fake"):
+        open_upstream(replace(UpstreamChoice(), use="embeded"))

@@ -1,0 +1,119 @@
+"""The hold-back window."""
+
+import re
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ringfence.guard.actions import rewrite
+from ringfence.guard.check import Passage
+from ringfence.guard.guard import Guard
+from ringfence.guard.stream import StreamGuard
+from ringfence.policies.types import Action, Decision, Rewrite, Span, Stage, StreamSettings
+
+SMALL = StreamSettings(window=16, context=40, reach=12)
+NUMBER = re.compile(r"\d{4,8}(?: \d{4})?")
+
+
+def judge(text: str) -> Decision:
+    """Block on `bomb`; rewrite numbers, which may hold a space and are at most 13 code points long."""
+    if "bomb" in text:
+        return Decision(Stage.OUTPUT, Action.BLOCK, rules=("no-bombs",))
+    found = tuple(Rewrite(Span(0, *m.span()), "[N]", "numbers") for m in NUMBER.finditer(text))
+    return Decision(Stage.OUTPUT, Action.REWRITE if found else Action.ALLOW, rewrites=found)
+
+
+def run(pieces: list[str], config: StreamSettings = SMALL) -> tuple[str, Decision | None, list[tuple[int, int]]]:
+    guard, released, windows = StreamGuard(config), [], []
+
+    def drain() -> None:
+        while (window := guard.window()) is not None:
+            windows.append((window.start, window.end))
+            released.append(guard.settle(window, judge(window.text)))
+
+    for piece in pieces:
+        guard.feed(piece)
+        drain()
+    guard.close()
+    drain()
+    return "".join(released), guard.decision, windows
+
+
+WORDS = st.sampled_from(
+    ["a", "knife", "bomb", "12345", "1234 5678", "999", "\n", "  ", "日本語", "é", "x" * 40, "😀", "."]
+)
+TEXTS = st.lists(WORDS, max_size=60).map(" ".join)
+
+
+@given(TEXTS, st.lists(st.integers(0, 400), max_size=30))
+@settings(max_examples=400, deadline=None)
+def test_any_chunking_of_a_text_gives_the_same_decision_and_the_same_released_text(text: str, cuts: list[int]) -> None:
+    places = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
+    pieces = [text[a:b] for a, b in zip(places, places[1:], strict=False)]
+    whole = run([text])
+    assert run(pieces) == whole
+    assert run(list(text)) == whole
+
+
+@given(TEXTS)
+@settings(max_examples=400, deadline=None)
+def test_text_that_is_not_blocked_is_released_as_if_it_had_been_rewritten_whole(text: str) -> None:
+    released, decision, _ = run(list(text))
+    if decision is None or decision.action is not Action.BLOCK:
+        assert released == rewrite(text, judge(text).rewrites)
+
+
+@given(TEXTS)
+@settings(max_examples=300, deadline=None)
+def test_nothing_leaves_that_no_window_covered(text: str) -> None:
+    guard = StreamGuard(SMALL)
+    covered = 0
+    for character in [*text, None]:
+        guard.close() if character is None else guard.feed(character)
+        while (window := guard.window()) is not None:
+            assert window.start <= guard.released  # what is still held is judged again, together with what is new
+            assert window.start <= covered  # no gap between windows
+            covered = window.end
+            guard.settle(window, judge(window.text))
+            assert guard.released <= covered
+
+
+def test_nothing_leaves_after_a_block() -> None:
+    text = "harmless words come first, and then more of them; then a bomb, and then the rest of it all."
+    released, decision, _ = run(list(text))
+    assert decision is not None
+    assert decision.action is Action.BLOCK
+    assert text.startswith(released)
+    assert "bomb" not in released
+    assert released
+
+
+def test_a_number_split_between_chunks_is_rewritten_whole() -> None:
+    assert run(["my number is 12", "34 56", "78, and that is all there is to say about it"])[0].startswith(
+        "my number is [N], and"
+    )
+
+
+def test_scripts_without_spaces_do_not_hold_the_stream_back() -> None:
+    guard = StreamGuard(SMALL)
+    guard.feed("春眠不覚暁処処聞啼鳥夜来風雨声花落知多少" * 4)
+    released = ""
+    while (window := guard.window()) is not None:
+        released += guard.settle(window, judge(window.text))
+    assert len(released) > 20
+
+
+def test_an_empty_text_needs_no_judgement() -> None:
+    assert run([]) == ("", None, [])
+    assert run([""]) == ("", None, [])
+
+
+def test_a_finding_in_several_windows_is_reported_once(guard: Guard) -> None:
+    stream = StreamGuard(StreamSettings(window=16, context=200, reach=12))
+    stream.feed("call 123456 now, " + "and then say nothing else at all " * 3)
+    stream.close()
+    while (window := stream.window()) is not None:
+        stream.settle(window, guard.pipeline.judge(Stage.OUTPUT, [Passage(Stage.OUTPUT, "assistant", window.text)]))
+    assert stream.decision is not None
+    assert [(f.category, f.spans) for f in stream.decision.findings] == [("number", (Span(0, 5, 11),))]
+    assert [r.span for r in stream.decision.rewrites] == [Span(0, 5, 11)]
