@@ -1,6 +1,7 @@
 """`ringfence check`: judge one text and say what the policy makes of it."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from time import perf_counter
@@ -51,11 +52,15 @@ def check(
 
 
 def _read(text: str) -> str:
-    if text != "-":
-        # What the shell handed over that is not UTF-8 arrives as lone surrogates.
-        text.encode()
-        return text
-    return sys.stdin.buffer.read().decode("utf-8")
+    # What the shell hands over that is not UTF-8 arrives as lone surrogates, and is given back as it was.
+    raw = sys.stdin.buffer.read() if text == "-" else os.fsencode(text)
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the text is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}") from None
+    if not text.strip():
+        raise ValueError("the text is empty: there is nothing to judge")
+    return text
 
 
 def _as_json(decision: Decision, latency_ms: float) -> dict[str, object]:

@@ -1,0 +1,32 @@
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: serve test check clean
+
+## serve: set up what is missing, fetch the embedded engine's weights, and run the proxy on 127.0.0.1:8080
+serve: $(READY)
+	$(BIN)/ringfence engine pull
+	$(BIN)/ringfence serve
+
+## test: set up what is missing and run every test
+test: $(READY)
+	$(BIN)/ringfence engine pull
+	$(BIN)/python -m pytest
+
+## check: formatting, lint, types, layers, tests
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) test
+
+## clean: forget the virtual environment and every cache beside it
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[test,train,dev]'
+	touch $(READY)
