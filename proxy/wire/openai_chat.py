@@ -96,17 +96,29 @@ def read_request(body: dict[str, Any], subject: Subject) -> tuple[Exchange, Chat
 
 
 def _request_parts(body: Mapping[str, Any]) -> Iterator[Part]:
+    """Yield every part of a request. INVARIANT: no string is lost but names and settings: what is not a known text
+    lies below a part that says so."""
+    known = list(_known_parts(body))
+    yield from known
+    covered = {part.path for part in known}
+    fields = {
+        path[: 3 if path[0] == "messages" else 1]: None
+        for path, text in leaves(body)
+        if path[0] not in UNTOUCHED
+        and not is_identifier(text)
+        and not any(path[:length] in covered for length in range(1, len(path) + 1))
+    }
+    yield from (Part(Kind.UNKNOWN, "user", path) for path in fields)
+
+
+def _known_parts(body: Mapping[str, Any]) -> Iterator[Part]:
     for index, message in enumerate(body["messages"]):
         yield from _message_parts(message, ("messages", index))
     for key in ("tools", "functions", "response_format"):
-        for path, text in leaves(body.get(key) or [], (key,)):
-            if not is_identifier(text):
-                yield Part(Kind.TOOL_DEFINITION, "system", path, text)
+        yield from _words_below(body.get(key), Kind.TOOL_DEFINITION, "system", (key,))
     prediction = body.get("prediction")
     if isinstance(prediction, Mapping):
         yield from _content_parts(prediction.get("content"), "assistant", ("prediction", "content"))
-    known = ChatRequest.model_fields.keys() | {"functions", "response_format", "prediction"} | UNTOUCHED
-    yield from _unknown(body, known, (), "user")
 
 
 def _message_parts(message: Mapping[str, Any], path: Path) -> Iterator[Part]:
@@ -115,14 +127,11 @@ def _message_parts(message: Mapping[str, Any], path: Path) -> Iterator[Part]:
     for field, kind in REPLY_TEXT.items():
         if field != "content" and isinstance(message.get(field), str):
             yield Part(kind, role, (*path, field), message[field])
-    for key in ("tool_calls", "function_call", "name"):
-        for where, text in leaves(message.get(key) or [], (*path, key)):
-            if not is_identifier(text):
-                yield Part(Kind.TEXT if key == "name" else Kind.TOOL_CALL, role, where, text)
+    yield from _words_below(message.get("name"), Kind.TEXT, role, (*path, "name"))
+    for key in ("tool_calls", "function_call"):
+        yield from _words_below(message.get(key), Kind.TOOL_CALL, role, (*path, key))
     if message.get("audio"):
         yield Part(Kind.MEDIA, role, (*path, "audio"))
-    known = {"role", "content", "tool_calls", "function_call", "name", "audio", "tool_call_id", *REPLY_TEXT}
-    yield from _unknown(message, known, path, role)
 
 
 def _content_parts(content: object, role: str, path: Path) -> Iterator[Part]:
@@ -130,19 +139,17 @@ def _content_parts(content: object, role: str, path: Path) -> Iterator[Part]:
         yield Part(Kind.TEXT, role, path, content)
     elif isinstance(content, list):
         for index, item in enumerate(content):
-            field = item["type"]
+            field = item.get("type") if isinstance(item, Mapping) else None
             if field in ("text", "refusal") and isinstance(item.get(field), str):
                 kind = Kind.TEXT if field == "text" else Kind.REFUSAL
                 yield Part(kind, role, (*path, index, field), item[field])
-                yield from _unknown(item, {"type", field}, (*path, index), role)
             else:
                 yield Part(Kind.MEDIA, role, (*path, index))
 
 
-def _unknown(body: Mapping[str, Any], known: set[str], path: Path, role: str) -> Iterator[Part]:
-    for key, value in body.items():
-        if key not in known and any(not is_identifier(text) for _, text in leaves(value)):
-            yield Part(Kind.UNKNOWN, role, (*path, key))
+def _words_below(value: object, kind: Kind, role: str, path: Path) -> Iterator[Part]:
+    """Yield the strings below a value that are more than names."""
+    return (Part(kind, role, where, text) for where, text in leaves(value, path) if not is_identifier(text))
 
 
 def read_reply(body: Mapping[str, Any]) -> Iterator[Event]:
