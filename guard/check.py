@@ -7,7 +7,7 @@ from typing import Protocol, cast, runtime_checkable
 
 from ringfence.policies.types import Finding, Span, Stage
 
-__all__ = ["Check", "Finding", "Passage", "Span", "UnknownCheck", "Warm", "load_checks"]
+__all__ = ["Check", "Finding", "Passage", "Span", "UnknownCheck", "Versioned", "Warm", "load_checks"]
 
 ENTRY_POINTS = "ringfence.checks"
 
@@ -52,10 +52,20 @@ class Check(Protocol):
 
 
 @runtime_checkable
+class Versioned(Protocol):
+    """A check whose answers depend on more than its code: the record says which version gave them."""
+
+    @property
+    def revision(self) -> str:
+        """The sha256 of what it runs on, hexadecimal."""
+        ...
+
+
+@runtime_checkable
 class Warm(Protocol):
     """A check with something to load: done before the first exchange, so that none has to wait for it."""
 
-    def warm(self) -> None:
+    def warm(self) -> object:
         """Load it."""
         ...
 

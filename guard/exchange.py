@@ -89,10 +89,10 @@ class Exchange:
         dialect: the API it came by (`openai.chat`, `openai.moderations`, `python`, `cli`).
         body: the request as it came, or as rewritten: what goes to the upstream.
         request: the parts of the request, in wire order.
-        reply: the parts of the reply as the caller got them, or as far as they were judged when it was stopped.
+        reply: the parts of the reply as far as they were judged, before rewriting.
         timings: seconds by step (`input_s`, `upstream_first_s`, `output_s`, `total_s`).
         error: what went wrong outside judging: upstream failure, disconnect. None where nothing did.
-        revisions: what produced the reply and the scores: `guard`, `engine`.
+        revisions: sha256 of what produced the reply (`engine`) and the scores (by check).
     """
 
     dialect: str

@@ -13,7 +13,7 @@ from typing import Protocol
 from ringfence.guard.actions import put, rewrite_parts
 from ringfence.guard.audit.record import Body, Receipt, record_of
 from ringfence.guard.audit.store import StoreError
-from ringfence.guard.check import Check, Finding, Passage, Span, Warm, load_checks
+from ringfence.guard.check import Check, Finding, Passage, Span, Versioned, Warm, load_checks
 from ringfence.guard.exchange import Coverage, Exchange, Judged, Kind, Part, Path
 from ringfence.guard.pipeline import Pipeline
 from ringfence.guard.stream import StreamGuard
@@ -107,11 +107,8 @@ class Guard:
                 f"the request holds {length:,} characters of text; this service takes {self.policy.limits.text:,}"
             )
         judged = [(i, p) for i, p in enumerate(parts) if p.kind.is_text and p.role not in exempt]
-        unread = [
-            Finding("guard", UNJUDGED[p.kind], 1.0, (Span(i, 0, 0),), detail=p.where)
-            for i, p in enumerate(parts)
-            if not p.kind.is_text
-        ]
+        # Without a span: nothing in it can be rewritten, so a rule that asks for that blocks.
+        unread = [Finding("guard", UNJUDGED[p.kind], 1.0, detail=p.where) for p in parts if not p.kind.is_text]
         decision = self.pipeline.judge(
             Stage.INPUT,
             [
@@ -121,6 +118,9 @@ class Guard:
             known=unread,
         )
         exchange.decisions.append(decision)
+        exchange.revisions |= {
+            check.name: check.revision for check in self.pipeline.checks if isinstance(check, Versioned)
+        }
         for part in parts:
             if not part.kind.is_text:
                 exchange.coverage.append(Coverage(part.where, Judged.UNJUDGED, f"no check reads {part.kind}"))
@@ -201,21 +201,15 @@ class ReplyGuard:
     def finish(self) -> None:
         """Write parts, coverage and decisions of the reply into the exchange; once, when nothing more will come."""
         for path, (kind, stream) in self._streams.items():
-            if not stream.text:
-                continue
-            index = len(self._exchange.reply)
-            part = Part(kind, "assistant", path, stream.text)
-            self._exchange.reply.append(part)
             decision = stream.decision
-            if decision is not None:
-                self._exchange.decisions.append(_at_part(decision, index))
-            if stream.judged == len(stream.text) and decision is not None:
-                coverage = _coverage(part.where, decision)
-            else:
-                why = (
-                    f"{len(stream.text) - stream.judged} of {len(stream.text)} characters were not judged, nor released"
-                )
-                coverage = Coverage(part.where, Judged.UNJUDGED, why)
+            if decision is None:
+                continue  # no text came, or the reply was stopped before any of this was judged
+            part = Part(kind, "assistant", path, stream.text[: stream.judged])
+            coverage = _coverage(part.where, decision)
+            if more := len(stream.text) - stream.judged:
+                coverage = replace(coverage, why=f"{more} more characters came, neither judged nor released")
+            self._exchange.decisions.append(_at_part(decision, len(self._exchange.reply)))
+            self._exchange.reply.append(part)
             self._exchange.coverage.append(coverage)
 
 

@@ -92,10 +92,11 @@ class StreamGuard:
         decision = _moved(decision, window.start)
         self._verdicts.append(decision)
         self.judged = window.end
+        spans = [_clipped(r, self.released) for r in decision.rewrites if r.span.end > self.released]
         if decision.action is Action.BLOCK:
             self.stopped = decision
+            self._rewrites += spans  # nothing leaves, but the record must not show what a rule would have hidden
             return ""
-        spans = [_clipped(r, self.released) for r in decision.rewrites if r.span.end > self.released]
         cut = window.end if window.last else self._cut(window.end - self._settings.reach, spans)
         leaving = [r for r in spans if r.span.start < cut]
         text, base = self.text, self.released

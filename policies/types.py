@@ -172,7 +172,7 @@ class StreamSettings:
 
     __pydantic_config__ = STRICT_KEYS
 
-    window: Annotated[int, Ge(16), Le(10_000)] = 120
+    window: Annotated[int, Ge(16), Le(10_000)] = 80
     context: Annotated[int, Ge(0), Le(100_000)] = 800
     reach: Annotated[int, Ge(0), Le(10_000)] = 64
 

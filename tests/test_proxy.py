@@ -123,8 +123,8 @@ def test_a_blocked_stream_keeps_back_what_was_not_judged_and_says_why_it_ends(pr
     assert "leak" not in text
     assert LONG.startswith(text.removesuffix("\n\nThat stays here.")[:200])
     coverage = proxy.last["coverage"]
-    assert coverage[-1]["status"] == "unjudged"
-    assert "nor released" in coverage[-1]["why"]
+    assert coverage[-1]["status"] == "judged"
+    assert "more characters came, neither judged nor released" in coverage[-1]["why"]
 
 
 def test_rewriting_reaches_the_upstream_and_the_client(proxy: Proxy) -> None:

@@ -1,4 +1,4 @@
-"""The commands, put together; each group has a module of its own, loaded when it is used."""
+"""The commands, put together; each group has a module of its own."""
 
 import typer
 

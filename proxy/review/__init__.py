@@ -1,1 +1,1 @@
-"""The audit pages."""
+"""The audit log as web pages: read by people, written by no one."""

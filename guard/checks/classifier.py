@@ -1,0 +1,82 @@
+"""The check that asks the guard model. Scores become findings; it knows no thresholds and loads late."""
+
+from collections.abc import Iterator, Sequence
+from threading import Lock
+from typing import Protocol
+
+from ringfence.guard.check import Finding, Passage, Span
+from ringfence.guard.classifier.heads import HAZARDS
+from ringfence.guard.classifier.scorer import Scorer, Scores
+from ringfence.policies.types import Stage
+
+LEAST = 0.05
+"""A hazard less likely than this is no finding."""
+
+
+class Judge(Protocol):
+    """What the check needs of a model."""
+
+    @property
+    def revision(self) -> str:
+        """As `Scorer.revision`."""
+        ...
+
+    def score(self, text: str, prompt: str | None = None) -> Scores:
+        """As `Scorer.score`."""
+        ...
+
+
+class ClassifierCheck:
+    """Finds harm with its hazards, attacks, toxicity, and refusals in what an assistant says.
+
+    Args:
+        judge: the model; the shipped weights, loaded at the first passage, where None.
+    """
+
+    name = "classifier"
+    categories = frozenset({"harm", "attack", "refusal", "toxicity"})
+
+    def __init__(self, judge: Judge | None = None) -> None:
+        self._judge = judge
+        self._lock = Lock()
+
+    @property
+    def revision(self) -> str:
+        """The sha256 of the weights; loads them."""
+        return self.warm().revision
+
+    def warm(self) -> Judge:
+        """Load the model now, so that the first passage does not wait for it."""
+        with self._lock:
+            self._judge = self._judge or Scorer.load()
+            return self._judge
+
+    def find(self, passage: Passage) -> Sequence[Finding]:
+        """Judge a passage: as a response where an assistant said it, else as a prompt. Scores have four decimals."""
+        response = passage.stage is Stage.OUTPUT or passage.role == "assistant"
+        scores = self.warm().score(passage.text, passage.prompt if response else None)
+        return list(findings(scores, passage.part, response))
+
+
+def findings(scores: Scores, part: int, response: bool) -> Iterator[Finding]:
+    """Yield what the scores say, and an error for each category where some of the text was not read."""
+    harm = "response_harm" if response else "prompt_harm"
+    span = {task: (Span(part, *place),) for task, place in scores.spans.items()}
+    yield Finding("classifier", "harm", rounded(scores.harm), span[harm])
+    for hazard, title in HAZARDS.items():
+        score = rounded(scores.harm * scores.hazards[hazard])
+        if score >= LEAST:
+            yield Finding("classifier", f"harm.{hazard}", score, span[harm], title)
+    tasks = ("attack", "toxicity", "refusal") if response else ("attack", "toxicity")
+    for task in tasks:
+        yield Finding("classifier", task, rounded(scores.tasks[task]), span[task])
+    if scores.truncated:
+        for category in ("harm", *tasks):
+            yield Finding(
+                "classifier", category, 0.0, error="the text is too long to be read in full; its middle was not"
+            )
+
+
+def rounded(score: float) -> float:
+    """Keep four decimals: what lies below them may differ from one processor to the next."""
+    return round(score, 4)

@@ -1,0 +1,78 @@
+"""Finds texts that have a known format: a table of formats, one row each. Knows no format itself."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ringfence.guard.check import Finding, Passage, Span
+
+
+class Hit(NamedTuple):
+    """`[start, end)` in code points of the text, and how sure the format is of it, 0 to 1."""
+
+    start: int
+    end: int
+    score: float
+
+
+Finder = Callable[[str], Iterable[Hit]]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One row.
+
+    Attributes:
+        category: of its findings.
+        what: a few words for a person to read.
+        find: linear in the length of the text, whatever the text.
+    """
+
+    category: str
+    what: str
+    find: Finder
+
+
+def by_pattern(
+    pattern: str,
+    score: float,
+    valid: Callable[[str], bool] = lambda _: True,
+    hint: str = "",
+    flags: re.RegexFlag = re.NOFLAG,
+) -> Finder:
+    """Return a finder of what a regular expression matches.
+
+    Args:
+        pattern: its one group is what is found; without a group, all of it. To stay linear, a repetition without
+            an upper bound may only begin where the character before cannot belong to it.
+        valid: a second look at what was found.
+        hint: text that must be there for the pattern to match; looking for it first is what makes a long table cheap.
+    """
+    expression = re.compile(pattern, flags)
+
+    def find(text: str) -> Iterator[Hit]:
+        if hint in text:
+            for match in expression.finditer(text):
+                group = match.lastindex or 0
+                if valid(match[group]):
+                    yield Hit(*match.span(group), score)
+
+    return find
+
+
+def find_formats(check: str, formats: Sequence[Format], passage: Passage) -> list[Finding]:
+    """Return one finding for each stretch that has a format; where two formats overlap, the earlier row keeps it."""
+    findings = []
+    taken = bytearray(len(passage.text))
+    for row in formats:
+        for start, end, score in row.find(passage.text):
+            if taken.find(1, start, end) < 0:
+                taken[start:end] = b"\1" * (end - start)
+                findings.append(Finding(check, row.category, score, (Span(passage.part, start, end),), row.what))
+    return sorted(findings, key=lambda finding: finding.spans[0].start)
+
+
+def before(text: str, start: int, length: int = 24) -> str:
+    """Return the characters just before a place, in lower case: what a number is, is said in front of it."""
+    return text[max(0, start - length) : start].lower()

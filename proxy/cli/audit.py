@@ -1,0 +1,236 @@
+"""`ringfence audit`: the records in a terminal. Prints what the store and the verifier say; decides nothing."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.rule import Rule as Line
+from rich.table import Table
+from rich.text import Text
+
+from ringfence.guard.audit.record import parse_receipt
+from ringfence.guard.audit.store import Kept, Store, StoreError
+from ringfence.guard.audit.verify import Unreadable, Verified
+from ringfence.guard.audit.verify import verify as verify_chain
+from ringfence.policies.types import Action
+from ringfence.proxy.review.visible import visible
+
+app = typer.Typer(no_args_is_help=True, help="Look into the audit log, and prove that nobody changed it.")
+
+Db = Annotated[Path, typer.Option("--db", envvar="RINGFENCE_AUDIT_PATH", help="The audit log, an SQLite file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead, one object a line.")]
+DEFAULT_DB = Path("ringfence.db")
+
+COLUMNS = ("time (UTC)", "id", "action", "rules", "model", "subject")
+COLOURS = {"block": "bold red", "rewrite": "yellow", "log": "cyan", "allow": "green"}
+
+
+@app.command("list")
+def list_records(
+    db: Db = DEFAULT_DB,
+    limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20,
+    before: Annotated[int | None, typer.Option(help="Only records before this number: the next page.")] = None,
+    action: Annotated[Action | None, typer.Option(help="Only what ended in this action.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only requests for this model.")] = None,
+    subject: Annotated[str | None, typer.Option(help="Only exchanges of this TENANT/KEY.")] = None,
+    since: Annotated[datetime | None, typer.Option(help="Only from this time on, UTC.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the newest records."""
+    with _opened(db) as store:
+        kept = store.list(
+            limit=limit,
+            before=before,
+            action=action,
+            model=model,
+            subject=subject,
+            since=since.strftime("%Y-%m-%dT%H:%M:%S.%fZ") if since else None,
+        )
+        total = store.count()
+    if as_json:
+        _print_json(kept)
+        return
+    console = Console()
+    if not console.is_terminal:
+        console.width = 240  # a record a line, for grep
+    columns = COLUMNS if console.width >= 110 else COLUMNS[:-2]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("seq", justify="right")
+    for name in columns:
+        table.add_column(name, overflow="fold", no_wrap=name in COLUMNS[:3])
+    for one in kept:
+        table.add_row(str(one.seq), *_row(one)[: len(columns)])
+    console.print(table)
+    console.print(Text(f"{len(kept)} of {total} records in {db}", "dim"))
+
+
+@app.command("show")
+def show_record(
+    key: Annotated[str, typer.Argument(metavar="ID|SEQ", help="An exchange id, or a record's number.")],
+    db: Db = DEFAULT_DB,
+    as_json: Json = False,
+) -> None:
+    """Show one record whole."""
+    with _opened(db) as store:
+        kept = store.get(key)
+    if kept is None:
+        _refuse(f"{db}: no record {key}; `ringfence audit list` shows those there are")
+    if as_json:
+        _print_json([kept])
+    else:
+        Console().print(_page(kept))
+    if kept.body is None:
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    db: Db = DEFAULT_DB,
+    expect: Annotated[
+        str | None,
+        typer.Option(metavar="SEQ:HASH", help="A receipt, as in the header x-ringfence-receipt, that must be found."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Prove that no record was changed, deleted, moved or put in.
+
+    Exit status: 0 where all is as it was written, 1 where something is not, 2 where there is no log to verify.
+    """
+    console = Console(highlight=False)
+    try:
+        receipt = None if expect is None else parse_receipt(expect)
+        with Console(stderr=True).status(f"reading {db} …"):
+            verdict = verify_chain(db, expect=receipt)
+    except (ValueError, Unreadable) as error:
+        _refuse(str(error))
+    whole = isinstance(verdict, Verified)
+    if as_json:
+        typer.echo(json.dumps({"whole": whole, **{name: getattr(verdict, name) for name in verdict.__slots__}}))
+    elif isinstance(verdict, Verified):
+        console.print(Text.assemble(("whole", "bold green"), f"  {verdict.count} records, each as it was written"))
+        if receipt:
+            console.print(f"       among them record {receipt.seq} of the receipt")
+        console.print(Text(f"head   {verdict.count}:{verdict.head}", "dim"), soft_wrap=True)
+    else:
+        console.print(Text.assemble(("broken", "bold red"), f" at record {verdict.seq}: {visible(verdict.why)}"))
+    if not whole:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _opened(db: Path) -> Iterator[Store]:
+    """The log, to read; what goes wrong with it ends the command with a message and status 2."""
+    try:
+        store = Store.open(db, read_only=True)
+        try:
+            yield store
+        finally:
+            store.close()
+    except StoreError as error:
+        _refuse(str(error))
+
+
+def _refuse(message: str) -> NoReturn:
+    typer.echo(visible(message), err=True)
+    raise typer.Exit(2)
+
+
+def _print_json(kept: Sequence[Kept]) -> None:
+    for one in kept:
+        typer.echo(json.dumps(one.json))
+
+
+def _row(kept: Kept) -> tuple[Text, ...]:
+    body = kept.body
+    if body is None:
+        return (Text(), Text(), Text("altered", "bold white on red"), Text("its hash does not fit"))
+    rules = ", ".join(body["rules"]) or ("error" if body["error"] else "")
+    plain = (rules, body["model"], _subject(body))
+    return (Text(_time(body)), Text(visible(body["id"])), _action(body["action"]), *map(Text, map(visible, plain)))
+
+
+def _page(kept: Kept) -> Group:
+    """The whole record, top to bottom as it happened."""
+    body = kept.body
+    if body is None:
+        warning = Text(f"record {kept.seq} was altered: its hash does not fit its text", "bold white on red")
+        return Group(warning, Text(f"hash {visible(kept.hash)}"), Text(visible(kept.raw)))
+    coverage = {where["where"]: where for where in body["coverage"]}
+    head = _pairs(
+        ("record", f"{kept.seq}  {body['id']}"),
+        ("time", f"{_time(body)} UTC"),
+        ("from", f"{_subject(body)} by {body['dialect']}, for {body['model']}"),
+        ("error", body["error"] or ""),
+        ("took", ", ".join(f"{step} {seconds:.3f}" for step, seconds in body["timings"].items())),
+        ("revisions", ", ".join(f"{name} {revision}" for name, revision in body["revisions"].items())),
+        ("hash", kept.hash),
+        ("prev", body["prev"]),
+    )
+    return Group(
+        Text.assemble("\n", _action(body["action"]), "  ", visible(", ".join(body["rules"]))),
+        head,
+        *(line for part in body["request"] for line in _part("request", part, coverage)),
+        *(line for part in body["reply"] for line in _part("reply", part, coverage)),
+        *(line for decision in body["decisions"] for line in _decision(decision)),
+    )
+
+
+def _part(side: str, part: dict[str, Any], coverage: dict[str, Any]) -> Iterator[Padding]:
+    seen = coverage.get(part["where"], {"status": "unjudged", "why": ""})
+    why = f" ({seen['why']})" if seen["why"] else ""
+    yield _heading(f"{side} · {part['role']} · {part['where']} · {seen['status']}{why}")
+    if "text" in part:
+        yield Padding(Text(visible(part["text"])), (0, 2))
+    else:
+        yield Padding(Text(f"{part['kind']}, {part.get('withheld', 'not kept')}", "dim italic"), (0, 2))
+
+
+def _decision(decision: dict[str, Any]) -> Iterator[Padding | Table]:
+    yield _heading(f"decision on the {decision['stage']} · {decision['action']}")
+    yield _pairs(
+        ("rules", ", ".join(decision["rules"])),
+        ("also", ", ".join(decision["logged"])),
+        ("shadow", ", ".join(f"{rule} would {action}" for rule, action in decision["shadow"].items())),
+        ("told", decision["message"]),
+        ("policy", decision["revision"]),
+    )
+    if decision["findings"]:
+        table = Table(box=None, header_style="bold", padding=(0, 2))
+        for name in ("score", "category", "check", "where", "detail"):
+            table.add_column(name)
+        for finding in sorted(decision["findings"], key=lambda finding: -finding["score"]):
+            spans = ", ".join(f"{span['part']}:{span['start']}-{span['end']}" for span in finding["spans"])
+            score = "error" if finding["error"] else f"{finding['score']:.3f}"
+            cells = (score, finding["category"], finding["check"], spans, finding["error"] or finding["detail"])
+            table.add_row(*(Text(visible(cell)) for cell in cells))
+        yield table
+
+
+def _pairs(*pairs: tuple[str, str]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    for name, value in pairs:
+        if value:
+            grid.add_row(Text(name, "dim"), Text(visible(value)))
+    return Table.grid() if not grid.rows else grid
+
+
+def _heading(title: str) -> Padding:
+    return Padding(Line(Text(visible(title)), align="left", style="dim"), (1, 0, 0, 0))
+
+
+def _action(action: str | None) -> Text:
+    return Text(action or "unjudged", COLOURS.get(action or "", "magenta"))
+
+
+def _time(body: dict[str, Any]) -> str:
+    return str(body["at"])[:19].replace("T", " ")
+
+
+def _subject(body: dict[str, Any]) -> str:
+    return "/".join(filter(None, (body["subject"]["tenant"], body["subject"]["key"])))

@@ -1,0 +1,144 @@
+"""`ringfence audit`: what it prints and the exit status that scripts go by."""
+
+import json
+import sqlite3
+
+import pytest
+from typer.testing import CliRunner
+
+from ringfence.guard.audit.record import record_of
+from ringfence.guard.audit.store import Store
+from ringfence.guard.exchange import Coverage, Exchange, Judged, Kind, Part, Subject
+from ringfence.policies.types import Action, Decision, Finding, Span, Stage
+from ringfence.proxy.cli.audit import app
+
+WHERE = ("messages", 0, "content")
+
+
+def exchange(text, action=Action.ALLOW, rules=()):
+    finding = Finding("classifier", "harm.S2", 0.875, (Span(0, 0, 4),), "sounds like fraud")
+    return Exchange(
+        "openai.chat",
+        "small",
+        [Part(Kind.TEXT, "user", WHERE, text)],
+        subject=Subject("acme", "key-7"),
+        coverage=[Coverage("messages[0].content", Judged.JUDGED)],
+        decisions=[Decision(Stage.INPUT, action, rules=rules, findings=(finding,))],
+    )
+
+
+@pytest.fixture
+def db(tmp_path):
+    path = tmp_path / "log.db"
+    store = Store.open(path)
+    for text, *verdict in (("good morning",), ("rob a bank", Action.BLOCK, ("no-fraud",)), ("\x1b[2Jbye",)):
+        store.append(record_of(exchange(text, *verdict), text="masked"))
+    store.close()
+    return path
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def receipts(db):
+    with sqlite3.connect(db) as connection:
+        return [f"{seq}:{digest}" for seq, digest in connection.execute("SELECT seq, hash FROM records")]
+
+
+def test_list_shows_a_record_a_line_newest_first(db):
+    lines = run("list", "--db", db).stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["3", "2", "1"]
+    assert lines[2].split()[4:] == ["block", "no-fraud", "small", "acme/key-7"]
+    assert lines[-1].startswith("3 of 3 records")
+
+
+def test_list_takes_the_action_and_the_number_to_go_on_from(db):
+    assert [row["seq"] for row in rows("list", "--action", "block", "--db", db)] == [2]
+    assert [row["seq"] for row in rows("list", "--before", 3, "--limit", 1, "--db", db)] == [2]
+    assert rows("list", "--since", "2100-01-01", "--db", db) == []
+    assert len(rows("list", "--subject", "acme/key-7", "--model", "small", "--db", db)) == 3
+
+
+def rows(*words):
+    return [json.loads(line) for line in run(*words, "--json").stdout.splitlines()]
+
+
+def test_path_of_the_log_can_come_from_the_environment(db, monkeypatch):
+    monkeypatch.setenv("RINGFENCE_AUDIT_PATH", str(db))
+    assert len(rows("list")) == 3
+
+
+def test_show_tells_the_whole_story_of_a_record(db):
+    shown = run("show", 2, "--db", db)
+    assert shown.exit_code == 0
+    for piece in ("rob a bank", "block", "no-fraud", "acme/key-7", "judged", "0.875", "harm.S2", "sounds like fraud"):
+        assert piece in shown.stdout
+
+
+def test_show_takes_an_id_as_well_and_prints_json(db):
+    [record] = rows("show", 2, "--db", db)
+    assert rows("show", record["id"], "--db", db) == [record]
+    assert f"2:{record['hash']}" == receipts(db)[1]
+
+
+@pytest.mark.parametrize("words", [("show", "3"), ("list",)])
+def test_text_of_a_record_cannot_drive_the_terminal(db, words):
+    assert "\x1b" not in run(*words, "--db", db).stdout
+    assert "\\u001b[2Jbye" in run("show", 3, "--db", db).stdout
+
+
+def test_verify_says_whole_and_names_the_head(db):
+    verified = run("verify", "--db", db)
+    assert verified.exit_code == 0
+    assert "3 records" in verified.stdout
+    assert receipts(db)[-1] in verified.stdout
+
+
+def test_verify_finds_a_receipt(db):
+    assert run("verify", "--db", db, "--expect", receipts(db)[0]).exit_code == 0
+
+
+def test_verify_of_a_broken_log_names_the_first_bad_record(db):
+    with sqlite3.connect(db) as connection:
+        connection.execute("UPDATE records SET body = replace(body, 'bank', 'tank') WHERE seq = 2")
+    broken = run("verify", "--db", db)
+    assert broken.exit_code == 1
+    assert "broken at record 2" in broken.stdout
+    [verdict] = rows("verify", "--db", db)
+    assert (verdict["whole"], verdict["seq"]) == (False, 2)
+    assert "altered" in run("list", "--db", db).stdout
+    assert run("show", 2, "--db", db).exit_code == 1
+
+
+def test_verify_of_a_log_whose_end_was_cut_off_fails_on_the_receipt(db):
+    last = receipts(db)[-1]
+    with sqlite3.connect(db) as connection:
+        connection.execute("DELETE FROM records WHERE seq = 3")
+    assert run("verify", "--db", db).exit_code == 0
+    assert run("verify", "--db", db, "--expect", last).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("verify", "--db", "nowhere.db"),
+        ("list", "--db", "nowhere.db"),
+        ("show", "1", "--db", "nowhere.db"),
+        ("list", "--action", "explode"),
+        ("list", "--limit", "0"),
+    ],
+)
+def test_bad_input_ends_with_status_2_and_creates_nothing(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*words)
+    assert result.exit_code == 2
+    assert result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [("verify", "--expect", "12"), ("show", "nobody"), ("show", "99")])
+def test_what_is_not_there_ends_with_status_2(db, words):
+    result = run(*words, "--db", db)
+    assert result.exit_code == 2
+    assert words[-1] in result.stderr

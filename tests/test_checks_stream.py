@@ -1,0 +1,44 @@
+"""The pattern checks under the hold-back window: what stands in a stream is found as it is found in the whole text."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ringfence.guard.actions import rewrite
+from ringfence.guard.check import Passage
+from ringfence.guard.checks.pii import PiiCheck
+from ringfence.guard.checks.secrets import SecretsCheck
+from ringfence.guard.pipeline import Pipeline
+from ringfence.guard.stream import StreamGuard
+from ringfence.policies.load import loads_policy
+from ringfence.policies.types import Stage
+
+POLICY = loads_policy("version: 1\nname: patterns\npacks: [pii, secrets]\n")
+PIPELINE = Pipeline(POLICY, {"pii": PiiCheck(), "secrets": SecretsCheck()})
+
+PEM = "PRIVATE KEY-----"
+BODY = "MIIEowIBAAKCAQEA4fKq9ZtWm2Xv7LbN0cRs8Yd3HgJu6PeA1oTi5BnQ2wE7rK9x"
+PIECES = [
+    *("hello world ", "\n", ". ", "12 345 ", "1 2 3 4 ", "version ", "the order number is ", BODY + " "),
+    *("call me at ", "415-555-2671 ", "(415) 555-2671 ", "4155552671 ", "+44 20 7946 0958 ", "jane@example.com "),
+    *("card ", "4111 1111 1111 1111 ", "4111111111111111 ", "DE89 3704 0044 0532 0130 00 ", "93.184.216.34 "),
+    *("my ssn is ", "536-90-4399 ", "536 90 4399 ", "password is ", "hunter2 ", "postgres://u:s3cr3tPw@h/db "),
+    *("ghp" + "_" + BODY[:36] + " ", "api_key = ", "bearer ", "sk-" + BODY[:40] + " "),
+    *("-----BEGIN RSA " + PEM + "\n" + BODY + "\n-----END RSA " + PEM + "\n", "-----BEGIN " + PEM + " is a header "),
+]
+
+
+def judge(text):
+    return PIPELINE.judge(Stage.OUTPUT, [Passage(Stage.OUTPUT, "assistant", text)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), min_size=10, max_size=60).map("".join), st.integers(1, 50))
+def test_stream_is_rewritten_as_the_whole_text_is(text, chunk):
+    stream, released = StreamGuard(POLICY.stream), ""
+    for start in range(0, len(text) + 1, chunk):
+        stream.feed(text[start : start + chunk])
+        if start + chunk > len(text):
+            stream.close()
+        while window := stream.window():
+            released += stream.settle(window, judge(window.text))
+    assert released == rewrite(text, judge(text).rewrites)
