@@ -7,12 +7,21 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
+from starlette.types import ASGIApp
+
+from ringfence.guard.audit.store import Store
+from ringfence.guard.exchange import Exchange
+from ringfence.guard.guard import Guard
+from ringfence.proxy.app import create_app
+from ringfence.proxy.reply import Event, Finish, Text
+from ringfence.proxy.service import Service
+from ringfence.proxy.upstreams.fake import FakeUpstream
 
 RINGFENCE = str(Path(sys.executable).with_name("ringfence"))
 MODEL = "smollm2-135m-instruct"
@@ -97,17 +106,39 @@ def test_personal_data_and_keys_are_redacted_in_both_directions(client: openai.O
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_personal_data_in_a_reply_is_redacted(client: openai.OpenAI, stream: bool) -> None:
-    # The prompt holds no address; what the model is led to say does.
-    text = "Answer with exactly this text, with AT replaced by the sign @ and no spaces: mary.major AT example.com"
-    reply = ask(client, text, stream=stream)
+def test_personal_data_that_the_model_makes_up_is_redacted(client: openai.OpenAI, stream: bool) -> None:
+    reply = ask(client, "Write a JSON example of a customer record with name and email.", stream=stream)
     said = (
         "".join(c.choices[0].delta.content or "" for c in reply if c.choices)
         if stream
         else reply.choices[0].message.content
     )
-    assert said
-    assert "mary.major@example.com" not in said
+    assert said is not None
+    assert "[PII_EMAIL]" in said
+    assert "@" not in said
+
+
+class Leaky(FakeUpstream):
+    """Gives away an address and a key, in pieces of three characters."""
+
+    async def stream(self, exchange: Exchange, headers: Mapping[str, str]) -> AsyncGenerator[Event, None]:
+        text = f"Of course. Write to mary.major@example.com, and use {key()} as the key. That is all you need to know."
+        for start in range(0, len(text), 3):
+            yield Text(0, "content", text[start : start + 3])
+        yield Finish(0, "stop")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_keys_and_addresses_of_any_upstream_are_redacted_by_the_policy_that_ships(
+    serve: Callable[[ASGIApp], str], service_of: Callable[..., Service], store: Store, stream: bool
+) -> None:
+    url = serve(create_app(service_of(Guard(store=store), Leaky())))
+    body = {"model": "m", "messages": [{"role": "user", "content": "How do I log in?"}], "stream": stream}
+    text = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).text
+    said = "".join(re.findall(r'"content":"(.*?)"', text))
+    assert (
+        said == "Of course. Write to [PII_EMAIL], and use [SECRET_OPENAI_KEY] as the key. That is all you need to know."
+    )
 
 
 def test_an_unknown_model_is_named(client: openai.OpenAI) -> None:
@@ -216,7 +247,7 @@ def test_a_broken_policy_is_located(tmp_path: Path) -> None:
     )
     done = run("serve", cwd=tmp_path)
     assert done.returncode == 2
-    assert "policy.yaml:6:13" in done.stderr
+    assert "policy.yaml:6:5" in done.stderr
     assert "block" in done.stderr
 
 

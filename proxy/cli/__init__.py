@@ -3,7 +3,6 @@
 Exit status: 0 done or allowed, 1 the answer is no (blocked, rewritten, broken, failed), 2 bad input.
 """
 
-import os
 import sys
 
 from ringfence.proxy.cli.root import app
@@ -11,8 +10,6 @@ from ringfence.proxy.cli.root import app
 
 def main() -> None:
     """Run the command line."""
-    # No command of ours fetches anything but `engine pull`, and that one says so.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # text with lone surrogates is printed, not a crash
     app()

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 import sys
 import time
@@ -41,9 +40,6 @@ def pull(name: Name = weights.DEFAULT) -> None:
             tasks[step.doing] = bar.add_task(step.doing, amount="")
         bar.update(tasks[step.doing], completed=step.done, total=step.total, amount=amount(step))
 
-    if name.startswith("hf:"):
-        # Every command keeps off the network but this one, asked to fetch. The hub's client reads it when imported.
-        os.environ.pop("HF_HUB_OFFLINE", None)
     try:
         pulled = weights.pull(name, show)
     except weights.PullFailed as error:

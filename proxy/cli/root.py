@@ -8,6 +8,7 @@ app = typer.Typer(
     name="ringfence",
     help="A safety layer for language models that you run yourself.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

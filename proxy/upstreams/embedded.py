@@ -127,5 +127,8 @@ def _text(message: Mapping[str, Any], index: int) -> str:
 
 def _sampling(body: Mapping[str, Any]) -> Sampling:
     limit = body.get("max_completion_tokens") or body.get("max_tokens") or MAX_NEW_TOKENS
-    given = {key: body[key] for key in ("temperature", "top_p", "seed") if body.get(key) is not None}
-    return Sampling(max_tokens=limit, **given)
+    known = ("temperature", "top_p", "top_k", "seed", "repetition_penalty")
+    try:
+        return Sampling(max_tokens=limit, **{key: body[key] for key in known if body.get(key) is not None})
+    except (TypeError, ValueError) as error:
+        raise BadRequest(str(error)) from error

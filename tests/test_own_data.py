@@ -1,0 +1,86 @@
+"""Our own training rows: well formed, labelled consistently, no doubles, and the disguised ones reproducible."""
+
+import json
+import re
+import runpy
+import unicodedata
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DATA = Path(__file__).parent.parent / "guard" / "classifier" / "data"
+FIELDS = {
+    "id",
+    "text",
+    "response",
+    "prompt_label",
+    "response_label",
+    "category",
+    "categories",
+    "attack",
+    "refusal",
+    "source",
+    "lang",
+}
+HAZARDS = {f"S{n}" for n in range(1, 15)}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+FILES = sorted(DATA.glob("*.jsonl"))
+ROWS = [row for path in FILES for row in read(path)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_row_has_the_fields_and_values_that_the_readme_promises(path: Path) -> None:
+    for row in read(path):
+        assert set(row) >= FIELDS, row["id"]
+        assert row["text"].strip(), row["id"]
+        assert row["source"] == f"own_{path.stem}", row["id"]
+        assert {row["prompt_label"], row["response_label"], row["refusal"]} <= {0, 1, None}, row["id"]
+        assert row["attack"] in {"jailbreak", "injection", "none", None}, row["id"]
+        assert (row["response"] is None) == (row["response_label"] is None) == (row["refusal"] is None), row["id"]
+
+
+def test_a_category_stands_on_harmful_rows_and_on_no_others() -> None:
+    for row in ROWS:
+        harmful = row["response_label"] if row["response"] is not None else row["prompt_label"]
+        assert bool(row["categories"]) == (harmful == 1), row["id"]
+        assert set(row["categories"]) <= HAZARDS, row["id"]
+        assert row["category"] == (row["categories"][0] if row["categories"] else None), row["id"]
+
+
+def test_a_harmful_response_is_never_labelled_a_refusal() -> None:
+    assert not [row["id"] for row in ROWS if row["response_label"] == 1 and row["refusal"] == 1]
+
+
+def test_ids_are_unique_and_no_text_stands_twice() -> None:
+    def plain(text: str | None) -> str:
+        folded = unicodedata.normalize("NFKC", text or "").casefold()
+        return re.sub(r"[^\w\u0900-\u097f]+", " ", folded).strip()
+
+    assert max(Counter(row["id"] for row in ROWS).values()) == 1
+    exchanges = Counter((plain(row["text"]), plain(row["response"])) for row in ROWS if "made_from" not in row)
+    assert [pair for pair, count in exchanges.items() if count > 1] == []
+
+
+def test_a_disguise_is_worn_by_as_many_benign_as_harmful_sentences() -> None:
+    worn = Counter((row["obfuscation"], row["prompt_label"]) for row in read(DATA / "obfuscated.jsonl"))
+    assert all(worn[name, 0] == worn[name, 1] for name, _ in worn)
+
+
+def test_the_script_writes_the_disguised_rows_again_from_the_rows_they_were_made_from() -> None:
+    script = runpy.run_path(str(DATA / "obfuscate.py"))
+    plain = [row for name in script["SOURCES"] for row in read(DATA / f"{name}.jsonl")]
+    assert script["obfuscate"](plain) == read(DATA / "obfuscated.jsonl")
+
+
+def test_a_disguised_row_keeps_the_label_of_the_row_it_was_made_from() -> None:
+    by_id = {row["id"]: row for row in ROWS}
+    for row in read(DATA / "obfuscated.jsonl"):
+        origin = by_id[row["made_from"]]
+        assert (row["prompt_label"], row["categories"]) == (origin["prompt_label"], origin["categories"])
