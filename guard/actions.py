@@ -1,9 +1,11 @@
 """Does what a decision says to texts and bodies. Decides nothing."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from ringfence.guard.exchange import Part, Path
+from ringfence.guard.exchange import Part, Path, Piece
 from ringfence.policies.types import Decision, Rewrite
 
 
@@ -20,20 +22,35 @@ def rewrite(text: str, rewrites: Iterable[Rewrite]) -> str:
     return "".join([*pieces, text[done:]])
 
 
-def rewrite_parts(parts: Sequence[Part], decision: Decision) -> dict[Path, str]:
-    """Return the new text of each part that the decision rewrites, by its path."""
-    touched = sorted({item.span.part for item in decision.rewrites})
-    return {
-        parts[index].path: rewrite(parts[index].text, (r for r in decision.rewrites if r.span.part == index))
-        for index in touched
-    }
+def rewrite_body(body: Any, parts: Sequence[Part], decision: Decision) -> Any:
+    """Return a copy of a JSON body with every rewrite made; what is not rewritten is shared, not copied.
+
+    Args:
+        parts: those that the decision's spans count; none of its spans crosses a seam between a part's pieces.
+    """
+    by_part: dict[int, list[Rewrite]] = {}
+    for item in decision.rewrites:
+        by_part.setdefault(item.span.part, []).append(item)
+    for index, items in by_part.items():
+        part = parts[index]
+        for piece in part.pieces or (Piece(0, len(part.text), part.path),):
+            inside = [_moved(r, -piece.start) for r in items if piece.start <= r.span.start < piece.end]
+            if inside and piece.path is not None:
+                body = put(body, piece.path, rewrite(part.text[piece.start : piece.end], inside))
+    return body
 
 
 def put(body: Any, path: Path, text: str) -> Any:
-    """Return a copy of a JSON body with the string at `path` replaced; the rest is shared, not copied."""
+    """Return a copy of a JSON body with the string at `path` replaced; a path may lead on into JSON inside a string."""
     if not path:
         return text
+    if isinstance(body, str):
+        return json.dumps(put(json.loads(body), path, text), ensure_ascii=False)
     head, *rest = path
-    copy: Any = list(body) if isinstance(body, list) else dict(body)
+    copy: Any = dict(body) if isinstance(body, Mapping) else list(body)
     copy[head] = put(copy[head], tuple(rest), text)
     return copy
+
+
+def _moved(item: Rewrite, by: int) -> Rewrite:
+    return replace(item, span=replace(item.span, start=item.span.start + by, end=item.span.end + by))

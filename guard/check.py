@@ -21,6 +21,7 @@ class Passage:
         text: what is judged; spans of findings count its code points.
         prompt: on the output stage, what the text answers: the last thing the user said.
         part: index of the text within its exchange; a finding's spans carry it on.
+        rewritable: the stretches `[start, end)` that can be rewritten, each by itself; None where all of it can.
     """
 
     stage: Stage
@@ -28,6 +29,11 @@ class Passage:
     text: str
     prompt: str = ""
     part: int = 0
+    rewritable: tuple[tuple[int, int], ...] | None = None
+
+    def can_rewrite(self, span: Span) -> bool:
+        """Whether a span lies within one stretch that can be rewritten."""
+        return self.rewritable is None or any(start <= span.start and span.end <= end for start, end in self.rewritable)
 
 
 class Check(Protocol):

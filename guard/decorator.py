@@ -2,9 +2,10 @@
 
 import functools
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import aclosing, closing
 from pathlib import Path as FilePath
+from threading import Lock
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar, cast
@@ -12,7 +13,7 @@ from typing import Any, Literal, ParamSpec, Self, TypeVar, cast
 from anyio import CancelScope, to_thread
 
 from ringfence.guard.audit.store import Store
-from ringfence.guard.exchange import Exchange, Kind, Part
+from ringfence.guard.exchange import Exchange, Kind, Part, Path, compose, words
 from ringfence.guard.guard import Blocked, Guard
 from ringfence.policies.load import load_policy
 from ringfence.policies.types import Action, Policy
@@ -40,7 +41,7 @@ def guarded(
         policy: a policy or the path of one, None for the one that ships; or a `Guard`, to share one between
             functions and to choose where its records go.
         prompt: name of the parameter that holds the prompt: a string, or a list of messages with `role` and
-            `content`. None takes the first parameter.
+            `content`. None takes the first parameter, or the second where the first is `self`.
         on_block: `raise` raises `Blocked`; `return` returns (or yields, last) the policy's message.
         model: the name that the audit record carries; None for the function's own.
 
@@ -50,21 +51,27 @@ def guarded(
     """
     settled = policy if isinstance(policy, Guard | Policy) else load_policy(FilePath(policy) if policy else None)
 
+    lock = Lock()
+
     @functools.cache
-    def guard() -> Guard:
+    def opened() -> Guard:
         if isinstance(settled, Guard):
             return settled
         return Guard(settled, store=Store.open(FilePath(settled.audit.path)))
 
+    def guard() -> Guard:
+        with lock:  # two first calls at once open one store
+            return opened()
+
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        signature = inspect.signature(function)
-        name = prompt or next(iter(signature.parameters), "")
+        signature, title = inspect.signature(function), getattr(function, "__qualname__", type(function).__name__)
+        name = prompt or next((parameter for parameter in signature.parameters if parameter != "self"), "")
         if name not in signature.parameters:
             known = ", ".join(signature.parameters) or "none"
-            raise TypeError(f"@guarded: {function.__qualname__} has no parameter '{name}'; its parameters: {known}")
+            raise TypeError(f"@guarded: {title} has no parameter '{name}'; its parameters: {known}")
 
         def call(*args: Any, **kwargs: Any) -> _Call:
-            return _Call(guard(), signature.bind(*args, **kwargs), name, model or function.__qualname__, on_block)
+            return _Call(guard(), signature.bind(*args, **kwargs), name, model or title, on_block)
 
         wrapper = _wrapper_for(function)(function, call)
         return cast(Callable[P, R], functools.wraps(function)(wrapper))
@@ -122,7 +129,7 @@ class _Call:
         if isinstance(error, GeneratorExit):
             self._exchange.error = "the caller stopped reading"
         elif error is not None and not isinstance(error, Blocked):
-            self._exchange.error = f"{type(error).__name__}: {error}"
+            self._exchange.error = type(error).__name__  # its words may quote anything
         self._reply.finish()
         self._exchange.timings["total_s"] = perf_counter() - self._started
         self._guard.record(self._exchange)
@@ -140,15 +147,17 @@ class _Call:
 def _parts(name: str, value: object) -> list[Part]:
     if isinstance(value, str):
         return [Part(Kind.TEXT, "user", (name,), value)]
-    if isinstance(value, Sequence) and all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in value):
-        return [
-            Part(Kind.TEXT, str(m.get("role", "user")), (name, index, "content"), m["content"])
-            for index, m in enumerate(value)
-        ]
-    raise TypeError(
-        f"@guarded: argument '{name}' must be a string or a list of messages with 'role' and text 'content', "
-        f"got {type(value).__name__}"
-    )
+    if isinstance(value, list | tuple) and value and all(isinstance(message, dict) for message in value):
+        return [part for index, message in enumerate(value) for part in _message_parts(message, (name, index))]
+    raise TypeError(f"@guarded: argument '{name}' must be a string or a list of messages, got {type(value).__name__}")
+
+
+def _message_parts(message: dict[str, Any], path: Path) -> Iterator[Part]:
+    role = str(message.get("role", "user"))
+    for key, value in message.items():
+        found = [(where, text) for where, text in words(value, (*path, key)) if text]
+        if key != "role" and found:
+            yield compose(Kind.TEXT if key == "content" else Kind.TOOL_CALL, role, (*path, key), found, seam="\n")
 
 
 def _wrapper_for(function: Callable[..., Any]) -> Callable[[Callable[..., Any], Callable[..., _Call]], Any]:

@@ -1,6 +1,7 @@
 """One exchange with a language model, in our words, whatever API it came by."""
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -32,18 +33,33 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of a part's text, `[start, end)` in code points, that is one string of the body.
+
+    Attributes:
+        path: where that string stands; None where it cannot be replaced, as the name of a field cannot.
+    """
+
+    start: int
+    end: int
+    path: Path | None
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """One text, or one thing that is not text, of a request or a reply.
 
     Attributes:
-        path: where it stands in the wire body; rewriting replaces the string found there.
+        path: where it stands in the wire body; where there are no pieces, the string there is the text.
         text: empty for media and unknown parts.
+        pieces: the strings that the text was put together from, so that nothing can hide in a seam.
     """
 
     kind: Kind
     role: str
     path: Path
     text: str = ""
+    pieces: tuple[Piece, ...] = ()
 
     @property
     def where(self) -> str:
@@ -51,9 +67,58 @@ class Part:
         return dotted(self.path)
 
 
+def compose(kind: Kind, role: str, path: Path, strings: Iterable[tuple[Path | None, str]], seam: str = "\n") -> Part:
+    """Put strings together to one part, with `seam` between them."""
+    texts: list[str] = []
+    pieces: list[Piece] = []
+    at = 0
+    for where, text in strings:
+        pieces.append(Piece(at, at + len(text), where))
+        texts.append(text)
+        at += len(text) + len(seam)
+    return Part(kind, role, path, seam.join(texts), tuple(pieces))
+
+
 def dotted(path: Path) -> str:
     """Return a path as people write it: `messages[0].content`."""
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
+
+
+def words(value: Any, path: Path = ()) -> Iterator[tuple[Path | None, str]]:
+    """Yield every string below a JSON value with its path, and the name of every field with None.
+
+    The arguments of a tool call are JSON inside a string; where they can be read, what is inside is yielded, with a
+    path that goes on into it (`actions.put` follows it).
+    """
+    if isinstance(value, str):
+        inner = _embedded(value) if path and path[-1] == "arguments" else None
+        if inner is None:
+            yield path, value
+        else:
+            yield from words(inner, path)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield None, key
+            yield from words(item, (*path, key))
+    elif isinstance(value, Sequence):
+        for index, item in enumerate(value):
+            yield from words(item, (*path, index))
+
+
+def _embedded(text: str) -> Any:
+    """Return the JSON object or list in a string; None where there is none, or one that can be read in two ways."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a field stands there twice")
+        return found
+
+    try:
+        inner = json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError):
+        return None
+    return inner if isinstance(inner, dict | list) else None
 
 
 class Judged(StrEnum):
@@ -113,8 +178,3 @@ class Exchange:
     def prompt(self) -> str:
         """The last thing the user said; empty where the user said nothing."""
         return next((p.text for p in reversed(self.request) if p.kind is Kind.TEXT and p.role == "user"), "")
-
-
-def text_parts(parts: Iterable[Part]) -> Iterator[tuple[int, Part]]:
-    """Yield each part that checks can read, with its index among all of them."""
-    return ((index, part) for index, part in enumerate(parts) if part.kind.is_text)

@@ -8,9 +8,9 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path as FilePath
-from typing import Protocol
+from typing import Any, Protocol
 
-from ringfence.guard.actions import put, rewrite_parts
+from ringfence.guard.actions import rewrite_body
 from ringfence.guard.audit.record import Body, Receipt, record_of
 from ringfence.guard.audit.store import StoreError
 from ringfence.guard.check import Check, Finding, Passage, Span, Versioned, Warm, load_checks
@@ -18,7 +18,7 @@ from ringfence.guard.exchange import Coverage, Exchange, Judged, Kind, Part, Pat
 from ringfence.guard.pipeline import Pipeline
 from ringfence.guard.stream import StreamGuard
 from ringfence.policies.load import load_policy
-from ringfence.policies.types import Action, Decision, Policy, Stage
+from ringfence.policies.types import Action, Decision, Exemption, Policy, Stage
 
 log = logging.getLogger(__name__)
 
@@ -98,11 +98,10 @@ class Guard:
         """
         parts = exchange.request
         exempt = {e.role: e for e in self.policy.exempt}
+        # Until judging ends, however it does, nothing counts as judged.
+        exchange.coverage = [Coverage(part.where, Judged.UNJUDGED, "judging did not end") for part in parts]
         length = sum(len(part.text) for part in parts)
         if length > self.policy.limits.text:
-            exchange.coverage += [
-                Coverage(p.where, Judged.UNJUDGED, "the request is longer than limits.text") for p in parts
-            ]
             raise TooLong(
                 f"the request holds {length:,} characters of text; this service takes {self.policy.limits.text:,}"
             )
@@ -111,28 +110,30 @@ class Guard:
         unread = [Finding("guard", UNJUDGED[p.kind], 1.0, detail=p.where) for p in parts if not p.kind.is_text]
         decision = self.pipeline.judge(
             Stage.INPUT,
-            [
-                Passage(Stage.INPUT, p.role, p.text, exchange.prompt if p.role == "assistant" else "", i)
-                for i, p in judged
-            ],
+            [_passage(p, i, Stage.INPUT, exchange.prompt if p.role == "assistant" else "") for i, p in judged],
             known=unread,
         )
         exchange.decisions.append(decision)
-        exchange.revisions |= {
-            check.name: check.revision for check in self.pipeline.checks if isinstance(check, Versioned)
-        }
-        for part in parts:
-            if not part.kind.is_text:
-                exchange.coverage.append(Coverage(part.where, Judged.UNJUDGED, f"no check reads {part.kind}"))
-            elif part.role in exempt:
-                rule = exempt[part.role]
-                exchange.coverage.append(Coverage(part.where, Judged.EXEMPT, f"{rule.origin}: {rule.why}"))
-            else:
-                exchange.coverage.append(_coverage(part.where, decision))
+        exchange.revisions |= {c.name: c.revision for c in self.pipeline.checks if isinstance(c, Versioned)}
+        exchange.coverage = [self._coverage_of(part, exempt.get(part.role), decision) for part in parts]
         if decision.action is Action.REWRITE and exchange.body:
-            for path, text in rewrite_parts(parts, decision).items():
-                exchange.body = put(exchange.body, path, text)
+            exchange.body = rewrite_body(exchange.body, parts, decision)
         return decision
+
+    def _coverage_of(self, part: Part, exemption: Exemption | None, decision: Decision) -> Coverage:
+        if not part.kind.is_text:
+            return Coverage(part.where, Judged.UNJUDGED, f"no check reads {part.kind}")
+        if exemption:
+            return Coverage(part.where, Judged.EXEMPT, f"{exemption.origin}: {exemption.why}")
+        return self.coverage(part.where, decision)
+
+    def coverage(self, where: str, decision: Decision) -> Coverage:
+        """Say of one text that a decision is about whether it was judged."""
+        if decision.errors:
+            return Coverage(where, Judged.UNJUDGED, "; ".join(decision.errors))
+        if not self.pipeline.reads(decision.stage):
+            return Coverage(where, Judged.UNJUDGED, f"no rule of the policy has a check read the {decision.stage}")
+        return Coverage(where, Judged.JUDGED)
 
     def open_reply(self, exchange: Exchange) -> "ReplyGuard":
         """Return the guard for the reply to this exchange."""
@@ -166,6 +167,7 @@ class ReplyGuard:
         self._guard = guard
         self._exchange = exchange
         self._streams: dict[Path, tuple[Kind, StreamGuard]] = {}
+        self._wholes: list[tuple[Part, Decision]] = []
         self.stopped: Decision | None = None
 
     def feed(self, path: Path, text: str, kind: Kind = Kind.TEXT) -> None:
@@ -179,44 +181,77 @@ class ReplyGuard:
         return self.stopped is None and self._streams[path][1].window() is not None
 
     def release(self, path: Path, *, last: bool = False) -> str:
-        """Judge what is due at `path` and return the text that may leave; empty once the reply is stopped.
+        """Judge what is due at `path` and return the text that may leave; nothing once the reply is stopped.
 
         Args:
             last: no more text will come at this path.
         """
-        _kind, stream = self._streams[path]
         if last:
-            stream.close()
+            self.close(path)
         released = []
-        while self.stopped is None and (window := stream.window()) is not None:
-            passage = Passage(Stage.OUTPUT, "assistant", window.text, self._exchange.prompt)
-            released.append(stream.settle(window, self._guard.pipeline.judge(Stage.OUTPUT, [passage])))
-            self.stopped = stream.stopped
+        while self.due(path):
+            released.append(self.release_next(path))
         return "".join(released)
+
+    def close(self, path: Path) -> None:
+        """Say that no more text will come at `path`: what is left of it becomes due."""
+        self._streams[path][1].close()
+
+    def release_next(self, path: Path) -> str:
+        """Judge one window, where one is due, and return what may leave of it."""
+        stream = self._streams[path][1]
+        window = stream.window()
+        if window is None:
+            return ""
+        passage = Passage(Stage.OUTPUT, "assistant", window.text, self._exchange.prompt)
+        released = stream.settle(window, self._guard.pipeline.judge(Stage.OUTPUT, [passage]))
+        self.stopped = stream.stopped
+        return released
 
     def paths(self) -> Iterable[Path]:
         """The paths fed so far, in order of first appearance."""
         return list(self._streams)
 
+    def release_whole(self, part: Part, body: Any) -> Any:
+        """Judge a part that is complete and return the body that it stands in, rewritten where that is asked for.
+
+        Args:
+            body: what the paths of the part's pieces lead into. It may leave only while `stopped` is None.
+        """
+        passage = _passage(part, 0, Stage.OUTPUT, self._exchange.prompt)
+        decision = self._guard.pipeline.judge(Stage.OUTPUT, [passage])
+        self._wholes.append((part, decision))
+        if decision.action is Action.BLOCK:
+            self.stopped = decision
+        return rewrite_body(body, [part], decision) if decision.action is Action.REWRITE else body
+
     def finish(self) -> None:
         """Write parts, coverage and decisions of the reply into the exchange; once, when nothing more will come."""
         for path, (kind, stream) in self._streams.items():
-            decision = stream.decision
-            if decision is None:
-                continue  # no text came, or the reply was stopped before any of this was judged
-            part = Part(kind, "assistant", path, stream.text[: stream.judged])
-            coverage = _coverage(part.where, decision)
+            part = Part(kind, "assistant", path, stream.text[: stream.judged] or stream.text)
+            if not part.text:
+                continue
+            if stream.decision is None:
+                why = "it came, but was neither judged nor released"
+                self._remember(part, None, Coverage(part.where, Judged.UNJUDGED, why))
+                continue
+            coverage = self._guard.coverage(part.where, stream.decision)
             if more := len(stream.text) - stream.judged:
                 coverage = replace(coverage, why=f"{more} more characters came, neither judged nor released")
+            self._remember(part, stream.decision, coverage)
+        for part, decision in self._wholes:
+            self._remember(part, decision, self._guard.coverage(part.where, decision))
+
+    def _remember(self, part: Part, decision: Decision | None, coverage: Coverage) -> None:
+        if decision is not None:
             self._exchange.decisions.append(_at_part(decision, len(self._exchange.reply)))
-            self._exchange.reply.append(part)
-            self._exchange.coverage.append(coverage)
+        self._exchange.reply.append(part)
+        self._exchange.coverage.append(coverage)
 
 
-def _coverage(where: str, decision: Decision) -> Coverage:
-    if decision.errors:
-        return Coverage(where, Judged.UNJUDGED, "; ".join(decision.errors))
-    return Coverage(where, Judged.JUDGED)
+def _passage(part: Part, index: int, stage: Stage, prompt: str = "") -> Passage:
+    rewritable = tuple((piece.start, piece.end) for piece in part.pieces if piece.path is not None)
+    return Passage(stage, part.role, part.text, prompt, index, rewritable if part.pieces else None)
 
 
 def _at_part(decision: Decision, part: int) -> Decision:

@@ -1,7 +1,7 @@
 """Runs the checks of a policy over passages and has the policy decide. Knows nothing of exchanges, HTTP or storage."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Overrun
 from dataclasses import replace
@@ -25,12 +25,12 @@ class Pipeline:
         checks: every check there is, by name; only those behind a rule of the stage are run.
 
     Raises:
-        UnknownCheck: a rule looks at a category that no check answers for.
+        UnknownCheck: a rule looks at a category that no check answers for, or two checks answer for one.
     """
 
     def __init__(self, policy: Policy, checks: Mapping[str, Check]) -> None:
         self.policy = policy
-        owners = {root: check for check in checks.values() for root in check.categories}
+        owners = _owners(checks.values())
         for rule in policy.rules:
             if _root(rule.category) not in owners.keys() | BUILT_IN:
                 known = ", ".join(sorted(owners.keys() | BUILT_IN))
@@ -56,6 +56,10 @@ class Pipeline:
         """The checks behind at least one rule."""
         return list({check.name: check for stage in self._checks.values() for check, _ in stage}.values())
 
+    def reads(self, stage: Stage) -> bool:
+        """Whether any check reads texts of this stage: where no rule asks for one, nothing is judged."""
+        return bool(self._checks[stage])
+
     def judge(self, stage: Stage, passages: Sequence[Passage], known: Sequence[Finding] = ()) -> Decision:
         """Run the stage's checks over the passages and decide.
 
@@ -78,13 +82,29 @@ class Pipeline:
         return decide(self.policy, stage, findings)
 
 
+def _owners(checks: Iterable[Check]) -> dict[str, Check]:
+    owners: dict[str, Check] = {}
+    for check in checks:
+        for root in check.categories:
+            if other := owners.get(root):
+                raise UnknownCheck(
+                    f"the checks '{other.name}' and '{check.name}' both answer for category '{root}'; uninstall one"
+                )
+            owners[root] = check
+    return owners
+
+
 def _root(category: str) -> str:
     return category.split(".", 1)[0]
 
 
 def _read(check: Check, passages: Sequence[Passage]) -> list[Finding]:
     return [
-        replace(finding, spans=tuple(replace(span, part=passage.part) for span in finding.spans))
+        replace(
+            finding,
+            spans=tuple(replace(span, part=passage.part) for span in finding.spans),
+            rewritable=all(map(passage.can_rewrite, finding.spans)),
+        )
         for passage in passages
         for finding in check.find(passage)
     ]
@@ -100,7 +120,8 @@ def _settle(
         future.cancel()
         error = str(overrun) or "took longer than limits.check_seconds"
     except Exception as failure:
+        # Its words may quote the text; the record must not, and the server's log is the operator's own.
         log.exception("check '%s' failed", check.name)
-        error = f"{type(failure).__name__}: {failure}"
+        error = f"failed with {type(failure).__name__}"
     for category in categories:
         yield Finding(check=check.name, category=category, score=0.0, error=error)

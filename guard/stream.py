@@ -8,6 +8,7 @@ INVARIANT: every cut is a function of the text alone, never of how it was chunke
 window is always the one that the end of the text closes.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ringfence.guard.actions import rewrite
@@ -15,6 +16,9 @@ from ringfence.policies.types import Action, Decision, Finding, Rewrite, Span, S
 
 LONGEST_WORD = 4_096
 """A run without white space is released whole, up to this length: no pattern without spaces is cut before it ends."""
+
+LEAST_CONTEXT = 64
+"""Patterns may know a thing by the words before it, at most this far."""
 
 UNSPACED_SCRIPTS = 0x0590
 """From this code point on scripts may write without spaces, and no pattern of addresses, numbers or keys uses them."""
@@ -76,7 +80,8 @@ class StreamGuard:
         end = self._boundary(text)
         if end is None:
             return None
-        start = min(self.released, max(0, self.judged - self._settings.context))
+        # Context stands before what is still held back, not before what is new: a key is known by the name before it.
+        start = max(0, self.released - max(self._settings.context, LEAST_CONTEXT))
         # Not in the middle of a word: half a word can look like something that the whole is not.
         floor = max(0, start - LONGEST_WORD)
         while start > floor and not _parts(text[start - 1]):
@@ -166,27 +171,24 @@ def _together(verdicts: list[Decision], rewrites: list[Rewrite]) -> Decision:
         rules=tuple(rules),
         logged=tuple(rule for rule in fired if rule not in rules),
         shadow={rule: would for v in verdicts for rule, would in v.shadow.items()},
-        findings=_best([f for v in verdicts for f in v.findings]),
+        findings=_best(f for v in verdicts for f in v.findings),
         rewrites=tuple(rewrites),
         errors=tuple(dict.fromkeys(error for v in verdicts for error in v.errors)),
     )
 
 
-def _best(findings: list[Finding]) -> tuple[Finding, ...]:
+def _best(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Windows overlap, so a thing is found several times: keep the surest, then the longest, of those that overlap."""
+    groups: dict[tuple[str, str, str | None], list[Finding]] = {}
+    for finding in sorted(findings, key=_extent):
+        group = groups.setdefault((finding.check, finding.category, finding.error), [])
+        apart = bool(finding.spans) and bool(group) and _extent(group[-1])[1] <= _extent(finding)[0]
+        if not group or apart:
+            group.append(finding)
+        else:
+            group[-1] = max(group[-1], finding, key=lambda f: (f.score, _extent(f)[1] - _extent(f)[0]))
+    return tuple(finding for group in groups.values() for finding in group)
 
-    def length(finding: Finding) -> int:
-        return sum(span.end - span.start for span in finding.spans)
 
-    kept: dict[tuple[str, str], list[Finding]] = {}
-    for finding in sorted(findings, key=lambda f: (-f.score, -length(f))):
-        rivals = kept.setdefault((finding.check, finding.category), [])
-        if not any(_overlap(finding, rival) for rival in rivals):
-            rivals.append(finding)
-    return tuple(finding for rivals in kept.values() for finding in rivals)
-
-
-def _overlap(one: Finding, other: Finding) -> bool:
-    if not one.spans or not other.spans:
-        return one.error == other.error
-    return any(a.start < b.end and b.start < a.end for a in one.spans for b in other.spans)
+def _extent(finding: Finding) -> tuple[int, int]:
+    return min((s.start for s in finding.spans), default=0), max((s.end for s in finding.spans), default=0)

@@ -49,8 +49,9 @@ def _asks(rule: Rule, findings: Iterable[Finding]) -> Iterator[Action]:
             if covers(rule.category, finding.category) or covers(finding.category, rule.category):
                 yield rule.on_error
         elif _fires(rule, finding):
-            # A finding that points at nothing leaves nothing to rewrite, and may not pass for it.
-            yield rule.action if finding.spans or rule.action is not Action.REWRITE else Action.BLOCK
+            # A finding that leaves nothing to rewrite may not pass for a rewritten one.
+            possible = bool(finding.spans) and finding.rewritable
+            yield rule.action if possible or rule.action is not Action.REWRITE else Action.BLOCK
 
 
 def _fires(rule: Rule, finding: Finding) -> bool:

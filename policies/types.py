@@ -63,6 +63,7 @@ class Finding:
         spans: where; empty only where `error` is set.
         detail: a few words for a person to read, never the matched text itself.
         error: why the check could not answer for this category; None where it could.
+        rewritable: whether its spans can be replaced; a rule that asks for that blocks where they cannot.
     """
 
     check: str
@@ -71,6 +72,7 @@ class Finding:
     spans: tuple[Span, ...] = ()
     detail: str = ""
     error: str | None = None
+    rewritable: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,12 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
-from functools import partial
 from time import perf_counter
 
 from anyio import CancelScope, get_cancelled_exc_class, to_thread
 
-from ringfence.guard.actions import put
-from ringfence.guard.exchange import Coverage, Exchange, Judged, Kind
-from ringfence.guard.guard import Blocked, Guard, ReplyGuard
+from ringfence.guard.exchange import Coverage, Exchange, Judged, Kind, Path, compose, words
+from ringfence.guard.guard import Blocked, Guard, ReplyGuard, TooLong
 from ringfence.policies.types import Action, Stage
 from ringfence.proxy.reply import (
     About,
@@ -25,7 +23,7 @@ from ringfence.proxy.reply import (
     UpstreamError,
     Withheld,
 )
-from ringfence.proxy.wire.body import is_identifier, leaves
+from ringfence.proxy.wire.body import BadRequest
 
 
 async def handle(
@@ -47,9 +45,9 @@ async def handle(
     async def remember() -> Recorded:
         nonlocal remembered
         remembered = True
-        reply.finish()
         exchange.timings["total_s"] = perf_counter() - started
         with CancelScope(shield=True):
+            await to_thread.run_sync(reply.finish)
             receipt = await to_thread.run_sync(guard.record, exchange)
         return Recorded(receipt)
 
@@ -82,7 +80,7 @@ async def handle(
         exchange.error = "the client went away"
         raise
     except Exception as error:
-        exchange.error = f"{type(error).__name__}: {error}"
+        exchange.error = explain(error)
         if isinstance(error, UpstreamError) and error.told:
             await _judge_told(error, guard)
         raise
@@ -91,23 +89,24 @@ async def handle(
             await remember()
 
 
+def explain(error: Exception) -> str:
+    """Return what the record says of an error: its kind, and its words where they are ours and quote nobody."""
+    ours = isinstance(error, UpstreamError | BadRequest | TooLong)
+    return f"{type(error).__name__}: {error}" if ours else type(error).__name__
+
+
 async def _release(event: Event, reply: ReplyGuard, exchange: Exchange) -> AsyncIterator[Released]:
     match event:
         case Text():
             reply.feed(event.path, event.text, event.kind)
-            if reply.due(event.path) and (text := await to_thread.run_sync(reply.release, event.path)):
+            async for text in _due(reply, event.path):
                 yield replace(event, text=text)
         case ToolCall():
-            call = event.call
-            for path, text in leaves(call):
-                if is_identifier(text):
-                    continue
-                reply.feed((*event.path, *path), text, Kind.TOOL_CALL)
-                judged = await to_thread.run_sync(partial(reply.release, (*event.path, *path), last=True))
-                if reply.stopped:
-                    return
-                call = put(call, path, judged)
-            yield replace(event, call=call)
+            found = [(path, text) for path, text in words(event.call) if path is not None and text]
+            part = compose(Kind.TOOL_CALL, "assistant", event.path, found)
+            call = await to_thread.run_sync(reply.release_whole, part, event.call)
+            if not reply.stopped:
+                yield replace(event, call=call)
         case About():
             yield event
         case Withheld():
@@ -116,9 +115,17 @@ async def _release(event: Event, reply: ReplyGuard, exchange: Exchange) -> Async
             pass
 
 
+async def _due(reply: ReplyGuard, path: Path) -> AsyncIterator[str]:
+    """Judge window by window, so that a client that leaves does not leave us with all of them."""
+    while reply.due(path):
+        if text := await to_thread.run_sync(reply.release_next, path):
+            yield text
+
+
 async def _flush(reply: ReplyGuard) -> AsyncIterator[Released]:
     for path in reply.paths():
-        if text := await to_thread.run_sync(partial(reply.release, path, last=True)):
+        reply.close(path)
+        async for text in _due(reply, path):
             match path:
                 case ("choices", int(choice), "message", str(field)):
                     yield Text(choice, field, text)

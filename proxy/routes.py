@@ -2,21 +2,24 @@
 
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
+from time import perf_counter
 from typing import Any, TypeVar
 
 from anyio import create_task_group, to_thread
 from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from ringfence.guard.audit.store import Store, StoreError
-from ringfence.guard.exchange import Exchange, Judged, Subject
+from ringfence.guard.exchange import Exchange, Judged
 from ringfence.guard.guard import Blocked, TooLong
-from ringfence.proxy.auth import Unauthorized, authorize
-from ringfence.proxy.handle import handle
-from ringfence.proxy.reply import Recorded, Released, UpstreamError
+from ringfence.proxy.auth import CrossSite, Unauthorized, authorize
+from ringfence.proxy.handle import explain, handle
+from ringfence.proxy.reply import About, Recorded, Released, UpstreamError
 from ringfence.proxy.review.routes import review_router
 from ringfence.proxy.service import Service
 from ringfence.proxy.wire import openai_chat, openai_moderations
@@ -46,28 +49,34 @@ def add_routes(app: FastAPI, service: Service) -> None:
     async def chat_completions(request: Request) -> Response:
         """Answer a chat, guarded on both ends."""
         body = await _body(request, service, openai_chat.DIALECT)
-        exchange, asked = await _opened(service, openai_chat.DIALECT, lambda: openai_chat.read_request(body, Subject()))
+        exchange, asked = await _opened(service, openai_chat.DIALECT, lambda: openai_chat.read_request(body))
         events = handle(exchange, service.guard, service.upstream, _passed_on(request, service))
         usage = asked.stream_options is not None and asked.stream_options.include_usage
         if asked.stream:
-            return await _streamed(exchange, events, openai_chat.Renderer(exchange, usage=usage), service)
-        return await _while_there(request, lambda: _whole(exchange, events, openai_chat.Renderer(exchange), service))
+            return await _streamed(request, exchange, events, openai_chat.Renderer(exchange, usage=usage), service)
+        renderer = openai_chat.Renderer(exchange)
+        answer = await _while_there(request, lambda: _whole(exchange, events, renderer, service))
+        return answer or NOBODY_THERE
 
     @api.post("/v1/moderations")
     async def moderations(request: Request) -> Response:
         """Judge texts, and say what of them the policy would not let through."""
         body = await _body(request, service, openai_moderations.DIALECT)
         exchange, groups = await _opened(
-            service, openai_moderations.DIALECT, lambda: openai_moderations.read_request(body, Subject())
+            service, openai_moderations.DIALECT, lambda: openai_moderations.read_request(body)
         )
+        started = perf_counter()
         try:
             decision = await to_thread.run_sync(service.guard.judge_request, exchange)
-        except TooLong as error:
-            exchange.error = str(error)
+        except Exception as error:
+            exchange.error = explain(error)
             raise
         finally:
+            exchange.timings["total_s"] = perf_counter() - started
             receipt = await to_thread.run_sync(service.guard.record, exchange)
-        answer = openai_moderations.write_results(exchange, service.policy, decision.findings, groups)
+        answer = await to_thread.run_sync(
+            openai_moderations.write_results, exchange, service.policy, decision.findings, groups
+        )
         return JSONResponse(answer, headers=_headers(exchange, service) | _receipt(Recorded(receipt)))
 
     @api.get("/v1/models")
@@ -105,14 +114,14 @@ async def _body(request: Request, service: Service, dialect: str) -> dict[str, A
             raw += piece
             if len(raw) > limit:
                 raise BadRequest(f"the body is larger than {limit:,} bytes", code="request_too_large", status=413)
-        return read_object(bytes(raw))
+        return await to_thread.run_sync(read_object, bytes(raw))  # a large body takes a while, and others wait
 
     return await _recorded_if_bad(service, dialect, read)
 
 
 async def _opened(service: Service, dialect: str, read: Callable[[], T]) -> T:
     async def reading() -> T:
-        return read()
+        return await to_thread.run_sync(read)
 
     return await _recorded_if_bad(service, dialect, reading)
 
@@ -143,24 +152,32 @@ async def _whole(
 
 
 async def _streamed(
-    exchange: Exchange, events: AsyncGenerator[Released, None], renderer: openai_chat.Renderer, service: Service
+    request: Request,
+    exchange: Exchange,
+    events: AsyncGenerator[Released, None],
+    renderer: openai_chat.Renderer,
+    service: Service,
 ) -> Response:
-    """Answer with server-sent events. The first one is awaited here: until then an error can still have its status."""
+    """Answer with server-sent events. The first that says something is awaited: until then an error has its status."""
+    early: list[Released] = []
     try:
-        first = await anext(events)
+        while not early or isinstance(early[-1], About):
+            event = await _while_there(request, lambda: anext(events))
+            if event is None:
+                return NOBODY_THERE
+            early.append(event)
     except EXPECTED as error:
         return _failed(error, exchange, service)
 
-    async def frames() -> AsyncIterator[str]:
+    async def frames() -> AsyncIterator[bytes]:
         async with aclosing(events) as released:
             try:
-                for chunk in renderer.chunks(first):
-                    yield _frame(chunk)
+                for event in early:
+                    for frame in _frames(renderer, event, exchange, service):
+                        yield frame
                 async for event in released:
-                    if isinstance(event, Recorded):
-                        yield _comment(_headers(exchange, service) | _receipt(event))
-                    for chunk in renderer.chunks(event):
-                        yield _frame(chunk)
+                    for frame in _frames(renderer, event, exchange, service):
+                        yield frame
                 for chunk in renderer.last_chunks():
                     yield _frame(chunk)
             except Exception as error:  # the status has been sent: the error goes into the stream
@@ -169,15 +186,19 @@ async def _streamed(
                 # No [DONE]: a client must be able to see that the answer is not complete.
                 yield _frame(_described(error)[1])
                 return
-        yield "data: [DONE]\n\n"
+        yield b"data: [DONE]\n\n"
 
     headers = _headers(exchange, service) | {"cache-control": "no-cache", "x-accel-buffering": "no"}
     return StreamingResponse(frames(), media_type="text/event-stream", headers=headers)
 
 
-async def _while_there(request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
-    """Do the work as long as the client is there to have it."""
-    response = Response(status_code=499)  # nobody reads it
+NOBODY_THERE = Response(status_code=499)
+
+
+async def _while_there(request: Request, work: Callable[[], Awaitable[T]]) -> T | None:
+    """Do the work as long as the client is there to have it; None once it is not."""
+    done: T | None = None
+    failed: Exception | None = None  # raised once the group is gone, which would wrap it
     async with create_task_group() as group:
 
         async def watch() -> None:
@@ -186,18 +207,30 @@ async def _while_there(request: Request, work: Callable[[], Awaitable[Response]]
             group.cancel_scope.cancel()
 
         group.start_soon(watch)
-        response = await work()
+        try:
+            done = await work()
+        except Exception as error:  # noqa: BLE001
+            failed = error
         group.cancel_scope.cancel()
-    return response
+    if failed is not None:
+        raise failed
+    return done
 
 
-def _frame(chunk: Mapping[str, Any]) -> str:
-    return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
+def _frames(renderer: openai_chat.Renderer, event: Released, exchange: Exchange, service: Service) -> Iterator[bytes]:
+    if isinstance(event, Recorded):
+        yield _comment(_headers(exchange, service) | _receipt(event))
+    for chunk in renderer.chunks(event):
+        yield _frame(chunk)
 
 
-def _comment(fields: Headers) -> str:
+def _frame(chunk: Mapping[str, Any]) -> bytes:
+    return b"data: %s\n\n" % json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _comment(fields: Headers) -> bytes:
     """Return a server-sent comment, which clients skip: what the headers of a whole reply would say at its end."""
-    return "".join(f": {name}: {value}\n" for name, value in fields.items()) + "\n"
+    return "".join([*(f": {name}: {value}\n" for name, value in fields.items()), "\n"]).encode()
 
 
 def _passed_on(request: Request, service: Service) -> Headers:
@@ -259,6 +292,15 @@ def _described(error: Exception) -> tuple[int, dict[str, Any], Headers]:
             message = "this service needs its key: send 'Authorization: Bearer …'"
             body = openai_chat.error_body(message, kind="authentication_error", code="invalid_api_key")
             return 401, body, {"www-authenticate": 'Basic realm="ringfence"'}
+        case CrossSite():
+            message = "this came from a page of another site; ringfence answers to applications, and to its own pages"
+            return 403, openai_chat.error_body(message, kind=invalid, code="cross_site"), RETRY_IS_USELESS
+        case RequestValidationError():
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"][1:]))
+            return 400, openai_chat.error_body(f"{where}: {first['msg']}", kind=invalid, code=None, param=where), {}
+        case ClientDisconnect():
+            return 499, openai_chat.error_body("the client went away", kind=invalid, code=None), {}
         case HTTPException():
             return (
                 error.status_code,
@@ -283,5 +325,13 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
         status, body, headers = _described(error)
         return JSONResponse(body, status_code=status, headers=headers)
 
-    for kind in (*EXPECTED, Unauthorized, HTTPException, Exception):
+    for kind in (
+        *EXPECTED,
+        Unauthorized,
+        CrossSite,
+        RequestValidationError,
+        ClientDisconnect,
+        HTTPException,
+        Exception,
+    ):
         app.add_exception_handler(kind, respond)

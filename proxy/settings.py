@@ -2,7 +2,9 @@
 
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Annotated
 
+from annotated_types import MinLen
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -25,7 +27,7 @@ class Settings(BaseSettings):
     audit_path: Path | None = None
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
-    api_key: SecretStr | None = None
+    api_key: Annotated[SecretStr, MinLen(1)] | None = None  # an empty variable is a mistake, not a key
 
     @property
     def is_local(self) -> bool:

@@ -21,7 +21,15 @@ EMAIL, PHONE = Span(0, 9, 23), Span(0, 30, 38)
 
 def exchange(text=PROMPT, *decisions, **more):
     request = [Part(Kind.TEXT, "user", ("messages", 0, "content"), text)]
-    return Exchange("openai.chat", "m", request, decisions=list(decisions), **more)
+    wheres = ("messages[0].content", "choices[0].message.content")
+    read = {"coverage": [Coverage(where, Judged.JUDGED) for where in wheres]}
+    return Exchange("openai.chat", "m", request, decisions=list(decisions), **read | more)
+
+
+def test_text_that_no_coverage_speaks_of_is_withheld():
+    body = record_of(exchange(PROMPT, coverage=[]), text="masked")
+    assert "text" not in body["request"][0]
+    assert body["request"][0]["withheld"]
 
 
 def found(category, *spans, stage=Stage.INPUT, action=Action.LOG, error=None, **more):

@@ -1,7 +1,9 @@
 """`@guarded` around every kind of function."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import pytest
 
 from ringfence import Blocked, Guard, PolicyError, guarded
 from ringfence.guard.audit.store import Store
+from ringfence.guard.check import Finding, Passage
+from ringfence.policies.types import Policy
 
 Ask = Callable[[str], str]
 LONG = "There is a lot to say about it and little of it is new. " * 6
@@ -113,7 +117,7 @@ def test_an_error_in_the_function_is_raised_and_on_record(ask: Callable[..., Ask
         ask()("hello")
     [kept] = store.list()
     assert kept.body is not None
-    assert kept.body["error"] == "OSError: the model is gone"
+    assert kept.body["error"] == "OSError"
 
 
 def test_a_reader_that_stops_early_closes_the_source_and_leaves_a_record(guard: Guard, store: Store) -> None:
@@ -163,3 +167,64 @@ def test_a_wrong_policy_is_refused_where_the_decorator_stands(tmp_path: Path) ->
     (tmp_path / "policy.yaml").write_text("rulez: []\n")
     with pytest.raises(PolicyError, match="rulez"):
         guarded(policy=tmp_path / "policy.yaml")
+
+
+def test_a_call_that_is_cancelled_while_it_is_judged_leaves_no_text_behind(policy: Policy, store: Store) -> None:
+    started, let_go = threading.Event(), threading.Event()
+
+    class Slow:
+        name = "slow"
+        categories = frozenset({"bomb", "leak", "number", "knife"})
+
+        def find(self, passage: Passage) -> list[Finding]:
+            started.set()
+            let_go.wait(10)
+            return []
+
+    @guarded(policy=Guard(policy, checks={"slow": Slow()}, store=store))
+    async def answer(prompt: str) -> str:
+        return prompt
+
+    async def cancelled() -> None:
+        call = asyncio.ensure_future(answer("my pin is 123456"))
+        await asyncio.to_thread(started.wait)
+        call.cancel()
+        with suppress(asyncio.CancelledError):
+            await call
+        let_go.set()
+
+    asyncio.run(cancelled())
+    [kept] = store.list()
+    assert "123456" not in kept.raw
+
+
+def test_every_text_of_a_message_is_judged(guard: Guard) -> None:
+    @guarded(policy=guard, prompt="messages")
+    def chat(messages: object) -> str:
+        return "fine"
+
+    call = {"function": {"name": "f", "arguments": '{"a": "bomb"}'}}
+    for message in (
+        {"content": "x", "name": "a bomb"},
+        {"content": None, "tool_calls": [call]},
+        {"content": ["a bomb"]},
+    ):
+        with pytest.raises(Blocked):
+            chat([{"role": "user", **message}])
+    for nothing in ([], b"", 7, ["bomb"]):
+        with pytest.raises(TypeError):
+            chat(nothing)
+    assert chat(({"role": "user", "content": "it is 123456"},)) == "fine"
+
+
+def test_methods_and_callable_objects_are_guarded_too(guard: Guard) -> None:
+    class Client:
+        @guarded(policy=guard)
+        def ask(self, prompt: str) -> str:
+            return prompt
+
+        def __call__(self, prompt: str) -> str:
+            return prompt
+
+    assert Client().ask("it is 123456") == "it is [NUMBER]"
+    assert guarded(policy=guard)(Client())("it is 123456") == "it is [NUMBER]"

@@ -45,7 +45,7 @@ class Vendor:
         return app
 
 
-def completion(content: str | None, **choice: object) -> dict[str, object]:
+def completion(content: object, **choice: object) -> dict[str, object]:
     message = {"role": "assistant", "content": content, **choice}
     return {
         "id": "chatcmpl-1",
@@ -184,7 +184,68 @@ def test_what_nobody_reads_is_withheld_and_said(
     [kept] = store.list(limit=1)
     assert kept.body is not None
     withheld = {c["where"] for c in kept.body["coverage"] if c["status"] == "unjudged"}
-    assert withheld == {"choices[0].message.annotations", "choices[0].logprobs"}
+    assert withheld == {
+        "choices[0].message.annotations",
+        "choices[0].message.vendor_flag",
+        "choices[0].logprobs",
+    }
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        completion("fine") | {"write to jane": 0},
+        completion("fine") | {"usage": {"write to jane": 1}},
+        completion("fine") | {"system_fingerprint": "write to jane"},
+        completion("fine")
+        | {"choices": [{"index": 0, "message": {"content": "fine"}, "finish_reason": "write to jane"}]},
+        completion(
+            None, tool_calls=[{"id": "1", "write to jane": {}, "function": {"name": "f", "write to jane": "x"}}]
+        ),
+        completion([{"type": "text", "text": "write to jane"}]),
+    ],
+)
+def test_words_hidden_anywhere_else_in_a_reply_do_not_leave(
+    front: Callable[..., tuple[openai.OpenAI, Vendor]], store: Store, body: dict[str, object]
+) -> None:
+    client, _ = front(lambda _: JSONResponse(body))
+    raw = client.chat.completions.with_raw_response.create(model="m", messages=[{"role": "user", "content": "x"}])
+    assert "jane" not in raw.text
+    [kept] = store.list(limit=1)
+    assert kept.body is not None
+    assert [c["status"] for c in kept.body["coverage"]].count("unjudged") > 0
+
+
+def test_a_field_withheld_from_every_chunk_is_said_once(
+    front: Callable[..., tuple[openai.OpenAI, Vendor]], store: Store
+) -> None:
+    client, _ = front(lambda _: sse(*[chunk({"content": "x "}) | {"obfuscation": "aq Zw"}] * 20, chunk({}, "stop")))
+    list(ask(client, stream=True))
+    [kept] = store.list(limit=1)
+    assert kept.body is not None
+    assert [c["where"] for c in kept.body["coverage"] if c["status"] == "unjudged"] == ["obfuscation"]
+
+
+@pytest.mark.parametrize(
+    "raw", [b'{"choices": [{"index": 0, "message": {"content": "x"}}], "usage": {"n": NaN}}', b"[" * 9000]
+)
+def test_json_that_is_none_is_the_upstreams_failure(
+    front: Callable[..., tuple[openai.OpenAI, Vendor]], raw: bytes
+) -> None:
+    client, _ = front(lambda _: Response(raw, media_type="application/json"))
+    with pytest.raises(openai.APIStatusError) as caught:
+        ask(client)
+    assert caught.value.status_code == 502
+
+
+def test_lone_surrogates_of_an_upstream_become_replacement_characters(
+    front: Callable[..., tuple[openai.OpenAI, Vendor]],
+) -> None:
+    call = {"index": 0, "id": "a\ud800", "function": {"name": "f\ud800", "arguments": "\ud800"}}
+    client, _ = front(lambda _: sse(chunk({"tool_calls": [call]}), chunk({"content": "a\ud800"}), chunk({}, "stop")))
+    chunks = list(ask(client, stream=True))
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    assert any(c.choices[0].delta.content == "a\ufffd" for c in chunks)
 
 
 def test_a_compressed_reply_is_read(front: Callable[..., tuple[openai.OpenAI, Vendor]]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from ringfence.guard.actions import put, rewrite_parts
+from ringfence.guard.actions import put, rewrite_body
 from ringfence.guard.check import Check, Finding, Passage, Span, UnknownCheck
 from ringfence.guard.exchange import Exchange, Kind, Part
 from ringfence.guard.guard import Guard, TooLong
@@ -44,6 +44,12 @@ def test_a_rule_over_a_category_that_nobody_answers_for_names_the_known_ones(che
         Pipeline(policy, checks)
 
 
+def test_two_checks_for_one_category_are_refused(policy: Policy, checks: dict[str, Check], word_check: type) -> None:
+    impostor = word_check("bomb", "never")
+    with pytest.raises(UnknownCheck, match="both answer for category 'bomb'"):
+        Pipeline(policy, {"impostor": impostor, **checks})
+
+
 def test_only_checks_behind_a_rule_of_the_stage_are_run(policy: Policy, checks: dict[str, Check]) -> None:
     pipeline = Pipeline(policy, checks)
     pipeline.judge(Stage.INPUT, [passage("a leak")])
@@ -63,7 +69,7 @@ def test_a_check_that_raises_is_settled_by_the_rules_on_error(broken_check: Chec
     policy = Policy(name="p", rules=(Rule("r", "broken", Action.LOG, on_error=on_error),))
     decision = Pipeline(policy, {"broken": broken_check}).judge(Stage.INPUT, [passage("x")])
     assert decision.action is on_error
-    assert "no such luck" in decision.errors[0]
+    assert decision.errors == ("broken: failed with RuntimeError",)
 
 
 def test_a_check_that_hangs_counts_as_failed_and_the_others_still_count(
@@ -119,5 +125,5 @@ def test_rewriting_touches_the_named_strings_only(guard: Guard) -> None:
     decision = guard.judge_request(exchange)
     assert exchange.body == {"m": [{"text": "12345"}, {"text": "it is [NUMBER] or [NUMBER]"}], "n": [1]}
     assert before["m"][1]["text"] == parts[0].text
-    assert rewrite_parts(parts, decision) == {("m", 1, "text"): "it is [NUMBER] or [NUMBER]"}
+    assert rewrite_body(before, parts, decision) == exchange.body
     assert put("whole", (), "new") == "new"

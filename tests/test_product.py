@@ -3,11 +3,14 @@
 import json
 import os
 import re
+import resource
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -37,21 +40,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("deployment")
 
 
+@contextmanager
+def serving(folder: Path, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Run `ringfence serve` in a folder; yield its URL and its process."""
+    command = [RINGFENCE, "serve", "--port", "0", *arguments]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = ""
+        for line in process.stderr:
+            said += line
+            if found := re.search(r"(http://[\d.:]+)/audit", line):
+                break
+        else:
+            pytest.fail(f"the server did not start:\n{said}")
+        drain = threading.Thread(target=process.stderr.read, daemon=True)  # a full pipe would stop the server
+        drain.start()
+        try:
+            yield found[1], process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) in (0, -signal.SIGTERM)
+
+
 @pytest.fixture(scope="module")
 def url(folder: Path) -> Iterator[str]:
-    command = [RINGFENCE, "serve", "--port", "0"]
-    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = ""
-    for line in process.stderr:
-        said += line
-        if found := re.search(r"(http://[\d.:]+)/audit", line):
-            break
-    else:
-        pytest.fail(f"the server did not start:\n{said}")
-    yield found[1]
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(20) in (0, -signal.SIGTERM)
+    with serving(folder) as (url, _):
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +202,31 @@ def test_the_audit_log_holds_every_exchange_and_verifies(url: str, folder: Path)
     broken = run("audit", "verify", cwd=folder)
     assert broken.returncode == 1
     assert "1" in broken.stdout
+
+
+def test_a_full_disk_stops_answers_not_the_server_and_loses_no_record(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text("version: 1\nname: small\npacks: [pii]\n")
+    with serving(tmp_path, "--policy", "small.yaml", "--upstream", "fake") as (url, process):
+
+        def ask_fake() -> httpx.Response:
+            body = {"model": "fake", "messages": [{"role": "user", "content": "say: " + "word " * 2000}]}
+            return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+
+        assert ask_fake().status_code == 200
+        # To the process, a file that may not grow any more is a disk that is full.
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        answers = [ask_fake() for _ in range(12)]
+        refused = [answer for answer in answers if answer.status_code == 503]
+        assert refused
+        assert answers[-1].status_code == 503
+        assert all(answer.json()["error"]["code"] == "audit_unavailable" for answer in refused)
+        assert not any("word" in answer.text for answer in refused)
+        assert httpx.get(f"{url}/health/liveness").status_code == 200
+        assert httpx.get(f"{url}/health/readiness").status_code == 503
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert ask_fake().status_code == 200
+        assert len(httpx.get(f"{url}/audit.json").json()["records"]) == 14
+    assert run("audit", "verify", cwd=tmp_path).returncode == 0
 
 
 def run(*arguments: str, cwd: Path | None = None, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:

@@ -1,18 +1,21 @@
 """The proxy as its callers see it: a real server, the real client."""
 
 import json
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, replace
 
+import anyio
 import httpx
 import openai
 import pytest
 
 from ringfence.guard.audit.store import Store
 from ringfence.guard.check import Check
+from ringfence.guard.exchange import Exchange
 from ringfence.guard.guard import Guard
 from ringfence.policies.types import Action, Policy, Rule
 from ringfence.proxy.app import create_app
+from ringfence.proxy.reply import About, Event
 from ringfence.proxy.service import Service
 from ringfence.proxy.settings import Settings
 from ringfence.proxy.upstreams.fake import FakeUpstream
@@ -147,8 +150,8 @@ def test_unknown_request_fields_reach_the_upstream_untouched(proxy: Proxy) -> No
     response = proxy.ask("say: hi", **extra)
     assert response.status_code == 200
     assert {k: proxy.upstream.seen[0][k] for k in extra} == extra
-    assert response.headers["x-ringfence-coverage"] == "judged=2 exempt=0 unjudged=1"
-    assert {"where": "vendor_thing", "status": "unjudged"}.items() <= proxy.last["coverage"][1].items()
+    assert response.headers["x-ringfence-coverage"] == "judged=3 exempt=0 unjudged=1"
+    assert {(c["where"], c["status"]) for c in proxy.last["coverage"]} >= {("vendor_thing", "unjudged")}
 
 
 def test_every_text_of_a_request_is_judged(proxy: Proxy) -> None:
@@ -279,7 +282,8 @@ def test_a_failing_check_blocks_and_says_so(
     guard = Guard(strict, checks={"broken": broken_check}, store=store)
     proxy = Proxy(serve(create_app(service_of(guard))), FakeUpstream(), store)
     assert proxy.ask("say: hi").status_code == 400
-    assert "no such luck" in str(proxy.last["decisions"])
+    assert "failed with RuntimeError" in str(proxy.last["decisions"])
+    assert "no such luck" not in str(proxy.last), "a failing check's words may quote the text"
     assert proxy.last["coverage"][0]["status"] == "unjudged"
     lenient = replace(policy, rules=(Rule("needs-it", "broken", Action.BLOCK, on_error=Action.LOG),))
     guard = Guard(lenient, checks={"broken": broken_check}, store=store)
@@ -313,6 +317,60 @@ def test_with_a_key_only_its_holder_gets_in(
     assert httpx.get(f"{proxy.url}/audit", auth=("anyone", "open sesame")).status_code == 200
     assert proxy.openai.with_options(api_key="open sesame").models.list().data
     assert httpx.get(f"{proxy.url}/health/liveness").status_code == 200
+
+
+def test_an_empty_key_is_a_mistake_and_not_an_open_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RINGFENCE_API_KEY", "")
+    with pytest.raises(ValueError, match="api_key"):
+        Settings(host="0.0.0.0")
+
+
+def test_another_sites_page_cannot_spend_the_operators_key(proxy: Proxy) -> None:
+    body = {"model": "fake", "messages": messages("say: hi")}
+    for headers in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}, {"origin": "null"}):
+        refused = httpx.post(f"{proxy.url}/v1/chat/completions", json=body, headers=headers)
+        assert refused.status_code == 403
+    assert proxy.upstream.seen == []
+    assert httpx.post(f"{proxy.url}/v1/chat/completions", json=body, headers={"origin": proxy.url}).status_code == 200
+
+
+def test_an_upstream_that_fails_at_once_keeps_its_status_in_a_stream(proxy: Proxy) -> None:
+    assert proxy.ask("fail: 503", stream=True).status_code == 503
+
+
+def test_a_client_that_leaves_before_the_first_word_is_noticed(
+    serve: Callable[..., str],
+    service_of: Callable[..., Service],
+    guard: Guard,
+    store: Store,
+    wait_until: Callable[[Callable[[], bool]], None],
+) -> None:
+    class Silent(FakeUpstream):
+        async def stream(self, exchange: Exchange, headers: Mapping[str, str]) -> AsyncGenerator[Event, None]:
+            yield About({})
+            await anyio.sleep_forever()
+
+    url = serve(create_app(service_of(guard, Silent())))
+    for stream in (False, True):
+        body = {"model": "fake", "messages": messages("hi"), "stream": stream}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/chat/completions", json=body, timeout=0.5)
+    wait_until(lambda: store.count() == 2)
+    assert {kept.body["error"] for kept in store.list() if kept.body} == {"the client went away"}
+
+
+def test_bad_lone_surrogate_keys_and_query_strings_are_bad_requests(proxy: Proxy) -> None:
+    assert proxy.post(b'{"\\ud800": 1}').status_code == 400
+    assert proxy.post(b'{"a": 1e999}').status_code == 400
+    assert httpx.get(f"{proxy.url}/audit?limit=abc").json()["error"]["param"] == "limit"
+
+
+def test_a_policy_without_rules_never_says_judged(
+    serve: Callable[..., str], service_of: Callable[..., Service], checks: dict[str, Check], store: Store
+) -> None:
+    guard = Guard(Policy(name="nothing", rules=()), checks=checks, store=store)
+    proxy = Proxy(serve(create_app(service_of(guard))), FakeUpstream(), store)
+    assert proxy.ask("say: hi").headers["x-ringfence-coverage"] == "judged=0 exempt=0 unjudged=2"
 
 
 def test_moderations_answer_in_the_clients_own_types(proxy: Proxy) -> None:

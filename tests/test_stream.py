@@ -1,6 +1,7 @@
 """The hold-back window."""
 
 import re
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,7 +50,7 @@ TEXTS = st.lists(WORDS, max_size=60).map(" ".join)
 @settings(max_examples=400, deadline=None)
 def test_any_chunking_of_a_text_gives_the_same_decision_and_the_same_released_text(text: str, cuts: list[int]) -> None:
     places = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
-    pieces = [text[a:b] for a, b in zip(places, places[1:], strict=False)]
+    pieces = [text[a:b] for a, b in pairwise(places)]
     whole = run([text])
     assert run(pieces) == whole
     assert run(list(text)) == whole
@@ -117,3 +118,21 @@ def test_a_finding_in_several_windows_is_reported_once(guard: Guard) -> None:
     assert stream.decision is not None
     assert [(f.category, f.spans) for f in stream.decision.findings] == [("number", (Span(0, 5, 11),))]
     assert [r.span for r in stream.decision.rewrites] == [Span(0, 5, 11)]
+
+
+def test_a_long_value_is_still_known_by_the_name_before_it() -> None:
+    name = re.compile(r"(?<=token: )\S+")
+
+    def judge_named(text: str) -> Decision:
+        found = tuple(Rewrite(Span(0, *m.span()), "[T]", "tokens") for m in name.finditer(text))
+        return Decision(Stage.OUTPUT, Action.REWRITE if found else Action.ALLOW, rewrites=found)
+
+    for length in (10, 300, 900, 3000):
+        for context in (0, 40, 800):
+            guard = StreamGuard(StreamSettings(window=16, context=context, reach=12))
+            released = ""
+            for character in f"some words and then the token: {'x7' * (length // 2)} and some more words to end it":
+                guard.feed(character)
+                while (window := guard.window()) is not None:
+                    released += guard.settle(window, judge_named(window.text))
+            assert "x7" not in released

@@ -5,6 +5,7 @@ Pure: values in, values out. Knows no file, no clock and no database.
 
 import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
@@ -104,30 +105,35 @@ def parse_receipt(text: str) -> Receipt:
 
 def _parts(exchange: Exchange, stage: Stage, parts: Sequence[Part], keep: Keep) -> Iterator[Body]:
     decisions = [decision for decision in exchange.decisions if decision.stage is stage]
-    unread = {c.where for c in exchange.coverage if c.status is Judged.UNJUDGED}
+    # By what was read, not by what was not: where judging was cut off, the coverage may say nothing of a part.
+    read = {c.where for c in exchange.coverage if c.status is not Judged.UNJUDGED}
+    masks = _masks(decisions)
     for index, part in enumerate(parts):
         body: Body = {"kind": part.kind, "role": part.role, "where": part.where}
         if part.kind.is_text:
-            masks = [] if keep == "full" else list(_masks(decisions, index))
-            shown = _clean(_masked(part.text, masks))
+            shown = _clean(part.text if keep == "full" else _masked(part.text, masks.get(index, [])))
             # Over the text as masked: beside a masked text, the digest of the original would let anyone
             # find a telephone number by trying them all.
             body |= {"digest": hashlib.sha256(shown.encode()).hexdigest(), "length": len(part.text)}
             # Where a check failed or the text went on unread, nobody can say that what is left shows no personal data.
-            if keep == "masked" and part.where in unread:
+            if keep == "masked" and part.where not in read:
                 body["withheld"] = "not every check read it"
             elif keep != "none":
                 body["text"] = shown
         yield body
 
 
-def _masks(decisions: Iterable[Decision], part: int) -> Iterator[tuple[Span, str]]:
-    """Yield each stretch of one part that a masked record hides, rewrites first, with what stands there instead."""
+def _masks(decisions: Iterable[Decision]) -> Mapping[int, Sequence[tuple[Span, str]]]:
+    """Return by part the stretches that a masked record hides, rewrites first, with what stands there instead."""
+    masks: dict[int, list[tuple[Span, str]]] = defaultdict(list)
     for decision in decisions:
-        yield from ((rewrite.span, rewrite.replacement) for rewrite in decision.rewrites if rewrite.span.part == part)
+        for rewrite in decision.rewrites:
+            masks[rewrite.span.part].append((rewrite.span, rewrite.replacement))
     for finding in (finding for decision in decisions for finding in decision.findings if _sensitive(finding)):
         label = f"[{finding.category.upper().replace('.', '_')}]"
-        yield from ((span, label) for span in finding.spans if span.part == part)
+        for span in finding.spans:
+            masks[span.part].append((span, label))
+    return masks
 
 
 def _masked(text: str, masks: Iterable[tuple[Span, str]]) -> str:

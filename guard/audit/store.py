@@ -255,6 +255,8 @@ class Store:
         try:
             with self._lock:
                 return self._connection.execute(query, values).fetchall()
+        except (OverflowError, UnicodeError) as error:
+            raise StoreError(f"{self.path}: nothing can be found by {values!r}: {error}") from error
         except sqlite3.Error as error:
             raise StoreError(f"{self.path}: cannot be read: {error}; `ringfence audit verify` says where") from error
 

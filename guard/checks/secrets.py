@@ -103,7 +103,7 @@ FORMATS = (
     _row(
         "private_key",
         "private key",
-        rf"-----BEGIN {_PEM}(?={_PEM_BODY})(?s:.*?)(?:-----END {_PEM}|\Z)",
+        rf"-----BEGIN {_PEM}(?={_PEM_BODY})(?s:(?:(?!-----END).){{0,16384}})(?:-----END {_PEM})?",
         valid=lambda _: True,
         hint="-----BEGIN ",
     ),

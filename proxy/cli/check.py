@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ringfence.guard.actions import rewrite
 from ringfence.guard.check import UnknownCheck
+from ringfence.guard.classifier.scorer import WeightsError
 from ringfence.guard.guard import Guard
 from ringfence.policies.load import PolicyError
 from ringfence.policies.types import Action, Decision, Stage
@@ -36,10 +37,10 @@ def check(
         limit = guard.policy.limits.text
         if len(text) > limit:
             raise ValueError(f"the text has {len(text):,} characters; the policy's limits.text is {limit:,}")
-    except (PolicyError, UnknownCheck, ValueError, OSError) as error:
+        guard.warm()
+    except (PolicyError, UnknownCheck, WeightsError, ValueError, OSError) as error:
         typer.echo(f"ringfence check: {error}", err=True)
         raise typer.Exit(2) from None
-    guard.warm()
     started = perf_counter()
     decision = guard.check(text, stage, prompt)
     latency_ms = (perf_counter() - started) * 1000

@@ -93,7 +93,11 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
-            _say_what_to_type(f"http://{host}:{port}", await self._model(), self._service)
+            _say_what_to_type(
+                f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}",
+                await self._model(),
+                self._service,
+            )
 
     async def _model(self) -> str:
         """Return the name of a model to type; an upstream that cannot say yet is no reason not to start."""

@@ -127,8 +127,12 @@ def _text(message: Mapping[str, Any], index: int) -> str:
 
 def _sampling(body: Mapping[str, Any]) -> Sampling:
     limit = body.get("max_completion_tokens") or body.get("max_tokens") or MAX_NEW_TOKENS
-    known = ("temperature", "top_p", "top_k", "seed", "repetition_penalty")
+    kinds = {"temperature": float, "top_p": float, "repetition_penalty": float, "top_k": int, "seed": int}
+    given = {name: body[name] for name in kinds if body.get(name) is not None}
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | kinds[name]):
+            raise BadRequest(f"{name} must be {'a whole' if kinds[name] is int else 'a'} number", param=name)
     try:
-        return Sampling(max_tokens=limit, **{key: body[key] for key in known if body.get(key) is not None})
-    except (TypeError, ValueError) as error:
+        return Sampling(max_tokens=limit, **given)
+    except ValueError as error:
         raise BadRequest(str(error)) from error

@@ -11,7 +11,7 @@ from httpx_sse import EventSource, SSEError
 from ringfence.guard.exchange import Exchange
 from ringfence.policies.types import UpstreamChoice
 from ringfence.proxy.reply import Event, UpstreamError
-from ringfence.proxy.wire.body import readable
+from ringfence.proxy.wire.body import is_identifier, parse, readable
 from ringfence.proxy.wire.openai_chat import ChunkReader, read_reply
 
 PASSED_ON = ("authorization", "openai-organization", "openai-project")
@@ -22,7 +22,7 @@ def open_upstream(choice: UpstreamChoice) -> "HttpUpstream":
     """Open the server at `choice.use`.
 
     Raises:
-        ValueError: `api_key_env` names a variable that is not set.
+        ValueError: it is not a URL, or `api_key_env` names a variable that is not set.
     """
     headers = {}
     if choice.api_key_env is not None:
@@ -31,7 +31,10 @@ def open_upstream(choice: UpstreamChoice) -> "HttpUpstream":
             raise ValueError(f"upstream.api_key_env names {choice.api_key_env}, which is not set in the environment")
         headers["authorization"] = f"Bearer {key}"
     timeout = httpx.Timeout(choice.timeout_s, connect=min(10.0, choice.timeout_s))
-    return HttpUpstream(httpx.AsyncClient(base_url=choice.use.rstrip("/") + "/", timeout=timeout), headers)
+    try:
+        return HttpUpstream(httpx.AsyncClient(base_url=choice.use.rstrip("/") + "/", timeout=timeout), headers)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"upstream '{choice.use}' is not a URL: {error}") from None
 
 
 class HttpUpstream:
@@ -58,7 +61,7 @@ class HttpUpstream:
                     async for event in _chunks(response):
                         yield event
                 else:
-                    for event in read_reply(json.loads(await response.aread())):
+                    for event in read_reply(parse((await response.aread()).decode())):
                         yield event
         except httpx.TimeoutException as error:
             raise UpstreamError(
@@ -70,9 +73,9 @@ class HttpUpstream:
                 status=502,
                 code="upstream_unreachable",
             ) from error
-        except (ValueError, TypeError, AttributeError, KeyError, SSEError) as error:
+        except (ValueError, RecursionError, SSEError) as error:
             raise UpstreamError(
-                f"the upstream's answer is not a chat completion: {error}", status=502, code="upstream_malformed"
+                "the upstream's answer is not a chat completion", status=502, code="upstream_malformed"
             ) from error
 
     async def models(self, headers: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -80,13 +83,13 @@ class HttpUpstream:
         try:
             response = await self._client.get("models", headers=self._for(headers))
             if response.status_code != httpx.codes.OK:
-                raise _refused(response.status_code, response.content)
-            return list(response.json()["data"])
+                raise UpstreamError(f"the upstream answered {response.status_code}", status=502, code="upstream_error")
+            return [_model(item) for item in parse(response.text)["data"]]
         except httpx.HTTPError as error:
             raise UpstreamError(
                 f"the upstream could not be reached ({type(error).__name__})", status=502, code="upstream_unreachable"
             ) from error
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise UpstreamError(
                 "the upstream's list of models is malformed", status=502, code="upstream_malformed"
             ) from error
@@ -112,8 +115,10 @@ async def _chunks(response: httpx.Response) -> AsyncIterator[Event]:
     async for message in EventSource(response).aiter_sse():
         if message.data == "[DONE]":
             break
-        chunk = json.loads(message.data)
-        if "error" in chunk:
+        if not message.data.strip():
+            continue
+        chunk = parse(message.data)
+        if isinstance(chunk, dict) and chunk.get("error"):
             raise _refused(502, message.data.encode())
         for event in reader.read(chunk):
             yield event
@@ -126,14 +131,30 @@ async def _chunks(response: httpx.Response) -> AsyncIterator[Event]:
         yield event
 
 
+def _model(item: Any) -> dict[str, Any]:
+    """Return an entry of a list of models, as far as it is names and numbers."""
+    if not isinstance(item["id"], str) or not is_identifier(item["id"]):
+        raise ValueError("a model's id is not a name")
+    owner, created = item.get("owned_by"), item.get("created")
+    return {
+        "id": item["id"],
+        "object": "model",
+        "created": created if isinstance(created, int) else 0,
+        "owned_by": owner if isinstance(owner, str) and is_identifier(owner) else "",
+    }
+
+
 def _refused(status: int, raw: bytes) -> UpstreamError:
     """Turn the upstream's own error into ours: a 4xx is the caller's affair and keeps its status, the rest is a 502."""
     try:
         error = json.loads(raw)["error"]
-        told, code = str(error.get("message", "")), str(error.get("code") or error.get("type") or "upstream_error")
-    except (ValueError, TypeError, KeyError, AttributeError):
-        told, code = "", "upstream_error"
+        told, code = str(error.get("message", "")), str(error.get("code") or error.get("type"))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        told, code = "", ""
     kept = status if 400 <= status < 500 else 502
     return UpstreamError(
-        f"the upstream answered {status}", status=kept, code=readable(code)[:64], told=readable(told)[:LONGEST_TOLD]
+        f"the upstream answered {status}",
+        status=kept,
+        code=code if code and is_identifier(code) else "upstream_error",
+        told=readable(told)[:LONGEST_TOLD],
     )

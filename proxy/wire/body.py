@@ -1,13 +1,17 @@
 """Bytes to JSON and back, strictly: what cannot be judged as Unicode text is refused here, for every API alike."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from ringfence.guard.exchange import Path, dotted
 
-_IDENTIFIER = re.compile(r"[\w$./:@+-]{0,64}\Z", re.ASCII)
+DEEPEST = 64
+"""Levels of nesting in a body; no API needs a third of it."""
+
+_IDENTIFIER = re.compile(r"[\w./:-]{0,64}\Z", re.ASCII)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -34,31 +38,45 @@ def read_object(raw: bytes) -> dict[str, Any]:
             string that is not valid Unicode text (a lone surrogate, a null character).
     """
     try:
-        body = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        body = parse(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise BadRequest(f"the body is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}") from None
     except json.JSONDecodeError as error:
         raise BadRequest(f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except RecursionError:
         raise BadRequest("the body is nested too deeply") from None
-    except ValueError as error:  # a number with too many digits
+    except ValueError as error:  # NaN, or a number with too many digits
         raise BadRequest(f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise BadRequest(f"the body must be a JSON object, got {type(body).__name__}")
-    try:
-        for path, text in leaves(body):
-            _refuse_unreadable(path, text)
-    except RecursionError:
-        raise BadRequest("the body is nested too deeply") from None
+    for path, text in leaves(body):
+        _refuse_unreadable(path, text)
     return body
 
 
+def parse(text: str) -> Any:
+    """Return a JSON value as RFC 8259 has it.
+
+    Raises:
+        ValueError: it is not JSON; NaN, Infinity and numbers beyond a float's range are not.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+
+
 def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
-    """Yield every string below a JSON value, with its path; keys are not values."""
+    """Yield every string in a JSON value with its path, names of fields too, under the path of what they name.
+
+    Raises:
+        BadRequest: the value is nested more than `DEEPEST` levels.
+    """
+    if len(path) > DEEPEST:
+        raise BadRequest("the body is nested too deeply")
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, Mapping):
         for key, item in value.items():
+            yield (*path, key), key
             yield from leaves(item, (*path, key))
     elif isinstance(value, Sequence):
         for index, item in enumerate(value):
@@ -66,7 +84,7 @@ def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
 
 
 def is_identifier(text: str) -> bool:
-    """Whether a string is a name, an id or a keyword: one short ASCII word, too little to carry a message."""
+    """Whether a string can be a name, an id or a keyword: one short ASCII word."""
     return _IDENTIFIER.match(text) is not None
 
 
@@ -75,12 +93,20 @@ def readable(text: str) -> str:
     return _SURROGATE.sub("\ufffd", text).replace("\0", "\ufffd")
 
 
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        _refuse_constant(digits)
+    return number
+
+
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
+    raise ValueError(f"{name[:40]} is not a JSON number")
 
 
 def _refuse_unreadable(path: Path, text: str) -> None:
+    where = readable(dotted(path))
     if _SURROGATE.search(text):
-        raise BadRequest(f"{dotted(path)} holds a lone surrogate: it is not Unicode text", param=dotted(path))
+        raise BadRequest(f"{where} holds a lone surrogate: it is not Unicode text", param=where)
     if "\0" in text:
-        raise BadRequest(f"{dotted(path)} holds a null character", param=dotted(path))
+        raise BadRequest(f"{where} holds a null character", param=where)

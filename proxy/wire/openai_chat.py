@@ -4,14 +4,15 @@ Follows the API reference as the `openai` Python package types it (`types/chat`)
 through to the upstream untouched; the coverage of the exchange says that nobody judged them.
 """
 
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
 from annotated_types import MinLen
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ringfence.guard.exchange import Exchange, Kind, Part, Path, Subject, dotted
+from ringfence.guard.exchange import Exchange, Kind, Part, Path, compose, dotted, words
 from ringfence.proxy.reply import About, Event, Finish, Released, Stopped, Text, ToolCall, Withheld
 from ringfence.proxy.wire.body import BadRequest, is_identifier, leaves, readable
 
@@ -25,11 +26,61 @@ REPLY_TEXT = {
 }
 """The fields of a reply's message that hold text; `reasoning*` are what open-weight servers add."""
 
-PLAIN_ABOUT = frozenset({"id", "object", "model", "system_fingerprint", "service_tier"})
-"""Fields of a reply whose strings are names, not text."""
+NAMES_OF_REPLY = frozenset({"id", "object", "model", "system_fingerprint", "service_tier"})
+"""Fields of a reply that hold a name each; every other string in a reply is text, or is withheld."""
 
-UNTOUCHED = frozenset({"model", "user", "stop", "tool_choice", "reasoning_effort", "service_tier", "modalities"})
-"""Documented request fields whose strings are settings, not text to judge."""
+FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
+
+SETTINGS = frozenset(
+    {
+        "audio",
+        "logit_bias",
+        "modalities",
+        "model",
+        "reasoning_effort",
+        "service_tier",
+        "stream_options",
+        "tool_choice",
+        "verbosity",
+    }
+)
+"""Documented request fields that hold keywords; where one holds more than that, nobody knows what it is."""
+
+TEXTS = frozenset({"user", "safety_identifier", "prompt_cache_key", "stop"})
+"""Documented request fields that hold a caller's own words."""
+
+GRAMMAR = frozenset(
+    {
+        "additionalProperties",
+        "arguments",
+        "array",
+        "boolean",
+        "default",
+        "description",
+        "enum",
+        "function",
+        "id",
+        "integer",
+        "items",
+        "json_object",
+        "json_schema",
+        "name",
+        "null",
+        "number",
+        "object",
+        "parameters",
+        "properties",
+        "required",
+        "schema",
+        "strict",
+        "string",
+        "type",
+    }
+)
+"""Words of tool definitions and calls that are the API's own."""
+
+
+_NAME = re.compile(r"[a-z_]{1,40}\Z")
 
 
 class _Open(BaseModel):
@@ -64,7 +115,7 @@ class _StreamOptions(_Open):
 class ChatRequest(_Open):
     """The part of a request that ringfence itself reads; everything else is passed on as it came."""
 
-    model: Annotated[str, MinLen(1)]
+    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9_./:@+-]+$", max_length=256)]
     messages: Annotated[list[_Message], MinLen(1)]
     stream: bool | None = False
     stream_options: _StreamOptions | None = None
@@ -77,7 +128,7 @@ class ChatRequest(_Open):
     tools: list[dict[str, Any]] | None = None
 
 
-def read_request(body: dict[str, Any], subject: Subject) -> tuple[Exchange, ChatRequest]:
+def read_request(body: dict[str, Any]) -> tuple[Exchange, ChatRequest]:
     """Return the exchange that a request body opens.
 
     Raises:
@@ -92,44 +143,51 @@ def read_request(body: dict[str, Any], subject: Subject) -> tuple[Exchange, Chat
     parts = list(_request_parts(body))
     if not any(part.text.strip() or part.kind is Kind.MEDIA for part in parts if part.path[0] == "messages"):
         raise BadRequest("messages hold no text: there is nothing to answer", param="messages")
-    return Exchange(dialect=DIALECT, model=request.model, request=parts, body=body, subject=subject), request
+    return Exchange(dialect=DIALECT, model=request.model, request=parts, body=body), request
 
 
 def _request_parts(body: Mapping[str, Any]) -> Iterator[Part]:
-    """Yield every part of a request. INVARIANT: no string is lost but names and settings: what is not a known text
-    lies below a part that says so."""
+    """Yield every part of a request.
+
+    INVARIANT: no string is lost but single keywords: what is not a known text lies below a part that says so.
+    """
     known = list(_known_parts(body))
     yield from known
     covered = {part.path for part in known}
-    fields = {
-        path[: 3 if path[0] == "messages" else 1]: None
-        for path, text in leaves(body)
-        if path[0] not in UNTOUCHED
-        and not is_identifier(text)
-        and not any(path[:length] in covered for length in range(1, len(path) + 1))
-    }
-    yield from (Part(Kind.UNKNOWN, "user", path) for path in fields)
+    unread: dict[Path, list[str]] = {}
+    for path, text in leaves(body):
+        if not any(path[:length] in covered for length in range(1, len(path) + 1)):
+            unread.setdefault(path[: 3 if path[0] == "messages" else 1], []).append(text)
+    for path, found in unread.items():
+        # A field with its name and one keyword says nothing; words in a row may, one by one as keywords or not.
+        if not (all(map(is_identifier, found)) and (len(found) <= 2 or path[0] in SETTINGS)):
+            yield Part(Kind.UNKNOWN, "user", path)
 
 
 def _known_parts(body: Mapping[str, Any]) -> Iterator[Part]:
     for index, message in enumerate(body["messages"]):
         yield from _message_parts(message, ("messages", index))
-    for key in ("tools", "functions", "response_format"):
-        yield from _words_below(body.get(key), Kind.TOOL_DEFINITION, "system", (key,))
+    for key in ("tools", "functions"):
+        for index, tool in enumerate(body.get(key) or []):
+            yield from _composed(tool, Kind.TOOL_DEFINITION, "system", (key, index))
+    yield from _composed(body.get("response_format"), Kind.TOOL_DEFINITION, "system", ("response_format",))
     prediction = body.get("prediction")
     if isinstance(prediction, Mapping):
         yield from _content_parts(prediction.get("content"), "assistant", ("prediction", "content"))
+    for key in TEXTS & body.keys():
+        yield from _composed(body[key], Kind.TEXT, "setting", (key,))
 
 
 def _message_parts(message: Mapping[str, Any], path: Path) -> Iterator[Part]:
     role = str(message["role"])
+    yield from _composed(message.get("name"), Kind.TEXT, role, (*path, "name"))
     yield from _content_parts(message.get("content"), role, (*path, "content"))
     for field, kind in REPLY_TEXT.items():
         if field != "content" and isinstance(message.get(field), str):
             yield Part(kind, role, (*path, field), message[field])
-    yield from _words_below(message.get("name"), Kind.TEXT, role, (*path, "name"))
-    for key in ("tool_calls", "function_call"):
-        yield from _words_below(message.get(key), Kind.TOOL_CALL, role, (*path, key))
+    for index, call in enumerate(message.get("tool_calls") or []):
+        yield from _composed(call, Kind.TOOL_CALL, role, (*path, "tool_calls", index))
+    yield from _composed(message.get("function_call"), Kind.TOOL_CALL, role, (*path, "function_call"))
     if message.get("audio"):
         yield Part(Kind.MEDIA, role, (*path, "audio"))
 
@@ -138,32 +196,45 @@ def _content_parts(content: object, role: str, path: Path) -> Iterator[Part]:
     if isinstance(content, str):
         yield Part(Kind.TEXT, role, path, content)
     elif isinstance(content, list):
+        texts: list[tuple[Path | None, str]] = []
+        others: list[Part] = []
         for index, item in enumerate(content):
             field = item.get("type") if isinstance(item, Mapping) else None
             if field in ("text", "refusal") and isinstance(item.get(field), str):
-                kind = Kind.TEXT if field == "text" else Kind.REFUSAL
-                yield Part(kind, role, (*path, index, field), item[field])
+                texts.append(((*path, index, field), item[field]))
+                if item.keys() - {"type", field}:
+                    others.append(Part(Kind.UNKNOWN, role, (*path, index)))
             else:
-                yield Part(Kind.MEDIA, role, (*path, index))
+                others.append(Part(Kind.MEDIA, role, (*path, index)))
+        if texts:
+            # Judged as one text: an upstream puts them together again, and so would whoever cut a word in two.
+            yield compose(Kind.TEXT, role, path, texts, seam="")
+        yield from others
 
 
-def _words_below(value: object, kind: Kind, role: str, path: Path) -> Iterator[Part]:
-    """Yield the strings below a value that are more than names."""
-    return (Part(kind, role, where, text) for where, text in leaves(value, path) if not is_identifier(text))
+def _composed(value: Any, kind: Kind, role: str, path: Path) -> Iterator[Part]:
+    """Yield all the words below a value as one part, so that nothing can be spelled out in pieces."""
+    found = [(where, text) for where, text in words(value, path) if text and text not in GRAMMAR]
+    if found:
+        yield compose(kind, role, path, found)
 
 
-def read_reply(body: Mapping[str, Any]) -> Iterator[Event]:
+def read_reply(body: Any) -> Iterator[Event]:
     """Yield the events of a whole reply, as an upstream sends it where no stream was asked for.
 
     Raises:
         ValueError: it is not a chat completion.
     """
-    reader = ChunkReader()
-    if not isinstance(body.get("choices"), list):
+    if not isinstance(body, Mapping) or not isinstance(body.get("choices"), list):
         raise ValueError("the reply has no list of choices")
-    yield from reader.read(
-        {**body, "choices": [{**choice, "delta": choice.get("message") or {}} for choice in body["choices"]]}
-    )
+    if not all(isinstance(choice, Mapping) for choice in body["choices"]):
+        raise ValueError("a choice is not an object")
+    reader = ChunkReader()
+    choices = [
+        {**{k: v for k, v in choice.items() if k != "message"}, "delta": choice.get("message")}
+        for choice in body["choices"]
+    ]
+    yield from reader.read({**body, "choices": choices})
     yield from reader.end()
 
 
@@ -173,23 +244,25 @@ class ChunkReader:
     def __init__(self) -> None:
         self._calls: dict[tuple[int, int], dict[str, Any]] = {}
         self._finished: list[Finish] = []
+        self._withheld: set[str] = set()
 
     @property
     def ended(self) -> bool:
         """Whether any choice has ended."""
         return bool(self._finished)
 
-    def read(self, chunk: Mapping[str, Any]) -> Iterator[Event]:
+    def read(self, chunk: Any) -> Iterator[Event]:
         """Yield the events in one chunk.
 
         Raises:
             ValueError: it is not a chunk of a chat completion.
         """
-        if not isinstance(chunk.get("choices"), list):
+        if not isinstance(chunk, Mapping) or not isinstance(chunk.get("choices"), list):
             raise ValueError("the chunk has no list of choices")
-        about, withheld = _sift({k: v for k, v in chunk.items() if k != "choices"}, PLAIN_ABOUT, "")
+        rest = {key: value for key, value in chunk.items() if key != "choices"}
+        about = {key: value for key, value in rest.items() if _is_plain(key, value)}
         yield About(about)
-        yield from withheld
+        yield from self._withhold("", rest.keys() - about.keys())
         for choice in chunk["choices"]:
             yield from self._choice(choice)
 
@@ -199,45 +272,68 @@ class ChunkReader:
             yield ToolCall(choice, index, call)
         yield from self._finished
 
-    def _choice(self, choice: Mapping[str, Any]) -> Iterator[Event]:
-        index = choice.get("index", 0)
-        delta = choice.get("delta") or {}
+    def _choice(self, choice: Any) -> Iterator[Event]:
+        index, delta = (choice.get("index", 0), choice.get("delta") or {}) if isinstance(choice, Mapping) else ("", "")
         if not isinstance(index, int) or not isinstance(delta, Mapping):
             raise ValueError("a choice has no whole-number index or no delta")
+        where = f"choices[{index}]."
+        unread = {key for key, value in choice.items() if key not in ("index", "delta", "finish_reason") and value}
+        unread |= {f"message.{key}" for key, value in delta.items() if key not in ("role", *REPLY_TEXT) and value}
         for field, kind in REPLY_TEXT.items():
-            if isinstance(delta.get(field), str) and delta[field]:
-                yield Text(index, field, readable(delta[field]), kind)
-        for position, call in enumerate(delta.get("tool_calls") or []):
-            self._gather(index, call, call.get("index", position))
-        known = {"role", "tool_calls", *REPLY_TEXT}
-        yield from _sift({k: v for k, v in delta.items() if k not in known}, frozenset(), f"choices[{index}].message.")[
-            1
-        ]
-        rest = {k: v for k, v in choice.items() if k not in ("index", "delta", "message", "finish_reason")}
-        yield from _sift(rest, frozenset(), f"choices[{index}].")[1]
-        if isinstance(choice.get("finish_reason"), str):
-            self._finished.append(Finish(index, choice["finish_reason"]))
+            if isinstance(delta.get(field), str):
+                if delta[field]:
+                    yield Text(index, field, readable(delta[field]), kind)
+            elif delta.get(field):
+                unread.add(f"message.{field}")
+        if isinstance(delta.get("tool_calls"), list) and all(isinstance(c, Mapping) for c in delta["tool_calls"]):
+            unread.discard("message.tool_calls")
+            for position, call in enumerate(delta["tool_calls"]):
+                unread |= {f"message.tool_calls.{key}" for key in self._gather(index, call, position)}
+        reason = choice.get("finish_reason")
+        if isinstance(reason, str):
+            self._finished.append(Finish(index, reason if reason in FINISH_REASONS else "stop"))
+            unread |= set() if reason in FINISH_REASONS else {"finish_reason"}
+        yield from self._withhold(where, unread)
 
-    def _gather(self, choice: int, fragment: Mapping[str, Any], index: int) -> None:
-        whole = self._calls.setdefault((choice, index), {"id": "", "type": "function", "function": {}})
-        for key, value in fragment.items():
-            if key == "function" and isinstance(value, Mapping):
-                for name, text in value.items():
-                    if isinstance(text, str):
-                        whole["function"][name] = whole["function"].get(name, "") + readable(text)
-            elif key in ("id", "type") and isinstance(value, str) and value:
-                whole[key] = value
+    def _gather(self, choice: int, fragment: Mapping[str, Any], position: int) -> set[str]:
+        """Add a fragment to its call; return the names of what is not part of a call as the API knows it."""
+        index = fragment.get("index", position)
+        if not isinstance(index, int):
+            raise ValueError("a tool call has no whole-number index")
+        call = self._calls.setdefault(
+            (choice, index), {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+        )
+        function = fragment.get("function")
+        known = function if isinstance(function, Mapping) else {}
+        for key in ("name", "arguments"):
+            if isinstance(known.get(key), str):
+                call["function"][key] += readable(known[key])
+        if isinstance(fragment.get("id"), str):
+            call["id"] = readable(fragment["id"]) or call["id"]
+        left = {key for key, value in fragment.items() if key not in ("index", "id", "type", "function") and value}
+        left |= {
+            f"function.{k}" for k, v in known.items() if v and not (k in ("name", "arguments") and isinstance(v, str))
+        }
+        if fragment.get("type") not in (None, "function"):
+            left.add("type")
+        return left
+
+    def _withhold(self, prefix: str, names: Iterable[str]) -> Iterator[Withheld]:
+        for where in sorted(f"{prefix}{readable(name)}" for name in names):
+            if where not in self._withheld:
+                self._withheld.add(where)
+                yield Withheld(where, "no check reads this field of a reply; it was withheld")
 
 
-def _sift(fields: Mapping[str, Any], plain: frozenset[str], prefix: str) -> tuple[dict[str, Any], list[Withheld]]:
-    """Part fields that hold no text from those that do: the second kind is not passed on."""
-    kept, withheld = {}, []
-    for key, value in fields.items():
-        if all((key in plain and is_identifier(text)) or not text for _, text in leaves(value)):
-            kept[key] = value
-        else:
-            withheld.append(Withheld(f"{prefix}{key}", "no check reads this field of a reply; it was withheld"))
-    return kept, withheld
+def _is_plain(key: str, value: Any) -> bool:
+    """Whether a field of a reply holds no words: numbers by name, or one name where a name belongs."""
+    if not _NAME.match(key):
+        return False
+    if isinstance(value, Mapping):
+        return all(_is_plain(name, item) for name, item in value.items())
+    if isinstance(value, str):
+        return key in NAMES_OF_REPLY and is_identifier(value)
+    return value is None or isinstance(value, bool | int | float)
 
 
 class Renderer:

@@ -4,10 +4,11 @@ Follows the API reference as the `openai` Python package types it (`types/modera
 beside its thirteen as further keys.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ringfence.guard.exchange import Exchange, Kind, Part, Subject
+from ringfence.guard.exchange import Exchange, Kind, Part
 from ringfence.policies.decide import decide
 from ringfence.policies.types import Action, Finding, Policy, Stage
 from ringfence.proxy.wire.body import BadRequest
@@ -39,7 +40,7 @@ The guard does not tell the empty ones from their parents: they stay at 0, and `
 """
 
 
-def read_request(body: dict[str, Any], subject: Subject) -> tuple[Exchange, Groups]:
+def read_request(body: dict[str, Any]) -> tuple[Exchange, Groups]:
     """Return the exchange, and for each result the indices of the parts that it is about.
 
     Raises:
@@ -68,23 +69,29 @@ def read_request(body: dict[str, Any], subject: Subject) -> tuple[Exchange, Grou
     if not isinstance(model, str):
         raise BadRequest("model must be a string", param="model")
     results = [[i] for i in range(len(parts))] if isinstance(items[0], str) else [list(range(len(parts)))]
-    return Exchange(dialect=DIALECT, model=model, request=parts, subject=subject), results
+    return Exchange(dialect=DIALECT, model=model, request=parts), results
 
 
 def write_results(exchange: Exchange, policy: Policy, findings: Sequence[Finding], groups: Groups) -> dict[str, Any]:
     """Return the answer: one result for each group of parts, flagged where the policy would block that group."""
+    by_part: dict[int, list[Finding]] = defaultdict(list)
+    everywhere = [f for f in findings if not f.spans]  # a check that could not answer speaks of every part
+    for finding in findings:
+        for part in {span.part for span in finding.spans}:
+            by_part[part].append(finding)
     return {
         "id": f"modr-{exchange.id}",
         "model": exchange.model,
-        "results": [_result(exchange, policy, findings, set(group)) for group in groups],
+        "results": [
+            _result(exchange, policy, [*everywhere, *(f for part in group for f in by_part[part])], group)
+            for group in groups
+        ],
     }
 
 
-def _result(exchange: Exchange, policy: Policy, findings: Sequence[Finding], group: set[int]) -> dict[str, Any]:
-    # A finding without a span is a check that could not answer: it speaks of every part.
-    own = [f for f in findings if not f.spans or any(span.part in group for span in f.spans)]
+def _result(exchange: Exchange, policy: Policy, own: Sequence[Finding], group: Sequence[int]) -> dict[str, Any]:
     scores = {name: max((_score(own, source) for source in sources), default=0.0) for name, sources in SOURCES.items()}
-    scores |= {f"ringfence/{f.category}": _score(own, f.category) for f in own if f.spans and f.check != "guard"}
+    scores |= {f"ringfence/{category}": _score(own, category) for category in {f.category for f in own if f.spans}}
     read = ["text"] if any(exchange.request[i].kind is Kind.TEXT for i in group) else []
     return {
         "flagged": decide(policy, Stage.INPUT, own).action is Action.BLOCK,
