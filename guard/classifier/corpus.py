@@ -1,0 +1,505 @@
+"""From a folder of labelled texts to training examples. Knows what each source's labels mean; knows nothing of tensors.
+
+A pool is a folder of `NAME/*.jsonl.gz` with rows `{id, text, response, prompt_label, response_label, category, attack,
+refusal, source, lang}`. The same `prompt_label` says "harmful request" in one source, "attack" in the next and "hateful
+statement" in a third, so `SOURCES` says for each what it means, under which licence it comes and what it is for.
+"""
+
+import re
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from random import Random
+
+from ringfence.guard.classifier.heads import HAZARDS
+from ringfence.guard.classifier.rows import Row, read_rows
+
+OWN_DATA = Path(__file__).parent / "data"
+DOUBTFUL = 0.3
+"""Weight of a label that is inferred rather than annotated."""
+
+REPORTED = 300
+"""Of a report source, at most so many of either label are measured."""
+
+SPARE = 100
+"""Of what a training source's cap leaves over, at most so many of either label calibrate."""
+
+
+class Use(StrEnum):
+    """What a source is for. A source never serves two ends, so no figure is reported on what it was tuned on."""
+
+    TRAIN = "train"
+    CALIBRATE = "calibrate"
+    REPORT = "report"
+
+
+class Recipe(StrEnum):
+    """Which licences may teach the weights: those that allow commercial use, or all."""
+
+    SHIPPED = "shipped"
+    EVERYTHING = "everything"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One text with the heads it teaches.
+
+    Attributes:
+        text: what is judged: a prompt, a statement, or, where `prompt` is set, the response to it.
+        prompt: None where the text stands alone; empty where a response's prompt is unknown.
+        labels: head → 0 or 1; a head that is missing learns nothing from this row.
+        doubt: heads whose label is inferred; they count `DOUBTFUL`.
+        family: rows of one family come from one project and never stand on both sides of a split.
+    """
+
+    text: str
+    labels: Mapping[str, float]
+    family: str
+    prompt: str | None = None
+    doubt: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file of the pool.
+
+    Attributes:
+        file: relative to the pool, without `.jsonl.gz`.
+        read: turns one row into examples.
+        licence: as its SOURCES entry states it.
+        free: whether that licence allows commercial use of what is learnt.
+        caps: most examples kept with a positive and with a negative first label.
+    """
+
+    file: str
+    read: Callable[[Row], Iterable[Example]]
+    licence: str
+    free: bool = True
+    use: Use = Use.TRAIN
+    caps: tuple[int, int] = (1000, 1000)
+    family: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Examples by what they are for, and what they were made from."""
+
+    train: Sequence[Example]
+    calibrate: Sequence[Example]
+    report: Mapping[str, Sequence[Example]]
+    licences: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_corpus(
+    pool: Path, recipe: Recipe, *, seed: int = 13, own: Path = OWN_DATA, sources: Sequence[Source] | None = None
+) -> Corpus:
+    """Read the pool and the project's own rows, drop duplicates, cap each source, and split by source.
+
+    Sources that the recipe may not learn from become report sources. Calibration has sources of its own, and of the
+    training sources some of the rows that their caps leave over: the one says what unseen text does, the other keeps
+    hard sources from passing for the ordinary.
+
+    Raises:
+        RowError: the pool lacks a source, or a line cannot be read.
+    """
+    random = Random(seed)  # noqa: S311
+    by_use: dict[Use, list[Example]] = {Use.TRAIN: [], Use.CALIBRATE: []}
+    report: dict[str, list[Example]] = defaultdict(list)
+    licences: dict[str, str] = {}
+    for source in sources or SOURCES:
+        examples = [example for _, row in read_rows(pool / f"{source.file}.jsonl.gz") for example in source.read(row)]
+        family = source.family or source.file.split("/")[0]
+        examples = [replace(example, family=family) for example in examples]
+        reported = source.use is Use.REPORT or not (source.free or recipe is Recipe.EVERYTHING)
+        caps = (min(source.caps[0], REPORTED), min(source.caps[1], REPORTED)) if reported else source.caps
+        examples, spare = cap(distinct(examples), caps, random)
+        if reported:
+            report[family].extend(examples)
+        else:
+            by_use[source.use].extend(examples)
+            if source.use is Use.TRAIN:
+                licences[source.file] = source.licence
+                by_use[Use.CALIBRATE].extend(spare)
+    own_train, own_calibrate = load_own(own)
+    by_use[Use.TRAIN].extend((*own_train, *noise(random)))
+    by_use[Use.CALIBRATE].extend(own_calibrate)
+    if own_train:
+        licences["guard/classifier/data"] = "Apache-2.0"
+    kept = {sketch(example) for examples in (by_use[Use.CALIBRATE], *report.values()) for example in examples}
+    train = [example for example in distinct(by_use[Use.TRAIN]) if sketch(example) not in kept]
+    random.shuffle(train)
+    return Corpus(train, distinct(by_use[Use.CALIBRATE]), report, licences)
+
+
+def load_own(folder: Path) -> tuple[list[Example], list[Example]]:
+    """Read the project's own rows; one block of ten in nine is kept for calibration.
+
+    Blocks, because rows that belong together (a matched pair, one aim in several wordings) stand next to each other
+    and must not be parted. A row made from another goes where that one goes.
+    """
+    train: list[Example] = []
+    calibrate: list[Example] = []
+    for path in sorted((*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz"))):
+        for _, row in read_rows(path):
+            family = f"own_{path.name.split('.')[0]}"
+            file, _, number = (row.get("made_from") or row["id"]).rpartition("-")
+            block = zlib.crc32(f"{file}.jsonl/{(int(number) - 1) // 10}".encode())
+            examples = [replace(example, family=family) for example in own_rows(row)]
+            (calibrate if block % 9 == 0 else train).extend(examples)
+    return train, calibrate
+
+
+def noise(random: Random, count: int = 200) -> Iterator[Example]:
+    """Make texts without words, of which nothing should be said: digits, punctuation, symbols, keys mashed."""
+    alphabets = (
+        "0123456789 ",
+        "!?.,;:-_()[]{} ",
+        "asdfghjkl qwertyuiop",
+        "🙂🎉👍🌧️ ",
+        "abcdefghijklmnopqrstuvwxyz0123456789",
+        "字漢試 ",
+    )
+    for index in range(count):
+        text = "".join(random.choices(alphabets[index % len(alphabets)], k=random.randint(1, 120)))
+        response = index % 3 == 0
+        tasks = ("response_harm", "refusal") if response else ("prompt_harm",)
+        labels = dict.fromkeys((*tasks, "attack", "toxicity"), 0.0)
+        yield Example(text, labels, "own_noise", prompt="" if response else None)
+
+
+# What the labels of a source mean. Each reader names the heads that it teaches, and no others.
+
+
+def requests(row: Row, *, attack: float | None = 0.0, doubt: Iterable[str] = ()) -> Iterable[Example]:
+    """Read `prompt_label` as: the request is harmful."""
+    harm = row["prompt_label"]
+    if harm is None or not row["text"].strip():
+        return
+    labels = {"prompt_harm": float(harm)}
+    if attack is not None:
+        labels["attack"] = attack
+    if not harm:
+        labels["toxicity"] = 0.0
+    else:
+        labels |= hazard_labels(hazards_of(row))
+    yield Example(row["text"], labels, "", doubt=frozenset(doubt))
+
+
+def mixed_requests(row: Row) -> Iterable[Example]:
+    """Read a harm label on a source that mixes plain and adversarial requests without saying which."""
+    return requests(row, attack=None)
+
+
+def jailbroken_requests(row: Row) -> Iterable[Example]:
+    """Read harmful requests, each in a jailbreak's dress."""
+    return requests(row, attack=1.0)
+
+
+def chat_labels(row: Row) -> Iterable[Example]:
+    """Read human labels of real chats: harm of the prompt, and whether it is a jailbreak."""
+    return requests(row, attack=float(row["attack"] is not None))
+
+
+def attacks(row: Row) -> Iterable[Example]:
+    """Read `prompt_label` as: the text is an attack. What it asks for may be harmless, so positives teach no harm."""
+    attack = float(row["prompt_label"])
+    yield Example(row["text"], {"attack": attack} | ({} if attack else {"prompt_harm": 0.0}), "")
+
+
+def statements(row: Row) -> Iterable[Example]:
+    """Read `prompt_label` as: the statement is toxic."""
+    if row["prompt_label"] is None:
+        return
+    toxic = float(row["prompt_label"])
+    labels = {"toxicity": toxic, "attack": 0.0} | ({} if toxic else {"prompt_harm": 0.0})
+    yield Example(row["text"], labels, "", doubt=frozenset({"prompt_harm"}))
+
+
+def hate_statements(row: Row) -> Iterable[Example]:
+    """Read `prompt_label` as: the statement is hateful, which a guard calls harm too, though nothing is asked."""
+    for example in statements(row):
+        hateful = {"prompt_harm": 1.0, **hazard_labels(["S10"])} if example.labels["toxicity"] else {}
+        yield replace(example, labels={**example.labels, **hateful}, doubt=example.doubt | set(hateful))
+
+
+def toxic_only(row: Row) -> Iterable[Example]:
+    """Read a set whose non-toxic rows were merely left unmarked."""
+    return (example for example in statements(row) if example.labels["toxicity"])
+
+
+def responses(row: Row) -> Iterable[Example]:
+    """Read `response_label` as: the response does harm; and `refusal` where it stands."""
+    labels: dict[str, float] = {}
+    if row["response_label"] is not None:
+        labels["response_harm"] = float(row["response_label"])
+    if row["refusal"] is not None:
+        labels["refusal"] = float(row["refusal"])
+    if row["response"] and labels:
+        yield Example(row["response"], labels, "", prompt=row["text"])
+
+
+def jailbreak_responses(row: Row) -> Iterable[Example]:
+    """Read responses to jailbreaks, with a refusal label inferred from how they open."""
+    for example in responses(row):
+        opening = REFUSAL.search(example.text[:160])
+        if opening is None or not example.labels["response_harm"]:
+            labels = {**example.labels, "refusal": float(opening is not None)}
+            yield replace(example, labels=labels, doubt=frozenset({"refusal"}))
+
+
+def held_out_question(row: Row) -> bool:
+    """Tell whether a question is among the fifth kept for calibration: both files ask the same hundred questions."""
+    return zlib.crc32(row["text"].encode()) % 5 == 0
+
+
+def jailbreak_responses_to_train(row: Row) -> Iterable[Example]:
+    """Read `jailbreak_responses` to the questions that are not held out."""
+    return () if held_out_question(row) else jailbreak_responses(row)
+
+
+def jailbreak_responses_held_out(row: Row) -> Iterable[Example]:
+    """Read `jailbreak_responses` to the held-out questions."""
+    return jailbreak_responses(row) if held_out_question(row) else ()
+
+
+def answered_requests(row: Row) -> Iterable[Example]:
+    """Read harmless instructions with a harmless answer: the prompt alone, and the pair."""
+    yield from requests(row)
+    for example in responses(row):
+        yield replace(example, labels={**example.labels, "toxicity": 0.0, "attack": 0.0})
+
+
+def chat_turns(row: Row) -> Iterable[Example]:
+    """Read harmless conversations `{"messages": [...]}`: the first prompt and its answer."""
+    said = [message["content"] for message in row["messages"] if message["role"] in ("user", "assistant")]
+    if said and said[0].strip():
+        yield Example(said[0], {"prompt_harm": 0.0, "attack": 0.0, "toxicity": 0.0}, "")
+    if len(said) > 1 and said[1].strip():
+        harmless = {"response_harm": 0.0, "refusal": 0.0, "toxicity": 0.0, "attack": 0.0}
+        yield Example(said[1], harmless, "", prompt=said[0])
+
+
+def own_rows(row: Row) -> Iterable[Example]:
+    """Read the project's own rows, in which each label means what its name says.
+
+    `attack` is "none", "jailbreak" or "injection"; `categories` lists MLCommons hazards of the harmful text.
+    """
+    harmful = row.get("prompt_label")
+    response = row.get("response")
+    attack = row.get("attack")
+    labels: dict[str, float] = {}
+    if harmful is not None:
+        labels["prompt_harm"] = float(harmful)
+        if not harmful:
+            labels["toxicity"] = 0.0
+    if attack is not None:
+        labels["attack"] = float(attack not in ("none", 0, False))
+    if harmful and row.get("categories"):
+        labels |= hazard_labels(row["categories"])
+    if labels and row["text"].strip():
+        yield Example(row["text"], labels, "")
+    if response:
+        answer = {"attack": 0.0}  # an answer says what it says; it gives no orders
+        if row.get("response_label") is not None:
+            answer["response_harm"] = float(row["response_label"])
+        if row.get("refusal") is not None:
+            answer["refusal"] = float(row["refusal"])
+        if row.get("response_label") and row.get("categories"):
+            answer |= hazard_labels(row["categories"])
+        if not row.get("response_label"):
+            answer["toxicity"] = 0.0
+        yield Example(response, answer, "", prompt=row["text"], doubt=frozenset({"attack", "toxicity"}))
+
+
+def hazard_labels(present: Iterable[str]) -> dict[str, float]:
+    """Label every hazard, given those that are present; nothing where none is known."""
+    found = {name for name in present if name in HAZARDS}
+    return {name: float(name in found) for name in HAZARDS} if found else {}
+
+
+def hazards_of(row: Row) -> list[str]:
+    """Translate a source's own topic into MLCommons hazards."""
+    topic = str(row.get("category") or "")
+    return [hazard for pattern, hazard in TOPICS if re.search(pattern, topic)]
+
+
+TOPICS = (
+    (
+        r"terrorism|^violence$|Violence & incitement|Terrorism|Assault|Physical abuse|Human Trafficking|Gender-based",
+        "S1",
+    ),
+    (r"^fraud$|Fraud|Theft|theft|scam|Scam|Counterfeit|Phishing|Illegal Activity\|(Drug|Cyber|Weapon)|Economic", "S2"),
+    (r"Substance abuse|Property crime|Animal abuse|Cyberbullying|Bullying|False advertising|Malware", "S2"),
+    (r"Sexual exploitation & human", "S3"),
+    (r"pornography_sexual_minors|Child Abuse\|(Content|Online)|Child abuse", "S4"),
+    (r"Tailored Financial|Unsafe practices", "S6"),
+    (r"Privacy Violation|Soliciting personally|Identity theft", "S7"),
+    (r"Intellectual property", "S8"),
+    (r"Weapon making|Hazardous material|^\['Weapons", "S9"),
+    (r"^race$|^religion$|Racial|Religious intol|Hate speech|Discrimination", "S10"),
+    (r"^suicide$|[Ss]elf-harm", "S11"),
+    (r"Adult [Cc]ontent", "S12"),
+    (r"^politics$|Political misinformation|Election advertising", "S13"),
+    (r"Malware", "S14"),
+)
+
+REFUSAL = re.compile(
+    r"\b(i'?m sorry|i am sorry|i apologi[sz]e|sorry, (but )?i"
+    r"|i (can'?t|cannot|can not|won'?t|will not|am (not able|unable))|i'?m (not able|unable)"
+    r"|as an ai\b.{0,40}\b(not|cannot|can'?t))",
+    re.IGNORECASE,
+)
+
+MILD_TOPICS = re.compile(
+    r"^(Tailored Financial|Political Campaigning\|(Lobbying|Political activism|Partisan|Election))"
+)
+
+
+def pointed_requests(row: Row) -> Iterable[Example]:
+    """Read requests called harmful as a set, less the topics that are no hazard by themselves (pension planning)."""
+    return () if MILD_TOPICS.match(str(row.get("category") or "")) else requests(row, doubt=HAZARDS)
+
+
+def english_requests(row: Row) -> Iterable[Example]:
+    """Read the English rows only: the other languages come without one harmless row, and would all become harmful."""
+    return requests(row, doubt=HAZARDS) if row["lang"] == "en" else ()
+
+
+CC_BY, CC_BY_SA, CC_BY_NC, CC_BY_NC_SA = "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-NC-4.0", "CC-BY-NC-SA-4.0"
+NONE = "none stated"
+
+SOURCES = (
+    # requests
+    Source("wildguard_train_sample/train", mixed_requests, "ODC-BY", caps=(1600, 1800)),
+    Source("advbench/train", requests, "MIT", caps=(300, 0)),
+    Source("red_instruct/train", pointed_requests, "Apache-2.0", caps=(1300, 0)),
+    Source("multijail/train", english_requests, "MIT", caps=(300, 0)),
+    Source("sap200/train", jailbroken_requests, "Apache-2.0", caps=(480, 0)),
+    Source("wildjailbreak_eval/train", jailbroken_requests, "ODC-BY", caps=(1300, 0)),
+    Source("dolly_3k/train", answered_requests, CC_BY_SA, caps=(0, 3600)),
+    Source("chat/dolly_3k_plus", chat_turns, CC_BY_SA, caps=(0, 1000), family="dolly_3k"),
+    Source("chat/self_instruct_human", chat_turns, "Apache-2.0", caps=(0, 800), family="self_instruct"),
+    Source("chat/oasst_en_100", chat_turns, "Apache-2.0", caps=(0, 200), family="oasst"),
+    Source("chat/gsm8k_train", chat_turns, "MIT", caps=(0, 200), family="gsm8k"),
+    Source("cyberseceval/mitre_frr_train", requests, "MIT", caps=(0, 400)),
+    Source("awesome_chatgpt_prompts/train", requests, "CC0-1.0", caps=(0, 700)),
+    Source("aegis_train_sample/train", mixed_requests, CC_BY, use=Use.CALIBRATE),
+    # attacks
+    Source("inthewild_jailbreaks/train", attacks, "MIT", caps=(900, 0)),
+    Source("bipia/train", attacks, "MIT; contexts CC-BY-SA", caps=(500, 300)),
+    Source("cyberseceval/prompt_injection_train", attacks, "MIT", caps=(250, 0)),
+    Source("deepset_injections/train", attacks, "Apache-2.0", use=Use.CALIBRATE),
+    Source("deepset_injections/dev", attacks, "Apache-2.0", use=Use.CALIBRATE),
+    # statements
+    Source("davidson_hate/train", hate_statements, "MIT", caps=(500, 500)),
+    Source("vicomtech_hate/train", hate_statements, CC_BY_SA, caps=(500, 500)),
+    Source("hatemoji_build/train", hate_statements, CC_BY, caps=(700, 700)),
+    Source("toxigen_seeds/train", hate_statements, "MIT"),
+    Source("edos_sexism/train", statements, "CC0-1.0", caps=(400, 400)),
+    Source("toxic_spans/train", toxic_only, "CC0-1.0", caps=(400, 0)),
+    Source("wiki_context_toxicity/train", statements, "Apache-2.0; text CC-BY-SA", caps=(250, 500)),
+    Source("wiki_toxicity_testset/train", statements, "Apache-2.0", use=Use.CALIBRATE, caps=(300, 400)),
+    Source("surge_toxicity/train", statements, "MIT", use=Use.REPORT),
+    Source("hatecheck/dev", hate_statements, CC_BY, use=Use.REPORT),
+    # responses
+    Source("gptfuzz_responses/train", jailbreak_responses_to_train, "MIT", caps=(1000, 1000)),
+    Source("gptfuzz_responses/train", jailbreak_responses_held_out, "MIT", use=Use.CALIBRATE, caps=(400, 400)),
+    Source("gptfuzz_responses/dev", jailbreak_responses_held_out, "MIT", use=Use.CALIBRATE, caps=(200, 200)),
+    Source("dices/train", responses, CC_BY, use=Use.REPORT),
+    Source("dices/dev", responses, CC_BY, use=Use.REPORT),
+    # for the eye only: never learnt from, by either recipe
+    Source("toxicchat/train", chat_labels, CC_BY_NC, free=False, use=Use.REPORT, caps=(300, 2200)),
+    Source("beavertails_train_sample/train", requests, CC_BY_NC, free=False, use=Use.REPORT),
+    Source("saferlhf_sample/train", responses, CC_BY_NC, free=False, use=Use.REPORT),
+    Source("oktest/train", requests, NONE, free=False, use=Use.REPORT),
+    Source("malicious_instruct/train", requests, NONE, free=False, use=Use.REPORT),
+    Source("orfuzz/user_study_train", answered_requests, NONE, free=False, use=Use.REPORT),
+    Source("promptshield/dev", attacks, NONE, free=False, use=Use.REPORT),
+    Source("tensor_trust/train", attacks, NONE, free=False, use=Use.REPORT, caps=(500, 0)),
+    # learnt from by the second recipe alone
+    Source("do_not_answer/train", responses, CC_BY_NC_SA, free=False, caps=(400, 1200)),
+    Source("safety_tuned_llamas/train", responses, CC_BY_NC, free=False, caps=(0, 1000)),
+    Source("s_eval/base_train", requests, CC_BY_NC_SA, free=False, caps=(1000, 0)),
+    Source("s_eval/attack_train", jailbroken_requests, CC_BY_NC_SA, free=False, caps=(800, 0)),
+    Source("jailjudge/train", jailbroken_requests, NONE, free=False, caps=(800, 0)),
+    Source("alpaca_prompts/train", requests, CC_BY_NC, free=False, caps=(0, 2500)),
+    Source("qualifire_injections/train", attacks, CC_BY_NC, free=False, caps=(1200, 1200)),
+    Source("tweeteval_offensive/test", statements, NONE, free=False),
+    Source("ethos/train", hate_statements, "GPL-3.0", free=False),
+    Source("fox_news_comments/train", statements, NONE, free=False),
+)
+
+
+def distinct(examples: Iterable[Example]) -> list[Example]:
+    """Keep the first of every group of near-duplicates."""
+    return list({sketch(example): example for example in reversed(list(examples))}.values())[::-1]
+
+
+def sketch(example: Example) -> tuple[bool, tuple[int, ...]]:
+    """Reduce an example to what near-duplicates share: the four smallest hashes of its word 4-grams.
+
+    Bottom-k sketch (Broder 1997); texts under eight words are compared word for word.
+    """
+    words = re.findall(r"\w+", f"{example.prompt or ''} {example.text}".lower())
+    if len(words) < 8:
+        return example.prompt is not None, (zlib.crc32(" ".join(words).encode()), len(words))
+    grams = {zlib.crc32(" ".join(words[i : i + 4]).encode()) for i in range(len(words) - 3)}
+    return example.prompt is not None, tuple(sorted(grams)[:4])
+
+
+def cap(examples: Sequence[Example], caps: tuple[int, int], random: Random) -> tuple[list[Example], list[Example]]:
+    """Draw at most so many examples whose first label is positive, and so many whose first label is negative.
+
+    Returns:
+        those drawn, and up to `SPARE` of either label that were not.
+    """
+    by_label: dict[bool, list[Example]] = {True: [], False: []}
+    for example in examples:
+        by_label[bool(next(iter(example.labels.values())))].append(example)
+    kept, spare = [], []
+    for label, limit in zip((True, False), caps, strict=True):
+        drawn = by_label[label]
+        random.shuffle(drawn)
+        kept.extend(drawn[:limit])
+        spare.extend(drawn[limit : limit + SPARE])
+    return kept, spare
+
+
+def style_weights(examples: Sequence[Example], head: str) -> list[float]:
+    """Weigh examples so that within one style neither label of `head` outweighs the other by much.
+
+    A style is a length and a way to open. Where every short "How can I" is harmful, a model learns the
+    opening; half the imbalance (its square root, within 3) is taken back here. Rows without the label get 1.
+    """
+    count: Counter[tuple[object, ...]] = Counter()
+    for example in examples:
+        if head in example.labels:
+            count[*style(example), example.labels[head]] += 1
+    weights = []
+    for example in examples:
+        if head not in example.labels:
+            weights.append(1.0)
+            continue
+        label = example.labels[head]
+        ratio = count[*style(example), 1 - label] / count[*style(example), label]
+        weights.append(min(max(ratio**0.5, 1 / 3), 3.0))
+    return weights
+
+
+def style(example: Example) -> tuple[object, ...]:
+    """Describe how a text looks, whatever it says."""
+    opening = re.match(r"\W*(\w+)", example.text.lower())
+    word = opening.group(1) if opening else ""
+    return example.prompt is not None, min(len(example.text).bit_length(), 11), word if word in OPENINGS else ""
+
+
+OPENINGS = frozenset(
+    re.findall(
+        r"\w+",
+        "how what why where when who is are can could should would give write create explain describe develop provide "
+        "generate tell imagine you i as act",
+    )
+)

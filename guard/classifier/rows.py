@@ -1,0 +1,41 @@
+"""Reads files of labelled texts, one JSON object a line, compressed or not. Knows nothing of what a row must hold."""
+
+import gzip
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+class RowError(ValueError):
+    """A file or a line cannot be read; the message begins with `FILE:line`."""
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """Yield each row of a `.jsonl` or `.jsonl.gz` file with `FILE:line`; empty lines are passed over.
+
+    Raises:
+        RowError: the file cannot be read, or a line is not one JSON object in UTF-8.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    where = f"{path}:{number}"
+                    yield where, parse(line, where)
+    except (OSError, EOFError) as error:
+        raise RowError(f"{path}: {error}") from error
+
+
+def parse(line: bytes, where: str) -> Row:
+    """Read one object."""
+    try:
+        row = json.loads(line.decode())
+    except ValueError as error:  # JSON and UTF-8 alike
+        raise RowError(f"{where}: {error}; one JSON object a line is expected, in UTF-8") from error
+    if not isinstance(row, dict):
+        raise RowError(f"{where}: one JSON object a line is expected, got {type(row).__name__}")
+    return row

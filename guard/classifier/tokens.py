@@ -1,0 +1,122 @@
+"""From a text to windows of token ids, each with the stretch of text it stands for. Knows no model and no score."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, normalizers
+
+WINDOW = 256
+"""Tokens the model reads at once, markers included. Longer texts are read in windows that overlap by a quarter."""
+
+PROMPT_TOKENS = 96
+"""Of the prompt beside a response, at most this much of its end is read."""
+
+READ_LIMIT = 1_000_000
+"""Code points of a text that are read at most: three quarters from its start, one from its end."""
+
+WINDOW_LIMIT = 512
+"""Windows of a text that are read at most, shared out alike; bounds the time that one text can take."""
+
+START, END = 101, 102  # [CLS], [SEP] of BERT's vocabulary
+SURROGATE = re.compile("[\ud800-\udfff]")
+INVISIBLE = "[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e007f]"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What the model reads at once.
+
+    Attributes:
+        ids: token ids, at most `WINDOW`.
+        kinds: 0 where a token belongs to the prompt or to a text that stands alone, 1 in a response.
+        start, end: the code points of the judged text that the window covers.
+        empty: no token of the judged text is in it; there is none, or none that shows.
+    """
+
+    ids: tuple[int, ...]
+    kinds: tuple[int, ...]
+    start: int
+    end: int
+    empty: bool = False
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Load a tokenizer that cuts nothing off and pads nothing."""
+    tokenizer: Tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def hardened(tokenizer: Tokenizer) -> Tokenizer:
+    """Make a BERT tokenizer see through letters in disguise; offsets still count the text as it came.
+
+    Compatibility forms (fullwidth, mathematical, circled letters) become plain ones, and characters that do not
+    show are dropped, so that they cannot split a word.
+    """
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Replace(Regex(INVISIBLE), ""), normalizers.BertNormalizer(lowercase=True)]
+    )
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def cut(tokenizer: Tokenizer, text: str, prompt: str | None = None) -> tuple[list[Window], bool]:
+    """Cut a text, or a response with its prompt, into windows that overlap.
+
+    Returns:
+        the windows in the order of the text, at least one, and whether some of the text is in none of them.
+    """
+    text = SURROGATE.sub("\ufffd", text)
+    pieces, cut_off = ends(text, READ_LIMIT)
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] = []
+    for at, piece in pieces:
+        encoding = tokenizer.encode(piece, add_special_tokens=False)
+        ids.extend(encoding.ids)
+        offsets.extend((start + at, end + at) for start, end in encoding.offsets)
+    head = [START]
+    if prompt is not None:
+        tail = SURROGATE.sub("\ufffd", prompt[-PROMPT_TOKENS * 32 :])
+        head += [*tokenizer.encode(tail, add_special_tokens=False).ids[-PROMPT_TOKENS:], END]
+    room = WINDOW - len(head) - 1
+    starts = list(strides(len(ids), room))
+    kept, skipped = ends(starts, WINDOW_LIMIT)
+    windows = [
+        frame(head, ids[at : at + room], prompt is not None, *span(offsets[at : at + room], len(text)))
+        for _, some in kept
+        for at in some
+    ]
+    return windows, cut_off or skipped
+
+
+def strides(length: int, room: int) -> Iterator[int]:
+    """Yield where windows start; the last one ends where the tokens end."""
+    yield 0
+    step = room * 3 // 4
+    for start in range(step, length - room + step, step):
+        yield min(start, length - room)
+
+
+def ends(whole: Any, limit: int) -> tuple[list[tuple[int, Any]], bool]:
+    """Keep the first three quarters and the last quarter of what is longer than `limit`, each with its index."""
+    if len(whole) <= limit:
+        return [(0, whole)], False
+    first, last = limit * 3 // 4, len(whole) - limit // 4
+    return [(0, whole[:first]), (last, whole[last:])], True
+
+
+def span(offsets: Sequence[tuple[int, int]], length: int) -> tuple[int, int]:
+    """Return the code points that tokens cover; the whole text where there are none."""
+    return (offsets[0][0], offsets[-1][1]) if offsets else (0, length)
+
+
+def frame(head: Sequence[int], body: Sequence[int], response: bool, start: int, end: int) -> Window:
+    """Put the markers around the tokens of one window."""
+    ids = (*head, *body, END)
+    kinds = (0,) * len(head) + (int(response),) * (len(body) + 1)
+    return Window(ids, kinds, start, end, empty=not body)
