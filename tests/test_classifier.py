@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -127,6 +128,15 @@ def test_harm_at_the_end_of_a_long_text_is_found_and_its_span_holds_it(scorer):
     assert end == len(text)
     assert start > len(text) // 2
     assert not scores.truncated
+
+
+def test_windows_of_a_long_text_leave_nothing_out(scorer):
+    text = "The garden was quiet and the tea was warm. " * 150 + REQUEST
+    windows, cut_off = cut(load_tokenizer(WEIGHTS / TOKENIZER), text)
+    assert not cut_off
+    assert windows[0].start == 0
+    assert windows[-1].end == len(text)
+    assert all(later.start <= earlier.end for earlier, later in pairwise(windows))
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:8]))

@@ -122,7 +122,7 @@ def _say_what_to_type(url: str, model: str, service: Service) -> None:
         )
     )
     for what, prompt in TRY.items():
-        body = json.dumps({"model": model, "messages": [{"role": "user", "content": prompt}]})
+        body = json.dumps({"model": model, "max_tokens": 80, "messages": [{"role": "user", "content": prompt}]})
         console.print(f"# {what}", style="dim")
         console.print(f"curl -s {url}/v1/chat/completions -d '{body}'\n", markup=False)
     console.print("# what was decided, and why", style="dim")

@@ -1,11 +1,15 @@
 """`ringfence train`: make the guard's weights."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ringfence.guard.classifier.page import to_markdown
+from ringfence.guard.classifier.scorer import WEIGHTS
 
 app = typer.Typer(no_args_is_help=True, help="Make the guard's weights anew.")
 
@@ -55,3 +59,9 @@ def guard(
         typer.echo(f"ringfence train guard: {error}", err=True)
         raise typer.Exit(2) from None
     typer.echo(f"weights, calibration and card: {out}")
+
+
+@app.command()
+def card() -> None:
+    """Print what is known of the shipped weights: how they do on sources they never saw, and what they learnt from."""
+    typer.echo(to_markdown(json.loads((WEIGHTS / "card.json").read_text())), nl=False)
