@@ -156,6 +156,7 @@ class Exchange:
         request: the parts of the request, in wire order.
         reply: the parts of the reply as far as they were judged, before rewriting.
         timings: seconds by step (`input_s`, `upstream_first_s`, `output_s`, `total_s`).
+        receipt: `SEQ:HASH` of its record; empty while there is none.
         error: what went wrong outside judging: upstream failure, disconnect. None where nothing did.
         revisions: sha256 of what produced the reply (`engine`) and the scores (by check).
     """
@@ -173,6 +174,7 @@ class Exchange:
     timings: dict[str, float] = field(default_factory=dict)
     revisions: dict[str, str] = field(default_factory=dict)
     error: str | None = None
+    receipt: str = ""
 
     @property
     def prompt(self) -> str:

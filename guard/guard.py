@@ -148,12 +148,14 @@ class Guard:
         if self.store is None:
             return None
         try:
-            return self.store.append(record_of(exchange, text=self.policy.audit.text))
+            receipt = self.store.append(record_of(exchange, text=self.policy.audit.text))
         except StoreError:
             if self.policy.audit.required:
                 raise
             log.exception("exchange %s is not on record", exchange.id)
             return None
+        exchange.receipt = str(receipt)
+        return receipt
 
 
 class ReplyGuard:

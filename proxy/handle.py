@@ -48,8 +48,8 @@ async def handle(
         exchange.timings["total_s"] = perf_counter() - started
         with CancelScope(shield=True):
             await to_thread.run_sync(reply.finish)
-            receipt = await to_thread.run_sync(guard.record, exchange)
-        return Recorded(receipt)
+            await to_thread.run_sync(guard.record, exchange)
+        return Recorded()
 
     try:
         decision = await to_thread.run_sync(guard.judge_request, exchange)

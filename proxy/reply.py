@@ -4,7 +4,6 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ringfence.guard.audit.record import Receipt
 from ringfence.guard.exchange import Exchange, Kind, Path
 from ringfence.policies.types import Decision
 
@@ -74,8 +73,6 @@ class Stopped:
 @dataclass(frozen=True, slots=True)
 class Recorded:
     """The exchange is on record; comes after every text and before the first `Finish`."""
-
-    receipt: Receipt | None
 
 
 Released = Event | Stopped | Recorded

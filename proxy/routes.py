@@ -73,11 +73,11 @@ def add_routes(app: FastAPI, service: Service) -> None:
             raise
         finally:
             exchange.timings["total_s"] = perf_counter() - started
-            receipt = await to_thread.run_sync(service.guard.record, exchange)
+            await to_thread.run_sync(service.guard.record, exchange)
         answer = await to_thread.run_sync(
             openai_moderations.write_results, exchange, service.policy, decision.findings, groups
         )
-        return JSONResponse(answer, headers=_headers(exchange, service) | _receipt(Recorded(receipt)))
+        return JSONResponse(answer, headers=_headers(exchange, service))
 
     @api.get("/v1/models")
     async def models(request: Request) -> Response:
@@ -133,22 +133,20 @@ async def _recorded_if_bad(service: Service, dialect: str, read: Callable[[], Aw
     except BadRequest as error:
         failed = Exchange(dialect=dialect, model="", request=[], error=f"BadRequest: {error.message}")
         await to_thread.run_sync(service.guard.record, failed)
+        error.headers = _headers(failed, service)
         raise
 
 
 async def _whole(
     exchange: Exchange, events: AsyncGenerator[Released, None], renderer: openai_chat.Renderer, service: Service
 ) -> Response:
-    receipt: Headers = {}
     try:
         async with aclosing(events) as released:
             async for event in released:
                 renderer.collect(event)
-                if isinstance(event, Recorded):
-                    receipt = _receipt(event)
     except EXPECTED as error:
         return _failed(error, exchange, service)
-    return JSONResponse(renderer.body(), headers=_headers(exchange, service) | receipt)
+    return JSONResponse(renderer.body(), headers=_headers(exchange, service))
 
 
 async def _streamed(
@@ -219,7 +217,7 @@ async def _while_there(request: Request, work: Callable[[], Awaitable[T]]) -> T 
 
 def _frames(renderer: openai_chat.Renderer, event: Released, exchange: Exchange, service: Service) -> Iterator[bytes]:
     if isinstance(event, Recorded):
-        yield _comment(_headers(exchange, service) | _receipt(event))
+        yield _comment(_headers(exchange, service))
     for chunk in renderer.chunks(event):
         yield _frame(chunk)
 
@@ -246,13 +244,10 @@ def _headers(exchange: Exchange, service: Service) -> Headers:
         strongest = max((d.action for d in exchange.decisions), key=lambda action: action.strength)
         rules = dict.fromkeys(rule for d in exchange.decisions for rule in (*d.rules, *d.logged))
         headers |= {"x-ringfence-action": strongest.value, "x-ringfence-rules": ",".join(rules)}
+    if exchange.receipt:
+        headers["x-ringfence-receipt"] = exchange.receipt
     counts = {status: sum(c.status is status for c in exchange.coverage) for status in Judged}
     return headers | {"x-ringfence-coverage": " ".join(f"{status}={n}" for status, n in counts.items())}
-
-
-def _receipt(recorded: Recorded) -> Headers:
-    receipt = recorded.receipt
-    return {} if receipt is None else {"x-ringfence-receipt": f"{receipt.seq}:{receipt.hash}"}
 
 
 def _store_problem(store: Store) -> str | None:
@@ -272,7 +267,7 @@ def _described(error: Exception) -> tuple[int, dict[str, Any], Headers]:
             return 400, body, RETRY_IS_USELESS
         case BadRequest():
             body = openai_chat.error_body(error.message, kind=invalid, code=error.code, param=error.param)
-            return error.status, body, RETRY_IS_USELESS
+            return error.status, body, error.headers | RETRY_IS_USELESS
         case TooLong():
             return (
                 400,

@@ -84,7 +84,7 @@ def show_record(
     if as_json:
         _print_json([kept])
     else:
-        Console().print(_page(kept))
+        Console(soft_wrap=True).print(_page(kept))
     if kept.body is None:
         raise typer.Exit(1)
 
@@ -102,7 +102,7 @@ def verify(
 
     Exit status: 0 where all is as it was written, 1 where something is not, 2 where there is no log to verify.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     try:
         receipt = None if expect is None else parse_receipt(expect)
         with Console(stderr=True).status(f"reading {db} …"):

@@ -84,7 +84,7 @@ def _as_json(decision: Decision, latency_ms: float) -> dict[str, object]:
 
 
 def _show(decision: Decision, text: str, latency_ms: float) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)  # a text is shown as it is, not as wide as the screen
     style = STYLE[decision.action]
     rules = f" by {', '.join(decision.rules)}" if decision.rules else ""
     console.print(f"[bold {style}]{decision.action}[/]{rules}  [dim]{latency_ms:.1f} ms[/]")

@@ -23,11 +23,13 @@ class BadRequest(ValueError):
         param: the field, as `messages[0].content`; None where no one field is to blame.
         code: the API's word for it.
         status: HTTP status.
+        headers: for the answer: where the failed exchange is on record.
     """
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
         super().__init__(message)
         self.message, self.param, self.code, self.status = message, param, code, status
+        self.headers: dict[str, str] = {}
 
 
 def read_object(raw: bytes) -> dict[str, Any]:
