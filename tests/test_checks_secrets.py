@@ -97,7 +97,7 @@ HOOK = "T0AB12CD3/" + "B0AB12CD3/" + drawn(24)
         ("Authorization: Basic YWxhZGRpbjpvcGVuc2VzYW1l", "basic_auth", "YWxhZGRpbjpvcGVuc2VzYW1l"),
         ("postgres://admin:s3cr3tPw@db.example.com:5432/x", "password", "s3cr3tPw"),
         ("redis://:hunter2hunter2@10.0.0.1", "password", "hunter2hunter2"),
-        ('password = "tr0ub4dor&3"', "password", "tr0ub4dor"),
+        ('password = "tr0ub4dor&3"', "password", "tr0ub4dor&3"),
         ("Server=db;Pwd=tr0ub4dor3;", "password", "tr0ub4dor3"),
         ("my password is hunter2", "password", "hunter2"),
     ],

@@ -334,6 +334,14 @@ def test_another_sites_page_cannot_spend_the_operators_key(proxy: Proxy) -> None
     assert httpx.post(f"{proxy.url}/v1/chat/completions", json=body, headers={"origin": proxy.url}).status_code == 200
 
 
+def test_every_answer_names_its_record(proxy: Proxy) -> None:
+    for response in (proxy.ask("say: hi"), proxy.ask("a bomb"), proxy.ask("die: x"), proxy.post(b"{"), proxy.post({})):
+        seq, digest = response.headers["x-ringfence-receipt"].split(":")
+        kept = proxy.store.get(response.headers["x-ringfence-exchange"])
+        assert kept is not None
+        assert (kept.seq, kept.hash) == (int(seq), digest)
+
+
 def test_an_upstream_that_fails_at_once_keeps_its_status_in_a_stream(proxy: Proxy) -> None:
     assert proxy.ask("fail: 503", stream=True).status_code == 503
 

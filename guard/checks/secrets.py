@@ -184,7 +184,8 @@ FORMATS = (
     _row(
         "password",
         "password in an assignment",
-        rf"(?:password|passwd|passphrase|pwd){_IS}([^\s\"'`,;&]{{6,128}})",
+        # Punctuation is part of a password, but for what ends a sentence: half of one is most of one.
+        rf"(?:password|passwd|passphrase|pwd){_IS}([^\s\"'`]{{5,127}}[^\s\"'`,;.!?)}}\]])",
         NAMED,
         is_password,
         flags=re.IGNORECASE,
