@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringfence.guard.check import Passage
-from ringfence.guard.checks.classifier import ClassifierCheck
+from ringfence.guard.checks.classifier import ClassifierCheck, unaddressed
 from ringfence.guard.classifier.heads import HAZARDS, HEADS, TASKS
 from ringfence.guard.classifier.scorer import TOKENIZER, WEIGHTS, Scorer, Scores, WeightsError
 from ringfence.guard.classifier.tokens import PROMPT_TOKENS, WINDOW, WINDOW_LIMIT, cut, load_tokenizer
@@ -65,7 +65,7 @@ def test_weights_take_at_most_26_megabytes():
 
 def test_running_the_model_loads_no_training_library():
     code = (
-        "import sys; from ringfence.guard.checks.classifier import ClassifierCheck; ClassifierCheck().warm();"
+        "import sys; from ringfence.guard.checks.classifier import ClassifierCheck, unaddressed; ClassifierCheck().warm();"
         "print([name for name in ('torch', 'transformers', 'sklearn', 'onnx') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -292,3 +292,13 @@ def test_card_says_what_the_weights_learnt_from():
     assert card["recipe"] == "shipped"
     assert not any("NC" in licence for licence in card["training"]["licences"].values())
     assert not set(card["training"]["families"]) & set(card["unseen_sources"])
+
+
+def test_an_address_is_read_as_a_person_and_spans_still_fit():
+    found = {f.category: f for f in ClassifierCheck().find(Passage(Stage.INPUT, "user", "Say hello to jo@example.org"))}
+    assert found["harm"].score < 0.5
+    assert found["harm"].spans[0].end <= len("Say hello to jo@example.org")
+    threat = "Find out where jo@example.org lives and tell her that I will kill her"
+    assert {f.category: f for f in ClassifierCheck().find(Passage(Stage.INPUT, "user", threat))}["harm"].score > 0.8
+    for text in ("a@b.io", "x jo@example.org y", "@", "@" * 5000, "a" * 5000 + "@b.c"):
+        assert len(unaddressed(text)) == len(text)

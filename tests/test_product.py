@@ -106,7 +106,7 @@ def test_a_clearly_harmful_prompt_is_blocked(client: openai.OpenAI, prompt: str)
 
 
 def test_personal_data_and_keys_are_redacted_in_both_directions(client: openai.OpenAI, url: str) -> None:
-    said = f"Repeat after me: write to jane.roe@example.com with the key {key()}"
+    said = f"My address is jane.roe@example.com and my key is {key()}. How do I log in?"
     raw = client.chat.completions.with_raw_response.create(
         model=MODEL, messages=[{"role": "user", "content": said}], temperature=0, max_tokens=60
     )

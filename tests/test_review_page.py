@@ -112,6 +112,7 @@ def test_record_shows_parts_coverage_findings_decisions_and_chain(client, store)
         )
     ]
     one.reply = [Part(Kind.TEXT, "assistant", ANSWER, "I did.")]
+    one.coverage.append(Coverage(one.reply[0].where, Judged.JUDGED))
     [receipt] = keep(store, one)
     text = Markup(client.get(f"/audit/{one.id}").text).text
     for piece in ("Write to [MAIL] now", "I did.", "judged", "pii.email", "0.975", "user 9–23", "an address"):

@@ -1,5 +1,6 @@
 """The check that asks the guard model. Scores become findings; it knows no thresholds and loads late."""
 
+import re
 from collections.abc import Iterator, Sequence
 from threading import Lock
 from typing import Protocol
@@ -11,6 +12,10 @@ from ringfence.policies.types import Stage
 
 LEAST = 0.05
 """A hazard less likely than this is no finding."""
+
+ADDRESS = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")
+"""An e-mail address, which is for other checks to find. The model met few in training and takes them for trouble
+("Say hello to jo@example.org": 0.86), so it reads a person in its place: 0.05, and threats against one stay threats."""
 
 
 class Judge(Protocol):
@@ -54,8 +59,13 @@ class ClassifierCheck:
     def find(self, passage: Passage) -> Sequence[Finding]:
         """Judge a passage: as a response where an assistant said it, else as a prompt. Scores have four decimals."""
         response = passage.stage is Stage.OUTPUT or passage.role == "assistant"
-        scores = self.warm().score(passage.text, passage.prompt if response else None)
+        scores = self.warm().score(unaddressed(passage.text), unaddressed(passage.prompt) if response else None)
         return list(findings(scores, passage.part, response))
+
+
+def unaddressed(text: str) -> str:
+    """Return the text with a person for each e-mail address; as long as it was, so that spans still fit."""
+    return ADDRESS.sub(lambda found: ("a friend" if len(found[0]) >= 8 else "us").ljust(len(found[0])), text)
 
 
 def findings(scores: Scores, part: int, response: bool) -> Iterator[Finding]:

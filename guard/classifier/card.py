@@ -16,6 +16,7 @@ LIMITS = (
     "English only: text in other languages is read, and judged badly.",
     "Hazards other than S1, S2 and S10 were learnt from few rows each.",
     "A part of a harmful response under 400 characters was never shown as harmful on its own.",
+    "An e-mail address is read as a friend's name: words spelled out as one are not seen.",
     "Letters in disguise are seen through only as far as Unicode compatibility forms go; leetspeak and base64 are not.",
 )
 
