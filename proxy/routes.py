@@ -102,7 +102,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
     app.include_router(api)
     app.include_router(review_router(lambda: service.store), dependencies=[Depends(authorized)])
-    _handle_errors(app, service)
+    _handle_errors(app)
 
 
 async def _body(request: Request, service: Service, dialect: str) -> dict[str, Any]:
@@ -315,7 +315,7 @@ def _failed(error: Exception, exchange: Exchange, service: Service) -> Response:
     return JSONResponse(body, status_code=status, headers=_headers(exchange, service) | headers)
 
 
-def _handle_errors(app: FastAPI, service: Service) -> None:
+def _handle_errors(app: FastAPI) -> None:
     async def respond(_: Request, error: Exception) -> Response:
         status, body, headers = _described(error)
         return JSONResponse(body, status_code=status, headers=headers)
