@@ -4,14 +4,18 @@ import gzip
 import json
 import os
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from ringfence.guard.bench import Item, bench_guard, read_items
+from ringfence.guard.bench.items import Item, read_set
+from ringfence.guard.bench.run import Scored, report_on, report_on_all, score_items
 from ringfence.guard.classifier.heads import TASKS
-from ringfence.guard.classifier.measure import measure
+from ringfence.guard.classifier.measure import FPRS, interval, measure, resample, weighted
 from ringfence.guard.classifier.rows import RowError
-from ringfence.guard.classifier.scorer import Scores
+from ringfence.guard.classifier.scorer import Scorer, Scores
 from ringfence.proxy.cli.bench import app
 
 KEYS = [
@@ -24,8 +28,15 @@ class LengthJudge:
     """Scores a text by its length; the attack score is the rest."""
 
     def score(self, text, prompt=None):
-        harm = len(text) / 10
+        harm = min(len(text) / 10, 1)
         return Scores(harm, {**dict.fromkeys(TASKS, harm), "attack": 1 - harm}, {}, {}, truncated=False)
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """The command, with a judge that needs no weights."""
+    monkeypatch.setattr(Scorer, "load", lambda *_, **__: LengthJudge())
+    return lambda *arguments: CliRunner().invoke(app, ["guard", *map(os.fspath, arguments)])
 
 
 def test_measures_are_those_counted_by_hand():
@@ -56,8 +67,64 @@ def test_set_without_positives_has_only_false_positives():
 
 def test_attack_bench_reads_the_attack_score():
     items = [Item("x" * 9, None, 0), Item("x", None, 1)]
-    assert bench_guard(LengthJudge(), items, "attack").measures.f1 == 1
-    assert bench_guard(LengthJudge(), items, "prompt").measures.f1 == 0
+    assert report_on(score_items(LengthJudge(), items, "attack")).measures.f1 == 1
+    assert report_on(score_items(LengthJudge(), items, "prompt")).measures.f1 == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=1, max_size=40), st.sampled_from([0.25, 0.5, 2]))
+def test_resampling_measures_as_the_plain_way_does(pairs, threshold):
+    pairs = sorted(pairs, reverse=True)
+    scores, labels = np.array([score / 8 for score, _ in pairs]), np.array([label for _, label in pairs])
+    plain = measure(scores, labels, threshold)
+    fast = weighted(np.ones((1, len(pairs)), np.int64), scores, labels, threshold)
+    wanted = {name: getattr(plain, name) for name in ("f1", "precision", "recall", "fpr", "auprc", "auroc", "ece")}
+    wanted |= {f"recall_at_fpr {limit}": plain.recall_at_fpr[str(limit)] for limit in FPRS}
+    for name, value in wanted.items():
+        if value is None:
+            assert np.isnan(fast[name][0]), name
+        else:
+            assert fast[name][0] == pytest.approx(value), name
+
+
+def test_item_drawn_twice_counts_as_two_items():
+    once = weighted(np.array([[2, 0, 1, 3]]), np.array([0.9, 0.6, 0.4, 0.1]), np.array([True, False, True, False]), 0.5)
+    plain = measure([0.9, 0.9, 0.4, 0.1, 0.1, 0.1], [1, 1, 1, 0, 0, 0])
+    assert once["f1"][0] == pytest.approx(plain.f1)
+    assert once["auprc"][0] == pytest.approx(plain.auprc)
+    assert once["ece"][0] == pytest.approx(plain.ece)
+
+
+def test_interval_is_that_of_theory_and_the_same_every_time():
+    labels = [1] * 400
+    scores = [0.9] * 320 + [0.1] * 80  # a recall of 0.8, whose standard error is sqrt(0.8 * 0.2 / 400) = 0.02
+    low, high = interval(resample(scores, labels)["recall"])
+    assert low == pytest.approx(0.8 - 1.96 * 0.02, abs=0.008)
+    assert high == pytest.approx(0.8 + 1.96 * 0.02, abs=0.008)
+    assert (low, high) == interval(resample(scores, labels)["recall"])
+
+
+def test_resampling_in_parts_yields_as_many_resamples(monkeypatch):
+    monkeypatch.setattr("ringfence.guard.classifier.measure.CELLS", 30)
+    found = resample([0.9, 0.2, 0.6], [1, 0, 0], count=25)
+    assert {len(values) for values in found.values()} == {25}
+
+
+def test_several_sets_have_a_mean_over_those_with_an_f1_and_one_pool():
+    sets = {
+        "harmful": Scored([0.9, 0.1], [1, 1], [1.0, 3.0]),
+        "mixed": Scored([0.8, 0.7], [1, 0], [1.0, 1.0]),
+        "harmless": Scored([0.6, 0.2], [0, 0], [1.0, 1.0]),
+    }
+    found = report_on_all(sets)
+    assert found.sets["harmless"].measures.f1 is None
+    assert found.mean_f1 == pytest.approx(2 / 3)
+    assert found.mean_f1_ci95[0] <= found.mean_f1 <= found.mean_f1_ci95[1]
+    assert (found.pooled.measures.n, found.pooled.measures.positives, found.pooled.flagged) == (6, 3, 4)
+    assert found.pooled.measures == measure([0.9, 0.1, 0.8, 0.7, 0.6, 0.2], [1, 1, 1, 0, 0, 0])
+
+
+def test_sets_without_harm_have_no_mean():
+    assert report_on_all({name: Scored([0.2], [0], [1.0]) for name in "ab"}).mean_f1 is None
 
 
 def write(path, *rows):
@@ -73,8 +140,10 @@ ROWS = (
 
 def test_response_is_judged_with_its_prompt_and_unlabelled_rows_are_passed_over(tmp_path):
     path = write(tmp_path / "rows.jsonl", *ROWS)
-    assert list(read_items(path, "response")) == [Item("answer", "ask", 1)]
-    assert list(read_items(path, "prompt")) == [Item("ask", None, 0), Item("ask more", None, 1)]
+    found = read_set(path, "response")
+    assert found.items == (Item("answer", "ask", 1),)
+    assert (found.format, found.skipped) == ("rows", 1)
+    assert read_set(path, "prompt").items == (Item("ask", None, 0), Item("ask more", None, 1))
 
 
 @pytest.mark.parametrize(
@@ -92,32 +161,90 @@ def test_bad_row_is_named_by_file_and_line(tmp_path, line, complaint):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "fine", "prompt_label": 0}\n\n' + line + "\n")
     with pytest.raises(RowError, match=r"rows\.jsonl:3: ") as caught:
-        list(read_items(path, "prompt"))
+        read_set(path, "prompt")
     assert complaint in str(caught.value)
 
 
 def test_file_without_a_labelled_row_is_an_error(tmp_path):
-    with pytest.raises(RowError, match="no row has a response_label"):
-        list(read_items(write(tmp_path / "rows.jsonl", ROWS[1]), "response"))
+    with pytest.raises(RowError, match="no row has a label that --target response needs"):
+        read_set(write(tmp_path / "rows.jsonl", ROWS[1]), "response")
 
 
 def test_file_that_is_not_compressed_as_its_name_says_is_an_error(tmp_path):
     with pytest.raises(RowError, match=r"rows\.jsonl\.gz"):
-        list(read_items(write(tmp_path / "rows.jsonl.gz", *ROWS), "prompt"))
+        read_set(write(tmp_path / "rows.jsonl.gz", *ROWS), "prompt")
 
 
-def test_command_prints_the_documented_object(tmp_path):
+def test_command_prints_the_documented_object(bench, tmp_path):
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)))
-    done = CliRunner().invoke(app, ["guard", "--data", os.fspath(path), "--target", "prompt", "--json"])
+    done = bench("--data", path, "--target", "prompt", "--json")
     assert done.exit_code == 0
     report = json.loads(done.stdout)
-    assert list(report) == KEYS
+    assert list(report)[: len(KEYS)] == KEYS
     assert list(report["recall_at_fpr"]) == ["0.01", "0.001"]
     assert list(report["latency_ms"]) == ["p50", "p95", "p99"]
+    assert (report["n"], report["f1"], report["flagged"], report["format"], report["skipped"]) == (2, 1, 1, "rows", 0)
+    assert set(report["ci95"]) == {"f1", "precision", "recall", "fpr", "auprc", "auroc", "recall_at_fpr", "ece"}
 
 
-def test_command_exits_2_and_says_why_on_a_bad_file(tmp_path):
-    done = CliRunner().invoke(app, ["guard", "--data", os.fspath(tmp_path / "none.jsonl"), "--target", "prompt"])
+def test_command_prints_several_files_as_sets_with_mean_and_pool(bench, tmp_path):
+    first, second = write(tmp_path / "a.jsonl", *ROWS), write(tmp_path / "b.jsonl", *ROWS, ROWS[0])
+    done = bench("--data", first, "--data", second, "--target", "prompt", "--json")
+    report = json.loads(done.stdout)
+    assert list(report["sets"]) == ["a.jsonl", "b.jsonl"]
+    assert list(report["sets"]["a.jsonl"])[: len(KEYS)] == KEYS
+    assert report["mean_f1"] == 1
+    assert (report["pooled"]["n"], report["pooled"]["recall_at_fpr"]["0.01"]) == (5, 1)
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(bench, tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "test.jsonl", *ROWS)
+    paths = [str(tmp_path / name / "test.jsonl") for name in "ab"]
+    done = bench("--data", paths[0], "--data", paths[1], "--target", "prompt", "--json")
+    assert list(json.loads(done.stdout)["sets"]) == paths
+
+
+@pytest.mark.parametrize("width", [80, 110])
+def test_tables_fit_the_terminal(bench, tmp_path, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    names = ("a.jsonl", "a_rather_long_name_of_a_file.jsonl")
+    data = [argument for name in names for argument in ("--data", write(tmp_path / name, *ROWS))]
+    for arguments in (data, data[:2], ["--published"], ["--published", "--target", "response"]):
+        done = bench("--target", "prompt", *arguments)
+        assert done.exit_code == 0
+        assert max(map(len, done.stdout.splitlines())) <= width
+        assert "…" not in done.stdout.replace(" … ", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--data", "none.jsonl", "--target", "prompt"], "none.jsonl"),
+        (["--data", "empty.jsonl", "--target", "prompt"], "empty.jsonl:1: there are no rows"),
+        (["--data", "empty.csv", "--target", "prompt"], "empty.csv:1: there are no rows"),
+        (["--data", "rows.jsonl"], "--target is needed"),
+        (["--target", "prompt"], "--data"),
+        (["--data", "rows.jsonl", "--target", "prompt", "--format", "toxic"], "--format toxic is not known; there are"),
+        (["--data", "rows.jsonl", "--target", "prompt", "--format", "rows", "--format", "rows"], "2 times for 1"),
+        (["--data", "rows.jsonl", "--data", "rows.jsonl", "--target", "prompt"], "given twice"),
+        (["--data", "rows.jsonl", "--target", "prompt", "--speed"], "--speed measures by itself"),
+        (["--data", "odd.jsonl", "--target", "prompt"], "odd.jsonl:1: rows with the fields colour, size"),
+        (["--data", "set.parquet", "--target", "prompt"], "read_parquet"),
+        (["--data", "rows.txt", "--target", "prompt"], "must end in .jsonl, .json, .csv"),
+        (["--data", "folder", "--target", "prompt"], "no file in it ends in"),
+    ],
+)
+def test_command_exits_2_and_says_why(bench, tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "rows.jsonl", *ROWS)
+    write(tmp_path / "odd.jsonl", {"colour": "red", "size": 3})
+    for name in ("empty.jsonl", "empty.csv", "set.parquet", "rows.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder").mkdir()
+    done = bench(*arguments)
     assert done.exit_code == 2
-    assert "none.jsonl" in done.stderr
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
                 if line.strip():
                     where = f"{path}:{number}"
                     yield where, parse(line, where)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise RowError(f"{path}: {error}") from error
 
 
@@ -34,7 +35,7 @@ def parse(line: bytes, where: str) -> Row:
     """Read one object."""
     try:
         row = json.loads(line.decode())
-    except ValueError as error:  # JSON and UTF-8 alike
+    except (ValueError, RecursionError) as error:  # JSON and UTF-8 alike, and brackets without end
         raise RowError(f"{where}: {error}; one JSON object a line is expected, in UTF-8") from error
     if not isinstance(row, dict):
         raise RowError(f"{where}: one JSON object a line is expected, got {type(row).__name__}")

@@ -1,17 +1,40 @@
 """`ringfence bench`: measure, print a table, or JSON."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from ringfence.guard.bench.items import LabelledSet
+    from ringfence.guard.bench.published import Published
+    from ringfence.guard.bench.published import Table as Figures
+    from ringfence.guard.bench.run import Report, Reports
 
 app = typer.Typer(no_args_is_help=True, help="Measure the guard on labelled data.")
+
+MEASURES = {
+    "f1": "F1",
+    "macro_f1": "macro F1",
+    "fpr": "false positives",
+    "accuracy": "accuracy",
+    "auroc": "AUROC",
+    "recall_at_1_fpr": "recall at 1 % false positives",
+}
+DISCLAIMER = "published: others' runs, not re-measured here"
+
+
+class Misuse(ValueError):
+    """Options do not go together; the message says which."""
 
 
 class Target(StrEnum):
@@ -30,40 +53,293 @@ def bench() -> None:
 @app.command()
 def guard(
     data: Annotated[
-        Path, typer.Option(help="Rows {text, response, prompt_label, response_label}, .jsonl or .jsonl.gz.")
-    ],
-    target: Annotated[Target, typer.Option(help="What the labels say: harm of prompts, of responses, or attacks.")],
+        list[Path] | None, typer.Option(help="Labelled texts, a file or a folder; may be given several times.")
+    ] = None,
+    target: Annotated[
+        Target | None, typer.Option(help="What the labels say: harm of prompts, of responses, or attacks.")
+    ] = None,
+    form: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="Format of the data; auto tells it by the fields. One for all, or one each."),
+    ] = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Scores at or above it count as flagged.")] = 0.5,
     weights: Annotated[Path | None, typer.Option(help="Folder of weights; else the shipped ones.")] = None,
+    published: Annotated[bool, typer.Option("--published", help="Print what others have published.")] = False,
+    speed: Annotated[bool, typer.Option("--speed", help="Measure speed instead; takes a minute or two.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure the guard model: F1, precision, recall, false positives, calibration error, latency."""
+    """Measure the guard model: F1, precision, recall, false positives, calibration error, latency; or its speed."""
     # Imported here: `ringfence --help` must not wait for scikit-learn.
-    from ringfence.guard.bench import bench_guard, read_items
+    from ringfence.guard.bench.items import read_set
+    from ringfence.guard.bench.published import load_published
+    from ringfence.guard.bench.run import report_on, report_on_all, score_items
+    from ringfence.guard.bench.speed import measure_speed
     from ringfence.guard.classifier.rows import RowError
     from ringfence.guard.classifier.scorer import Scorer, WeightsError
 
     try:
-        items = list(read_items(data, target.value))
+        if speed:
+            alone(data, published)
+            show_speed(measure_speed(Scorer.load(weights, remember=0), weights).to_json(), as_json)
+            return
+        if not data:
+            if not published:
+                raise Misuse("nothing to do: give --data FILE, --published or --speed")
+            show_published(load_published(), target, as_json)
+            return
+        if target is None:
+            raise Misuse(f"--target is needed with --data: {', '.join(Target)}")
+        pairs = zip(data, forms_of(form, len(data)), strict=True)
+        sets = distinct([(path, read_set(path, target.value, one)) for path, one in pairs])
         scorer = Scorer.load(weights, remember=0)
         with Progress(console=Console(stderr=True), transient=True) as progress:
-            watched = progress.track(items, description=f"scoring {data.name}")
-            report = bench_guard(scorer, watched, target.value, threshold).to_json()
-    except (RowError, WeightsError) as error:
+            scored = {
+                name: score_items(scorer, progress.track(one.items, description=f"scoring {name}"), target.value)
+                for name, one in sets.items()
+            }
+    except (Misuse, RowError, WeightsError) as error:
         typer.echo(f"ringfence bench guard: {error}", err=True)
         raise typer.Exit(2) from None
-    if as_json:
-        typer.echo(json.dumps(report))
+    figures = load_published()
+    if len(sets) == 1:
+        ((name, one),) = sets.items()
+        show_report(name, one, report_on(scored[name], threshold), target, figures, as_json, published)
     else:
-        table = Table("measure", "value", title=f"{data.name}: {target}")
-        for name, value in flat(report):
-            # A dash: a set with one class cannot say.
-            table.add_row(name, "–" if value is None else f"{value:.4g}")
-        Console().print(table)
+        show_reports(sets, report_on_all(scored, threshold), target, figures, as_json, published)
 
 
-def flat(report: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
-    """Yield the numbers of a report, those inside an object named after it."""
+def alone(data: list[Path] | None, published: bool) -> None:
+    """Refuse what --speed would leave undone without a word."""
+    if data or published:
+        raise Misuse("--speed measures by itself; give it without --data and --published")
+
+
+def forms_of(form: Sequence[str] | None, count: int) -> Sequence[str]:
+    """Return a format for each file."""
+    from ringfence.guard.bench.formats import FORMATS
+    from ringfence.guard.bench.items import AUTO
+
+    given = list(form or [AUTO])
+    for one in given:
+        if one not in (AUTO, *FORMATS):
+            raise Misuse(f"--format {one} is not known; there are {', '.join((AUTO, *FORMATS))}")
+    if len(given) not in (1, count):
+        raise Misuse(f"--format is given {len(given)} times for {count} --data; once for all, or once for each")
+    return given * count if len(given) == 1 else given
+
+
+def distinct(sets: Sequence[tuple[Path, "LabelledSet"]]) -> dict[str, "LabelledSet"]:
+    """Name sets by file; by path where two files have one name."""
+    often = Counter(one.name for _, one in sets)
+    named = {one.name if often[one.name] == 1 else str(path): one for path, one in sets}
+    if len(named) < len(sets):
+        raise Misuse("a file is given twice with --data, so that it would count twice")
+    return named
+
+
+def show_report(
+    name: str,
+    data: "LabelledSet",
+    report: "Report",
+    target: Target,
+    published: "Published",
+    as_json: bool,
+    with_published: bool,
+) -> None:
+    """Print what was measured of one set."""
+    found = report.to_json()
+    tables = list(published.about(target.value, {data.format}))
+    if as_json:
+        extra = {"format": data.format, "skipped": data.skipped}
+        if with_published:
+            extra["published"] = [one.to_json() for one in tables]
+        typer.echo(json.dumps(found | extra))
+        return
+    table = bare_table()
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    table.add_column("95 %", justify="right")
+    spread = dict(flat(found.pop("ci95")))
+    for measure, value in flat(found):
+        # A dash: a set with one class cannot say.
+        table.add_row(measure, "–" if value is None else f"{value:.4g}", between(spread.get(measure)))
+    console = Console(highlight=False)
+    console.print(f"[bold]{escape(name)}: {target}[/]")
+    console.print(Text(read_as(data), "dim"))
+    console.print(table)
+    show_comparison(console, published, tables, {data.format: report})
+
+
+def show_reports(
+    sets: Mapping[str, "LabelledSet"],
+    reports: "Reports",
+    target: Target,
+    published: "Published",
+    as_json: bool,
+    with_published: bool,
+) -> None:
+    """Print what was measured of several sets, a row each, and of all together."""
+    found = reports.to_json()
+    formats = [one.format for one in sets.values()]
+    tables = list(published.about(target.value, formats))
+    if as_json:
+        for name, one in sets.items():
+            found["sets"][name] |= {"format": one.format, "skipped": one.skipped}
+        if with_published:
+            found["published"] = [one.to_json() for one in tables]
+        typer.echo(json.dumps(found))
+        return
+    table = bare_table()
+    table.add_column("set", overflow="fold")
+    for heading in ("n", "pos.", "F1", "95 %", "prec.", "recall", "FPR", "R@1%", "ECE"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, report in reports.sets.items():
+        table.add_row(escape(name), *cells(report))
+    table.add_row()
+    table.add_row("mean F1", "", "", percent(reports.mean_f1), between(reports.mean_f1_ci95, 100))
+    table.add_row("pooled", *cells(reports.pooled))
+    console = Console(highlight=False)
+    console.print(
+        f"[bold]{len(sets)} sets: {target}[/] [dim]in per cent, threshold {reports.pooled.measures.threshold}[/]"
+    )
+    console.print(table)
+    for name, one in sets.items():
+        console.print(Text(f"{name}: {read_as(one)}", "dim"))
+    # Two files of one format have no single figure to stand beside a published one.
+    known = {one.format: reports.sets[name] for name, one in sets.items() if formats.count(one.format) == 1}
+    show_comparison(console, published, tables, known)
+
+
+def cells(report: "Report") -> Iterator[str]:
+    """Yield one row of the table of sets."""
+    found = report.measures
+    yield from (str(found.n), str(found.positives), percent(found.f1), between(report.ci95["f1"], 100))
+    yield from map(percent, (found.precision, found.recall, found.fpr, found.recall_at_fpr["0.01"], found.ece))
+
+
+def show_published(published: "Published", target: Target | None, as_json: bool) -> None:
+    """Print everything that was published, of one target or of all."""
+    tables = list(published.about(target.value if target else None))
+    if as_json:
+        typer.echo(json.dumps([one.to_json() for one in tables]))
+        return
+    console = Console(highlight=False)
+    console.print("In per cent. Compare figures inside a table, hardly beyond it: policies and subsets differ.\n")
+    for one in tables:
+        show_figures(console, published, one)
+
+
+def show_comparison(
+    console: Console, published: "Published", tables: Sequence["Figures"], reports: Mapping[str, "Report"]
+) -> None:
+    """Print published tables with our own figures on top."""
+    from ringfence.guard.bench.published import ours
+
+    known = [narrowed for one in tables if (narrowed := one.narrowed(reports))]
+    if known:
+        console.print(f"\nIn per cent; {DISCLAIMER}.\n")
+    for one in known:
+        show_figures(console, published, one, [ours(reports[column], one.measure) for column in one.columns])
+
+
+def show_figures(
+    console: Console, published: "Published", figures: "Figures", own: Sequence[float | None] = ()
+) -> None:
+    """Print the figures of one source, ours first where there are any."""
+    table = bare_table()
+    table.padding = (0, 1, 0, 0)  # eight figures beside a long name, in 80 columns
+    table.add_column("model", no_wrap=True)
+    for column in figures.columns:
+        table.add_column(published.titles.get(column, column).replace(" ", "\n"), justify="right")
+    several = len(figures.columns) > 1
+    if several:
+        table.add_column("\nmean", justify="right")
+    measured = any(one is not None for one in own)
+    rows = {"this run": tuple(own), **figures.rows} if measured else figures.rows
+    # as many decimals as the source has
+    digits = 1 if all(one is None or round(one, 1) == one for row in figures.rows.values() for one in row) else 2
+    for model, row in rows.items():
+        numbers = ["–" if one is None else f"{one:.{digits}f}" for one in row]
+        known = [one for one in row if one is not None]
+        mean = f"{sum(known) / len(row):.{digits}f}" if len(known) == len(row) else "–"
+        table.add_row(model, *numbers, *([mean] if several else []), style="bold green" if model == "this run" else "")
+    console.print(f"[bold]{figures.target}: {MEASURES[figures.measure]}[/]")
+    console.print(Text(f"{figures.source} ({figures.date}); run by {figures.by}. {figures.note}".strip(), "dim"))
+    console.print(table)
+    console.print()
+
+
+def bare_table() -> Table:
+    """Return a table without lines, which fits more into 80 columns."""
+    return Table(box=None, header_style="bold", pad_edge=False)
+
+
+def show_speed(found: dict[str, Any], as_json: bool) -> None:
+    """Print how fast the guard is."""
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    single, batched, long, crowd = (found[name] for name in ("single", "batched", "long", "concurrent"))
+    table = bare_table()
+    for heading in ("", "ringfence", "beside it", ""):
+        table.add_column(heading)
+    table.add_row(
+        f"one text of {single['tokens']} tokens",
+        f"{single['ringfence_ms']:.2f} ms",
+        f"{single['bare_ms']:.2f} ms bare int8 pass",
+        f"{single['ratio']:.2f} × its time",
+    )
+    table.add_row(
+        f"{batched['texts']} texts of {batched['tokens']} tokens",
+        f"{batched['ringfence_per_s']:.1f} /s",
+        f"{batched['transformers_per_s']:.1f} /s transformers fp32",
+        f"{batched['ratio']:.2f} × its rate",
+    )
+    table.add_row(
+        f"{crowd['callers']} callers, short texts",
+        f"{crowd['together_per_s']:.1f} /s",
+        f"{crowd['in_turn_per_s']:.1f} /s one after the other",
+        f"{crowd['ratio']:.2f} × its rate",
+    )
+    table.add_row(f"one text of {long['bytes'] // 1000} kB", f"{long['seconds']:.2f} s", "", "")
+    console = Console(highlight=False)
+    console.print(Text(machine_line(found["machine"]), "dim"))
+    console.print(table)
+
+
+def machine_line(machine: Mapping[str, Any]) -> str:
+    """Say in a line what the figures hold for."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    threads = ", ".join(f"{name} {count}" for name, count in machine["threads"].items())
+    load = f"; load before {machine['load'][0]}" if machine["load"] else ""
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores; threads: {threads}{load}; Python {machine['python']}, {versions}"
+    )
+
+
+def read_as(data: "LabelledSet") -> str:
+    """Say what a file was taken for, and what was left out."""
+    from ringfence.guard.bench.formats import FORMATS
+
+    left = f"; {data.skipped} without a label for it skipped" if data.skipped else ""
+    return f"read as {data.format} ({FORMATS[data.format].source}){left}"
+
+
+def percent(value: float | None) -> str:
+    """Write a share in per cent; a dash where a set with one class cannot say."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def between(values: Any, scale: float = 1) -> str:
+    """Write an interval."""
+    if values is None:
+        return ""
+    low, high = values
+    return f"{low * scale:.1f}–{high * scale:.1f}" if scale > 1 else f"{low:.3g} … {high:.3g}"
+
+
+def flat(report: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the entries of a report, those inside an object named after it."""
     for key, value in report.items():
         if isinstance(value, Mapping):
             yield from ((f"{key} {name}", number) for name, number in value.items())

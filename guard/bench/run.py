@@ -1,0 +1,130 @@
+"""Measures the guard model on labelled texts, one set or several. Knows scores and labels; prints nothing."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ringfence.guard.bench.formats import Target
+from ringfence.guard.bench.items import Item
+from ringfence.guard.classifier.measure import FPRS, Measures, Resampled, interval, measure, resample
+from ringfence.guard.classifier.scorer import Scores
+
+SEED = 20
+
+
+class Judge(Protocol):
+    """What is measured."""
+
+    def score(self, text: str, prompt: str | None = None) -> Scores:
+        """As `Scorer.score`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What the judge said of a set's items, the truth, and the milliseconds each took, tokenizing included."""
+
+    scores: Sequence[float]
+    labels: Sequence[int]
+    milliseconds: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Measures of one set, with the middle 95 % of their values in 1,000 resamples of it."""
+
+    measures: Measures
+    flagged: int
+    latency_ms: Mapping[str, float]
+    ci95: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one object, as `ringfence bench guard --json` prints it."""
+        extra = {"latency_ms": dict(self.latency_ms), "flagged": self.flagged, "ci95": dict(self.ci95)}
+        return {**asdict(self.measures), **extra}
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """Several sets, each by itself, and taken together.
+
+    Attributes:
+        mean_f1: unweighted mean over the sets that have an F1; None where none has.
+        pooled: the items of all sets as if they were one.
+    """
+
+    sets: Mapping[str, Report]
+    mean_f1: float | None
+    mean_f1_ci95: tuple[float, float] | None
+    pooled: Report
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one object, as `ringfence bench guard --json` prints it of several files."""
+        return {
+            "sets": {name: report.to_json() for name, report in self.sets.items()},
+            "mean_f1": self.mean_f1,
+            "mean_f1_ci95": self.mean_f1_ci95,
+            "pooled": self.pooled.to_json(),
+        }
+
+
+def score_items(judge: Judge, items: Iterable[Item], target: Target) -> Scored:
+    """Score items one by one.
+
+    Args:
+        judge: must not remember texts, or repeated ones would seem fast.
+    """
+    judge.score("warm")  # the first pass allocates; it is not what is measured
+    scores, labels, times = [], [], []
+    for item in items:
+        start = time.perf_counter()
+        found = judge.score(item.text, item.prompt)
+        times.append((time.perf_counter() - start) * 1000)
+        scores.append(found.tasks["attack"] if target == "attack" else found.harm)
+        labels.append(item.label)
+    return Scored(scores, labels, times)
+
+
+def report_on(scored: Scored, threshold: float = 0.5) -> Report:
+    """Compare scores with labels.
+
+    Raises:
+        ValueError: there are none.
+    """
+    return summed(scored, threshold, resample(scored.scores, scored.labels, threshold, (SEED,)))
+
+
+def report_on_all(sets: Mapping[str, Scored], threshold: float = 0.5) -> Reports:
+    """Compare scores with labels, set by set and together."""
+    # a seed each: sets of one size must not be drawn alike, or their mean would seem less sure than it is
+    drawn = {
+        name: resample(one.scores, one.labels, threshold, (SEED, at)) for at, (name, one) in enumerate(sets.items())
+    }
+    reports = {name: summed(one, threshold, drawn[name]) for name, one in sets.items()}
+    known = {name: f1 for name, report in reports.items() if (f1 := report.measures.f1) is not None}
+    pool = Scored(
+        [score for one in sets.values() for score in one.scores],
+        [label for one in sets.values() for label in one.labels],
+        [time for one in sets.values() for time in one.milliseconds],
+    )
+    return Reports(
+        reports,
+        sum(known.values()) / len(known) if known else None,
+        interval(np.mean([drawn[name]["f1"] for name in known], axis=0)) if known else None,
+        report_on(pool, threshold),
+    )
+
+
+def summed(scored: Scored, threshold: float, drawn: Resampled) -> Report:
+    """Put one set's figures together."""
+    spread: dict[str, Any] = {name: interval(values) for name, values in drawn.items()}
+    limits = {str(limit): spread.pop(f"recall_at_fpr {limit}") for limit in FPRS}
+    return Report(
+        measure(scored.scores, scored.labels, threshold),
+        int(sum(score >= threshold for score in scored.scores)),
+        {f"p{at}": round(float(np.percentile(scored.milliseconds, at)), 3) for at in (50, 95, 99)},
+        {**spread, "recall_at_fpr": limits},
+    )
