@@ -1,5 +1,6 @@
 """Our own training rows: well formed, labelled consistently, no doubles, and the disguised ones reproducible."""
 
+import csv
 import json
 import re
 import runpy
@@ -46,16 +47,12 @@ def test_every_row_has_the_fields_and_values_that_the_readme_promises(path: Path
         assert (row["response"] is None) == (row["response_label"] is None) == (row["refusal"] is None), row["id"]
 
 
-def test_a_category_stands_on_harmful_rows_and_on_no_others() -> None:
+def test_a_category_stands_on_harmful_rows_only() -> None:
     for row in ROWS:
         harmful = row["response_label"] if row["response"] is not None else row["prompt_label"]
-        assert bool(row["categories"]) == (harmful == 1), row["id"]
+        assert harmful == 1 or not row["categories"], row["id"]
         assert set(row["categories"]) <= HAZARDS, row["id"]
         assert row["category"] == (row["categories"][0] if row["categories"] else None), row["id"]
-
-
-def test_a_harmful_response_is_never_labelled_a_refusal() -> None:
-    assert not [row["id"] for row in ROWS if row["response_label"] == 1 and row["refusal"] == 1]
 
 
 def test_ids_are_unique_and_no_text_stands_twice() -> None:
@@ -84,3 +81,22 @@ def test_a_disguised_row_keeps_the_label_of_the_row_it_was_made_from() -> None:
     for row in read(DATA / "obfuscated.jsonl"):
         origin = by_id[row["made_from"]]
         assert (row["prompt_label"], row["categories"]) == (origin["prompt_label"], origin["categories"])
+
+
+LABELS = {path.stem: list(csv.DictReader(path.open(newline=""))) for path in (DATA / "labels").glob("*.csv")}
+
+
+@pytest.mark.parametrize("name", sorted(LABELS))
+def test_labels_of_other_peoples_texts_are_complete_and_hold_no_text(name: str) -> None:
+    rows = LABELS[name]
+    assert len({row["id"] for row in rows}) == len(rows) > 1000
+    for row in rows:
+        assert set(row["hazards"].split()) <= HAZARDS, row
+        assert all(value in {"0", "1", ""} for key, value in row.items() if key not in {"id", "hazards"}), row
+
+
+def test_each_label_is_given_to_some_and_withheld_from_others() -> None:
+    for rows in LABELS.values():
+        for column in set(rows[0]) - {"id", "hazards"}:
+            counts = Counter(row[column] for row in rows)
+            assert min(counts["0"], counts["1"]) > 50, column

@@ -19,8 +19,8 @@ Row = dict[str, Any]  # one JSON object of a data file
 Disguise = Callable[[str, random.Random], str]
 
 HERE = Path(__file__).parent
-SOURCES = ("pairs", "harmful_indirect", "near_misses", "everyday")
-PER_LABEL = 22  # sentences of each label for each disguise
+SOURCES = ("pairs", "harmful_indirect", "contrasts", "near_misses", "everyday")
+PER_LABEL = 44  # sentences of each label for each disguise
 LONGEST = 45  # words; encoded texts grow by a third, and the encoder's window is short
 SEED = 20261121
 
