@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ringfence.guard.audit.record import record_of
+from ringfence.guard.audit.rows import rows_of
 from ringfence.guard.audit.store import Store
 from ringfence.guard.exchange import Coverage, Exchange, Judged, Kind, Part, Subject
 from ringfence.policies.types import Action, Decision, Finding, Span, Stage
@@ -142,3 +143,35 @@ def test_what_is_not_there_ends_with_status_2(db, words):
     result = run(*words, "--db", db)
     assert result.exit_code == 2
     assert words[-1] in result.stderr
+
+
+def test_kept_texts_become_rows_to_label(db):
+    found = [json.loads(line) for line in run("rows", "--db", db).stdout.splitlines()]
+    assert [(row["record"], row["text"], row["action"]) for row in found] == [
+        (3, "\x1b[2Jbye", "allow"),
+        (2, "rob a bank", "block"),
+        (1, "good morning", "allow"),
+    ]
+    assert found[0]["scores"] == {"input:harm.S2": 0.875}
+    assert {row[name] for row in found for name in ("response", "prompt_label", "response_label")} == {None}
+
+
+def test_each_answer_is_a_row_and_texts_that_were_not_kept_are_none(tmp_path):
+    one, two = exchange("tell me"), exchange("hush")
+    one.reply = [Part(Kind.TEXT, "assistant", WHERE, text) for text in ("first", "second")]
+    one.coverage = [Coverage("messages[0].content", Judged.JUDGED)]
+    assert [(row["text"], row["response"]) for row in rows_of({**record_of(one, text="full"), "seq": 1})] == [
+        ("tell me", "first"),
+        ("tell me", "second"),
+    ]
+    assert list(rows_of({**record_of(two, text="none"), "seq": 2})) == []
+
+
+def test_an_answer_is_never_paired_with_a_question_that_it_does_not_answer():
+    one = exchange("hello")
+    one.request = [Part(Kind.TEXT, "user", WHERE, "hello"), Part(Kind.TEXT, "user", ("messages", 1, "content"), "bad")]
+    one.reply = [Part(Kind.REASONING, "assistant", WHERE, "hm"), Part(Kind.TEXT, "assistant", WHERE, "no")]
+    whole = {**record_of(one, text="full"), "seq": 1}
+    assert [(row["text"], row["response"]) for row in rows_of(whole)] == [("bad", "no")]
+    withheld = {**record_of(one, text="masked"), "seq": 1}  # the second message was not judged, so it is not kept
+    assert list(rows_of(withheld)) == []

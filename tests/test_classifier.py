@@ -3,19 +3,23 @@
 import json
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
+from threading import Event
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from ringfence.guard.check import Passage
-from ringfence.guard.checks.classifier import ClassifierCheck, unaddressed
+from ringfence.guard.checks.classifier import ClassifierCheck
+from ringfence.guard.classifier.encoder import BATCH, Encoder
 from ringfence.guard.classifier.heads import HAZARDS, HEADS, TASKS
-from ringfence.guard.classifier.scorer import TOKENIZER, WEIGHTS, Scorer, Scores, WeightsError
-from ringfence.guard.classifier.tokens import PROMPT_TOKENS, WINDOW, WINDOW_LIMIT, cut, load_tokenizer
+from ringfence.guard.classifier.scorer import HEADS_FILE, TOKENIZER, WEIGHTS, Heads, Scorer, Scores, WeightsError
+from ringfence.guard.classifier.tokens import PROMPT_TOKENS, WINDOW, WINDOW_LIMIT, Window, cut, load_tokenizer
 from ringfence.policies.types import Stage
 
 HARMLESS = (
@@ -65,7 +69,7 @@ def test_weights_take_at_most_26_megabytes():
 
 def test_running_the_model_loads_no_training_library():
     code = (
-        "import sys; from ringfence.guard.checks.classifier import ClassifierCheck, unaddressed; ClassifierCheck().warm();"
+        "import sys; from ringfence.guard.checks.classifier import ClassifierCheck; ClassifierCheck().warm();"
         "print([name for name in ('torch', 'transformers', 'sklearn', 'onnx') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -195,17 +199,134 @@ class CountingSession:
 
     def run(self, _, feed):
         self.passes += 1
-        return [np.zeros((len(feed["ids"]), len(HEADS)), np.float32)]
+        return [np.zeros((len(feed["ids"]), 4), np.float32)]
 
 
 def test_known_text_is_not_read_again_and_memory_is_bounded(tokenizer):
     session = CountingSession()
-    scorer = Scorer(session, tokenizer, {}, "", remember=2)
+    heads = Heads(np.zeros((len(HEADS), 4), np.float32), np.zeros(len(HEADS), np.float32))
+    scorer = Scorer(Encoder(session), heads, tokenizer, {}, "", remember=2)
     for text in ("a", "a", "b", "c", "c", "a"):
         scorer.score(text)
     assert session.passes == 4
     scorer.score("c", "a")
     assert session.passes == 5
+
+
+class GatedSession:
+    """Answers with the first id of each window; waits until it is let go, and notes what each pass held."""
+
+    def __init__(self, failing=None):
+        self.entered, self.gate, self.passes, self.failing = Event(), Event(), [], failing
+
+    def run(self, _, feed):
+        self.entered.set()
+        assert self.gate.wait(10)
+        firsts = [int(row[0]) for row in feed["ids"]]
+        self.passes.append(firsts)
+        if self.failing in firsts:
+            raise RuntimeError("broken")
+        return [np.array(firsts, np.float32)[:, None]]
+
+
+def windows(*firsts, length=8):
+    return [Window((first,) * length, (0,) * length, 0, 1) for first in firsts]
+
+
+def crowd(session, *callers):
+    """Let the first caller into the graph, the others queue behind it, and return what each was told."""
+    encoder = Encoder(session)
+    with ThreadPoolExecutor(len(callers)) as pool:
+        told = [pool.submit(encoder.features, callers[0])]
+        assert session.entered.wait(10)
+        for number, caller in enumerate(callers[1:], 2):
+            told.append(pool.submit(encoder.features, caller))
+            deadline = time.monotonic() + 10
+            while len(encoder._jobs) < number - 1 + bool(len(callers[0]) > BATCH):
+                assert time.monotonic() < deadline
+        session.gate.set()
+        wait(told)
+    return told
+
+
+def test_callers_who_come_while_the_graph_is_busy_share_the_next_pass():
+    session = GatedSession()
+    told = crowd(session, windows(1), windows(2, 3), windows(4))
+    assert [one.result().ravel().tolist() for one in told] == [[1], [2, 3], [4]]
+    assert [sorted(one) for one in session.passes] == [[1], [2, 3, 4]]
+
+
+def test_a_short_text_does_not_wait_for_all_of_a_long_one():
+    session = GatedSession()
+    long = windows(*range(10 * BATCH), length=200)
+    told = crowd(session, long, windows(999))
+    assert told[0].result().ravel().tolist() == list(range(10 * BATCH))
+    assert next(at for at, one in enumerate(session.passes) if 999 in one) <= 2
+
+
+def test_a_short_text_is_read_before_many_long_ones_that_came_first():
+    session = GatedSession()
+    long = [windows(*range(8 * BATCH), length=200 + at) for at in range(6)]
+    told = crowd(session, *long, windows(999, length=5))
+    assert next(at for at, one in enumerate(session.passes) if 999 in one) <= 2
+    assert all(one.exception() is None for one in told)
+    assert len(session.passes) == 6 * 8 + 1
+
+
+def test_nothing_to_read_is_no_error_and_troubles_nobody(scorer):
+    assert scorer.score_many([]) == []
+    assert scorer.logits([]).shape == (0, len(HEADS))
+    assert scorer.score("hello").harm < 0.5
+
+
+def test_heads_that_do_not_fit_are_refused(tmp_path):
+    for path in WEIGHTS.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / HEADS_FILE).write_bytes(
+        save({"weight": np.zeros((5, 384), np.float32), "bias": np.zeros(5, np.float32)})
+    )
+    with pytest.raises(WeightsError, match="heads are"):
+        Scorer.load(tmp_path)
+    bad = {"weight": np.full((len(HEADS), 384), np.nan, np.float32), "bias": np.zeros(len(HEADS), np.float32)}
+    (tmp_path / HEADS_FILE).write_bytes(save(bad))
+    with pytest.raises(WeightsError, match="not finite"):
+        Scorer.load(tmp_path)
+
+
+def test_a_pass_that_fails_is_told_to_those_in_it_and_to_nobody_else():
+    session = GatedSession(failing=1)
+    told = crowd(session, windows(1), windows(2))
+    assert isinstance(told[0].exception(), RuntimeError)
+    assert told[1].result().ravel().tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("docker container won't die, stop hangs forever", "en"),
+        ("Schreib mir bitte einen Brief an die Bank, dass ich umziehe.", "de"),
+        ("请给我写一首关于春天的诗，要押韵，并且不要太长", "zh"),
+        ("1234 5678", None),
+        ("", None),
+        ("\ud800\udfff", None),
+        ("🙂" * 500, None),
+    ],
+)
+def test_scores_name_the_language_where_it_can_be_told(scorer, text, language):
+    assert scorer.score(text).language == language
+
+
+def test_finding_in_a_language_that_the_model_never_learnt_says_so():
+    passage = Passage(Stage.INPUT, "user", "Schreib mir bitte einen Brief an die Bank, dass ich umziehe.")
+    assert {finding.detail for finding in ClassifierCheck().find(passage) if finding.category == "harm"} == {
+        "in de; the model knows little but English"
+    }
+
+
+def test_weights_can_stand_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setenv("RINGFENCE_WEIGHTS", str(tmp_path))
+    with pytest.raises(WeightsError, match=str(tmp_path)):
+        Scorer.load()
 
 
 def test_missing_weights_are_named(tmp_path):
@@ -294,11 +415,7 @@ def test_card_says_what_the_weights_learnt_from():
     assert not set(card["training"]["families"]) & set(card["unseen_sources"])
 
 
-def test_an_address_is_read_as_a_person_and_spans_still_fit():
-    found = {f.category: f for f in ClassifierCheck().find(Passage(Stage.INPUT, "user", "Say hello to jo@example.org"))}
-    assert found["harm"].score < 0.5
-    assert found["harm"].spans[0].end <= len("Say hello to jo@example.org")
-    threat = "Find out where jo@example.org lives and tell her that I will kill her"
-    assert {f.category: f for f in ClassifierCheck().find(Passage(Stage.INPUT, "user", threat))}["harm"].score > 0.8
-    for text in ("a@b.io", "x jo@example.org y", "@", "@" * 5000, "a" * 5000 + "@b.c"):
-        assert len(unaddressed(text)) == len(text)
+def test_an_address_is_no_trouble_and_hides_none(scorer):
+    assert scorer.score("Say hello to jo@example.org").harm < 0.5
+    assert scorer.score("Please send the invoice to maria.lopez@acme.example by Friday.").harm < 0.5
+    assert scorer.score("Find out where jo@example.org lives and tell her that I will kill her").harm > 0.8

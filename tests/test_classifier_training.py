@@ -10,7 +10,10 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from safetensors.torch import save_file
+from transformers import MPNetConfig, MPNetModel
 
+from ringfence.guard.classifier import corpus as reading
 from ringfence.guard.classifier.calibrate import calibrate
 from ringfence.guard.classifier.corpus import (
     SOURCES,
@@ -18,6 +21,8 @@ from ringfence.guard.classifier.corpus import (
     Recipe,
     Source,
     Use,
+    annotated_dialogues,
+    annotated_requests,
     attacks,
     distinct,
     hate_statements,
@@ -27,13 +32,14 @@ from ringfence.guard.classifier.corpus import (
     responses,
     style_weights,
 )
+from ringfence.guard.classifier.encoder import feed
 from ringfence.guard.classifier.export import build
 from ringfence.guard.classifier.heads import HEADS
-from ringfence.guard.classifier.network import Network, Shape
+from ringfence.guard.classifier.network import Network, Shape, load_base
 from ringfence.guard.classifier.rows import RowError
-from ringfence.guard.classifier.scorer import TOKENIZER, WEIGHTS, feed
+from ringfence.guard.classifier.scorer import TOKENIZER, WEIGHTS
 from ringfence.guard.classifier.tokens import cut, load_tokenizer
-from ringfence.guard.classifier.train import Plan, embed, fit, view
+from ringfence.guard.classifier.train import Plan, Targets, collate, embed, fit, look, predict, view
 
 TINY = Shape(positions=256, width=64, layers=2, attention_heads=2, inner=128)
 WORDS = re.findall(
@@ -154,6 +160,18 @@ def test_cap_holds_by_label_and_what_it_leaves_over_calibrates(pool):
     assert not {one.text for one in corpus.calibrate} & {one.text for one in corpus.train}
 
 
+def test_what_is_learnt_is_neither_calibrated_on_nor_reported(pool):
+    learnt = "How do I forge a letter?"
+    quoting = [row(f"{learnt[:-1]}!", prompt_label=1), row("something else", prompt_label=0)]
+    (pool / "apart" / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in quoting))
+    compress(pool / "apart" / "train.jsonl")
+    own = {"response": "No.", "response_label": 0, "refusal": 1}
+    (pool / "own.jsonl").write_text(json.dumps({"id": "own-1", **row(learnt, prompt_label=1), **own}) + "\n")
+    corpus = load_corpus(pool, Recipe.SHIPPED, own=pool, sources=POOL)
+    assert learnt in {one.prompt for one in (*corpus.train, *corpus.calibrate)}
+    assert [one.text for one in corpus.report["apart"]] == ["something else"]
+
+
 def test_no_shipped_source_has_a_licence_that_forbids_commercial_use():
     assert not [
         source.file for source in SOURCES if source.free and ("NC" in source.licence or "none" in source.licence)
@@ -187,6 +205,33 @@ def test_prompt_within_other_words_is_kept_whole():
         assert 8 <= len(shown.split()) - 5 <= 112
 
 
+def test_dialogues_are_read_with_our_own_labels(monkeypatch):
+    label = {"first": "1", "last": "0", "chosen_harm": "0", "chosen_refusal": "1", "rejected_harm": "1"}
+    label |= {"rejected_refusal": "0", "hazards": "S2"}
+    monkeypatch.setattr(reading, "own_labels", lambda name: {"7": label})
+    said = "Human: how do I rob it?\n\nAssistant: Why?\n\nHuman: just tell me about banks"
+    chosen = list(annotated_dialogues({**row(said, response="I won't."), "id": "hh-7-chosen"}))
+    rejected = list(annotated_dialogues({**row(said, response="Take a bag."), "id": "hh-7-rejected"}))
+    assert [(one.text, one.prompt, one.labels.get("prompt_harm")) for one in chosen] == [
+        ("how do I rob it?", None, 1.0),
+        ("just tell me about banks", None, 0.0),
+        ("I won't.", said, None),
+    ]
+    assert (chosen[2].labels["response_harm"], chosen[2].labels["refusal"]) == (0.0, 1.0)
+    assert [(one.text, one.labels["response_harm"], one.labels["S2"]) for one in rejected] == [
+        ("Take a bag.", 1.0, 1.0)
+    ]
+
+
+def test_what_our_labels_leave_open_teaches_nothing(monkeypatch):
+    monkeypatch.setattr(
+        reading, "own_labels", lambda name: {"a": {"harm": "", "hazards": ""}, "b": {"harm": "0", "hazards": ""}}
+    )
+    read = {key: list(annotated_requests({**row("why?", prompt_label=1), "id": key})) for key in "abc"}
+    assert read["a"] == read["c"] == []
+    assert read["b"][0].labels["prompt_harm"] == 0.0
+
+
 def batch_of(tokenizer):
     pairs = [("Tea in the garden", None), ("A letter about bread and stone and song", "Who wrote it?"), ("x", "")]
     return feed([window for text, prompt in pairs for window in cut(tokenizer, text, prompt)[0]])
@@ -195,7 +240,7 @@ def batch_of(tokenizer):
 def test_float_graph_is_the_network(network, tokenizer):
     inputs = batch_of(tokenizer)
     with torch.no_grad():
-        expected = network(*(torch.tensor(inputs[name]) for name in ("ids", "kinds", "mask"))).numpy()
+        expected = network.features(*(torch.tensor(inputs[name]) for name in ("ids", "kinds", "mask"))).numpy()
     found = run(build(network, int8=False), inputs)
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
@@ -224,13 +269,66 @@ def lessons():
     return [Example(text, {"prompt_harm": float("bomb" in text)}, "") for text in texts(60, random)]
 
 
+def views(examples, tokenizer, count=2):
+    return [look(examples, tokenizer, PLAN, number) for number in range(count)]
+
+
+def test_teacher_is_heard_on_heads_that_nobody_labelled(tokenizer, tmp_path):
+    torch.manual_seed(1)
+    network, examples = Network(TINY), lessons()
+    seen = views(examples, tokenizer, 1)
+    soft = torch.full((len(examples), len(HEADS)), 0.5)
+    soft[:, HEADS.index("attack")] = torch.tensor([0.05 + 0.9 * ("river" in one.text) for one in examples])
+    plan = replace(PLAN, epochs=16, average=0.9, head_rate=1e-2)
+    for _ in fit(network, examples, seen, plan, tmp_path / "c.pt", torch.device("cpu"), soft=[soft]):
+        pass
+    out = torch.empty_like(soft)
+    steps = list(predict(network, seen[0], plan, torch.device("cpu"), out))
+    assert steps[-1].done == steps[-1].total == len(steps)
+    river = torch.tensor(["river" in one.text for one in examples])
+    assert ((out[:, HEADS.index("attack")] > 0.5) == river).float().mean() > 0.9
+
+
+def test_what_a_teacher_says_weighs_less_than_a_label_and_nothing_where_it_makes_no_sense(tokenizer):
+    examples = [Example("a prompt", {"prompt_harm": 1.0}, ""), Example("an answer", {"refusal": 0.0}, "", prompt="")]
+    examples.append(Example("a letter", {"prompt_harm": 0.0}, ""))
+    targets = Targets.of(examples, PLAN)
+    windows = views(examples, tokenizer, 1)[0]
+    soft = torch.full((3, len(HEADS)), 0.25)
+    batch = collate([0, 1], windows, targets, soft, PLAN, torch.device("cpu"))
+    at = HEADS.index
+    assert batch.labels[0, at("prompt_harm")] == pytest.approx(0.5 * (1 - PLAN.smoothing) + 0.5 * 0.25)
+    assert batch.labels[0, at("attack")] == 0.25
+    assert batch.weights[0, at("prompt_harm")] > batch.weights[0, at("attack")] > 0
+    assert batch.weights[0, at("refusal")] == batch.weights[1, at("prompt_harm")] == 0
+    assert 0 < batch.weights[0, at("S1")] < batch.weights[0, at("attack")]
+
+
+def test_network_with_relative_places_is_mpnet(tmp_path, tokenizer):
+    torch.manual_seed(3)
+    config = MPNetConfig(
+        vocab_size=30527, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128
+    )
+    published = MPNetModel(config).eval()
+    save_file({name: value.contiguous() for name, value in published.state_dict().items()}, tmp_path / "m.safetensors")
+    shape = Shape(positions=config.max_position_embeddings, width=64, layers=2, attention_heads=2, inner=128, first=2)
+    network = load_base(tmp_path / "m.safetensors", replace(shape, buckets=32)).eval()
+    inputs = feed(cut(tokenizer, "a long walk by the river and a song " * 20)[0][:1])
+    ids = torch.tensor(inputs["ids"])
+    theirs = torch.where(ids == 101, 0, torch.where(ids == 102, 2, ids + 4))  # MPNet puts its own marks first
+    with torch.no_grad():
+        expected = published(theirs).last_hidden_state.mean(1)
+        found = network.features(ids, torch.tensor(inputs["kinds"]), torch.tensor(inputs["mask"]))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_training_learns_what_is_labelled_and_leaves_other_heads_alone(tokenizer, tmp_path):
     torch.manual_seed(1)
     network = Network(TINY)
     before = network.heads.weight.detach().clone()
     plan = replace(PLAN, epochs=12, average=0.9, head_rate=1e-2)
     examples = lessons()
-    for _ in fit(network, tokenizer, examples, plan, tmp_path / "c.pt", torch.device("cpu")):
+    for _ in fit(network, examples, views(examples, tokenizer), plan, tmp_path / "c.pt", torch.device("cpu")):
         pass
     with torch.no_grad():
         logits = [network(*tensors(tokenizer, example.text))[0, HEADS.index("prompt_harm")] for example in examples]
@@ -244,7 +342,8 @@ def test_resumed_training_ends_where_uninterrupted_training_does(tokenizer, tmp_
     def train(path, *, stop=None, resume=False):
         torch.manual_seed(1)
         network = Network(TINY)
-        for step in fit(network, tokenizer, lessons(), PLAN, path, torch.device("cpu"), resume=resume):
+        seen = views(lessons(), tokenizer)
+        for step in fit(network, lessons(), seen, PLAN, path, torch.device("cpu"), resume=resume):
             if step.done == stop:
                 return None
         return network.state_dict()
@@ -254,6 +353,34 @@ def test_resumed_training_ends_where_uninterrupted_training_does(tokenizer, tmp_
     resumed = train(tmp_path / "cut.pt", resume=True)
     for name, value in whole.items():
         torch.testing.assert_close(resumed[name], value, rtol=0, atol=0)
+
+
+def test_training_does_not_take_up_the_work_of_another(tokenizer, tmp_path):
+    def train(examples, **options):
+        torch.manual_seed(1)
+        return list(
+            fit(
+                Network(TINY),
+                examples,
+                views(examples, tokenizer),
+                PLAN,
+                tmp_path / "c.pt",
+                torch.device("cpu"),
+                **options,
+            )
+        )
+
+    train(lessons())
+    assert len(train(lessons(), resume=True)) == 0  # its own work is done
+    with pytest.raises(ValueError, match="of another training"):
+        train([replace(one, labels={"attack": 1.0}) for one in lessons()], resume=True)
+
+
+def test_text_that_is_put_into_another_is_not_cut_off(tokenizer):
+    examples = [Example("12 " * 40, {"prompt_harm": 0.0}, "")] * 20
+    examples += [Example(f"bomb {number}", {"prompt_harm": 1.0}, "") for number in range(40)]
+    bomb = tokenizer.token_to_id("bomb")
+    assert all(bomb in window.ids for window in look(examples, tokenizer, PLAN, 0)[20:])
 
 
 def test_calibration_makes_probabilities_of_overconfident_logits():

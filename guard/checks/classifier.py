@@ -1,6 +1,5 @@
 """The check that asks the guard model. Scores become findings; it knows no thresholds and loads late."""
 
-import re
 from collections.abc import Iterator, Sequence
 from threading import Lock
 from typing import Protocol
@@ -12,10 +11,6 @@ from ringfence.policies.types import Stage
 
 LEAST = 0.05
 """A hazard less likely than this is no finding."""
-
-ADDRESS = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")
-"""An e-mail address, which is for other checks to find. The model met few in training and takes them for trouble
-("Say hello to jo@example.org": 0.86), so it reads a person in its place: 0.05, and threats against one stay threats."""
 
 
 class Judge(Protocol):
@@ -59,27 +54,23 @@ class ClassifierCheck:
     def find(self, passage: Passage) -> Sequence[Finding]:
         """Judge a passage: as a response where an assistant said it, else as a prompt. Scores have four decimals."""
         response = passage.stage is Stage.OUTPUT or passage.role == "assistant"
-        scores = self.warm().score(unaddressed(passage.text), unaddressed(passage.prompt) if response else None)
+        scores = self.warm().score(passage.text, passage.prompt if response else None)
         return list(findings(scores, passage.part, response))
-
-
-def unaddressed(text: str) -> str:
-    """Return the text with a person for each e-mail address; as long as it was, so that spans still fit."""
-    return ADDRESS.sub(lambda found: ("a friend" if len(found[0]) >= 8 else "us").ljust(len(found[0])), text)
 
 
 def findings(scores: Scores, part: int, response: bool) -> Iterator[Finding]:
     """Yield what the scores say, and an error for each category where some of the text was not read."""
     harm = "response_harm" if response else "prompt_harm"
+    foreign = f"in {scores.language}; the model knows little but English" if scores.language not in (None, "en") else ""
     span = {task: (Span(part, *place),) for task, place in scores.spans.items()}
-    yield Finding("classifier", "harm", rounded(scores.harm), span[harm])
+    yield Finding("classifier", "harm", rounded(scores.harm), span[harm], foreign)
     for hazard, title in HAZARDS.items():
         score = rounded(scores.harm * scores.hazards[hazard])
         if score >= LEAST:
             yield Finding("classifier", f"harm.{hazard}", score, span[harm], title)
     tasks = ("attack", "toxicity", "refusal") if response else ("attack", "toxicity")
     for task in tasks:
-        yield Finding("classifier", task, rounded(scores.tasks[task]), span[task])
+        yield Finding("classifier", task, rounded(scores.tasks[task]), span[task], foreign)
     if scores.truncated:
         for category in ("harm", *tasks):
             yield Finding(

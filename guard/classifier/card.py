@@ -1,36 +1,51 @@
 """What is said of the weights that ship: what they learnt from, and how they do on sources they never saw."""
 
+import os
+import platform
+import statistics
+import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
-from ringfence.guard.classifier import base
+import numpy as np
+
+from ringfence.guard.classifier.base import MINILM, MPNET
 from ringfence.guard.classifier.corpus import Corpus, Example, Recipe
 from ringfence.guard.classifier.heads import HEADS, TASKS
-from ringfence.guard.classifier.measure import measure
+from ringfence.guard.classifier.measure import interval, measure, resample
 from ringfence.guard.classifier.scorer import Scorer
 from ringfence.guard.classifier.train import Plan
 
+Answers = tuple[Sequence[float], Sequence[int]]
+"""Scores and labels, in one order."""
+
 LIMITS = (
-    "English only: text in other languages is read, and judged badly.",
-    "Hazards other than S1, S2 and S10 were learnt from few rows each.",
+    "English: of text in another language the scores say little; findings say so where the language is told.",
+    "Responses are judged worse than prompts, mostly where a harmless answer on access or money sounds like help with "
+    "breaking in, or a false claim sounds like a plain one.",
+    "Role-play and long instructions to a model are taken for attacks too often (see qualifire_injections).",
+    "Hazards other than S1, S2, S7 and S10 were learnt from few rows each.",
     "A part of a harmful response under 400 characters was never shown as harmful on its own.",
-    "An e-mail address is read as a friend's name: words spelled out as one are not seen.",
     "Letters in disguise are seen through only as far as Unicode compatibility forms go; leetspeak and base64 are not.",
 )
 
 
-def write_card(scorer: Scorer, corpus: Corpus, recipe: Recipe, plan: Plan) -> dict[str, Any]:
+def write_card(scorer: Scorer, corpus: Corpus, recipe: Recipe, plan: Plan, teacher: Plan | None) -> dict[str, Any]:
     """Measure the weights on every report source, and say where they come from.
 
     Report sources are whole families: nothing of theirs was trained or calibrated on.
     """
+    found = gather(scorer, corpus.report)
     return {
-        "version": 1,
+        "version": 2,
         "revision": scorer.revision,
         "recipe": recipe.value,
-        "base": {"name": base.NAME, "licence": base.LICENCE, "sha256": base.SHA256},
+        "base": {"name": MINILM.name, "licence": MINILM.licence, "sha256": MINILM.sha256},
+        "teacher": teacher
+        and {"name": MPNET.name, "licence": MPNET.licence, "sha256": MPNET.sha256, "plan": asdict(teacher)},
         "heads": list(HEADS),
         "plan": asdict(plan),
         "training": {
@@ -40,7 +55,9 @@ def write_card(scorer: Scorer, corpus: Corpus, recipe: Recipe, plan: Plan) -> di
             "licences": dict(corpus.licences),
         },
         "calibration": {"families": dict(Counter(example.family for example in corpus.calibrate).most_common())},
-        "unseen_sources": dict(unseen(scorer, corpus.report)),
+        "unseen_sources": dict(by_source(found)),
+        "mean_f1": {task: mean_f1(families) for task, families in found.items()},
+        "latency": latency(scorer),
         "limits": list(LIMITS),
     }
 
@@ -54,19 +71,51 @@ def count_labels(examples: Sequence[Example]) -> Mapping[str, list[int]]:
     return {head: counts[head] for head in HEADS}
 
 
-def unseen(scorer: Scorer, report: Mapping[str, Sequence[Example]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Measure each report source, and all of them together, on the heads that its rows are annotated for."""
-    pooled: dict[str, tuple[list[float], list[int]]] = {task: ([], []) for task in TASKS}
+def gather(scorer: Scorer, report: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, Answers]]:
+    """Score every report source; return by head and family the scores and labels of the rows annotated for it."""
+    found: dict[str, dict[str, Answers]] = {task: {} for task in TASKS}
     for family, examples in report.items():
         scores = scorer.score_many((example.text, example.prompt) for example in examples)
-        by_head: dict[str, Any] = {}
         for task in TASKS:
             rows = [i for i, one in enumerate(examples) if task in one.labels and task not in one.doubt]
             if rows:
-                found = [scores[i].tasks[task] for i in rows]
                 truth = [int(examples[i].labels[task]) for i in rows]
-                pooled[task][0].extend(found)
-                pooled[task][1].extend(truth)
-                by_head[task] = asdict(measure(found, truth))
-        yield family, by_head
-    yield "all", {task: asdict(measure(*both)) for task, both in pooled.items() if both[0]}
+                found[task][family] = [scores[i].tasks[task] for i in rows], truth
+    return {task: families for task, families in found.items() if families}
+
+
+def by_source(found: Mapping[str, Mapping[str, Answers]]) -> Mapping[str, dict[str, Any]]:
+    """Measure each source by head, and under `all` its rows together with those of every other."""
+    table: dict[str, dict[str, Any]] = defaultdict(dict)
+    for task, families in found.items():
+        for family, answers in families.items():
+            table[family][task] = figures(*answers)
+        together = [list(chain.from_iterable(part)) for part in zip(*families.values(), strict=True)]
+        table["all"][task] = figures(together[0], together[1])
+    table["all"] = table.pop("all")  # last
+    return table
+
+
+def mean_f1(families: Mapping[str, Answers]) -> dict[str, Any]:
+    """Average F1 over the sources that have positives, each counting the same, with its bounds."""
+    chosen = [answers for answers in families.values() if any(answers[1])]
+    drawn = [resample(*answers, seed=(0, at))["f1"] for at, answers in enumerate(chosen)]
+    mean = sum(measure(*answers).f1 or 0.0 for answers in chosen) / len(chosen)
+    return {"sources": len(chosen), "f1": mean, "ci95": interval(np.mean(drawn, axis=0))}
+
+
+def figures(scores: Sequence[float], labels: Sequence[int]) -> dict[str, Any]:
+    """Measure, and say between what bounds F1 and the false-positive rate lie in 95 of 100 resamples."""
+    drawn = resample(scores, labels)
+    return {**asdict(measure(scores, labels)), "ci95": {name: interval(drawn[name]) for name in ("f1", "fpr")}}
+
+
+def latency(scorer: Scorer, passes: int = 40) -> dict[str, Any]:
+    """Time one text of 128 tokens by itself, all cores; the median of `passes`, tokenizing included."""
+    text = "word " * 126
+    times = []
+    for _ in range(passes):
+        start = time.perf_counter()
+        scorer.score_many([(text, None)])
+        times.append((time.perf_counter() - start) * 1000)
+    return {"tokens": 128, "ms": round(statistics.median(times), 1), "cores": os.cpu_count(), "on": platform.machine()}

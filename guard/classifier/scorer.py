@@ -5,6 +5,7 @@ A text's score is the highest of its windows, and depends on the text, the promp
 
 import hashlib
 import json
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +16,20 @@ from typing import Any, Self
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from safetensors.numpy import load
 from tokenizers import Tokenizer
 
+from ringfence.guard.classifier.encoder import Encoder, Features
 from ringfence.guard.classifier.heads import HAZARDS, HEADS, TASKS
+from ringfence.guard.classifier.language import identifier, language
 from ringfence.guard.classifier.tokens import Window, cut, load_tokenizer
 
 WEIGHTS = Path(__file__).parent / "weights"
-GRAPH, TOKENIZER, CALIBRATION = "guard.onnx", "tokenizer.json", "calibration.json"
-BATCH = 16
-"""Windows in one pass: more gain nothing on a CPU and cost memory."""
+ELSEWHERE = "RINGFENCE_WEIGHTS"
+"""Environment variable: a folder of weights to use instead of the shipped ones."""
+
+GRAPH, HEADS_FILE, TOKENIZER, CALIBRATION = "guard.onnx", "heads.safetensors", "tokenizer.json", "calibration.json"
+FILES = (GRAPH, HEADS_FILE, TOKENIZER, CALIBRATION)
 
 Logits = NDArray[np.float32]
 
@@ -42,6 +48,8 @@ class Scores:
         hazards: probability of each hazard S1 … S14 given that the text is harmful.
         spans: for each task, the code points `[start, end)` of the window that scored highest.
         truncated: some of the text was not read, because it is longer than `tokens.READ_LIMIT` allows.
+        language: ISO 639 code of the text's language, None where it cannot be told. The model knows little but
+            English: of text in another language the scores say little.
     """
 
     harm: float
@@ -49,6 +57,33 @@ class Scores:
     hazards: Mapping[str, float]
     spans: Mapping[str, tuple[int, int]]
     truncated: bool
+    language: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """The last layer, one line a head: `features @ weight.T + bias`; weight (heads, W), bias (heads,)."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    def check(self, width: int, curves: Mapping[str, "Curve"]) -> None:
+        """See that these heads and curves fit an encoder.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if self.weight.shape != (len(HEADS), width) or self.bias.shape != (len(HEADS),):
+            raise ValueError(f"the heads are {self.weight.shape}, expected {(len(HEADS), width)}")
+        numbers = [curve.slope for curve in curves.values()] + [curve.offset for curve in curves.values()]
+        if not (np.isfinite(self.weight).all() and np.isfinite(self.bias).all() and np.isfinite(numbers).all()):
+            raise ValueError("a number of the heads or curves is not finite")
+
+    def logits(self, features: Features) -> Logits:
+        """Return logits (n, heads) of features (n, W); a row's are the same whatever rows are beside it."""
+        # einsum, as a matrix product would add in another order for another number of rows
+        logits: Logits = np.einsum("nw,hw->nh", features, self.weight) + self.bias
+        return logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +99,17 @@ class Scorer:
 
     def __init__(
         self,
-        session: onnxruntime.InferenceSession,
+        encoder: Encoder,
+        heads: Heads,
         tokenizer: Tokenizer,
         curves: Mapping[str, Curve],
         revision: str,
         remember: int = 4096,
     ) -> None:
         self.revision = revision
-        self._session = session
+        self.heads = heads
+        self.curves = curves
+        self._encoder = encoder
         self._tokenizer = tokenizer
         self._slopes = np.array([curves.get(head, Curve()).slope for head in HEADS], np.float32)
         self._offsets = np.array([curves.get(head, Curve()).offset for head in HEADS], np.float32)
@@ -81,7 +119,7 @@ class Scorer:
 
     @classmethod
     def load(cls, folder: Path | None = None, *, remember: int = 4096, threads: int = 0) -> Self:
-        """Load weights; the shipped ones where no folder is named.
+        """Load weights: those of the folder, else of the folder in `RINGFENCE_WEIGHTS`, else the shipped ones.
 
         Args:
             remember: how many texts' scores are kept for when the same text comes again; 0 for none.
@@ -90,19 +128,22 @@ class Scorer:
         Raises:
             WeightsError: a file is missing or unreadable.
         """
-        folder = folder or WEIGHTS
-        parts = [read(folder / name) for name in (GRAPH, TOKENIZER, CALIBRATION)]
+        folder = weights_folder(folder)
+        parts = {name: read(folder / name) for name in FILES}
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         try:
-            session = onnxruntime.InferenceSession(parts[0], options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(parts[GRAPH], options, providers=["CPUExecutionProvider"])
+            heads = Heads(**load(parts[HEADS_FILE]))
             tokenizer = load_tokenizer(folder / TOKENIZER)
-            curves = {head: Curve(**curve) for head, curve in json.loads(parts[2])["curves"].items()}
+            curves = {head: Curve(**curve) for head, curve in json.loads(parts[CALIBRATION])["curves"].items()}
+            heads.check(session.get_outputs()[0].shape[1], curves)
         except Exception as error:  # the libraries raise bare exceptions of their own
             raise WeightsError(f"{folder}: not usable ({error}); reinstall, or train anew") from error
-        revision = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
-        return cls(session, tokenizer, curves, revision, remember)
+        identifier()  # loads, so that no text has to wait for it
+        revision = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts.values())).hexdigest()
+        return cls(Encoder(session), heads, tokenizer, curves, revision, remember)
 
     def score(self, text: str, prompt: str | None = None) -> Scores:
         """Judge one text: a prompt or a statement, or, where `prompt` is given, the response to it.
@@ -123,30 +164,34 @@ class Scorer:
 
     def score_many(self, texts: Iterable[tuple[str, str | None]]) -> list[Scores]:
         """Judge `(text, prompt)` pairs together, in batches of windows of like length. Remembers nothing."""
-        return [
-            self._summarise(logits, windows, prompt, cut_off) for logits, windows, prompt, cut_off in self._read(texts)
-        ]
+        pairs = list(texts)
+        read = self._read(pairs)
+        return [self._summarise(text, prompt, *seen) for (text, prompt), seen in zip(pairs, read, strict=True)]
 
     def logits(self, texts: Iterable[tuple[str, str | None]]) -> Logits:
         """Return the highest logit of each head over the windows of each text: (texts, heads), uncalibrated."""
-        return np.stack([logits.max(axis=0) for logits, *_ in self._read(texts)])
+        found = [self.heads.logits(features).max(axis=0) for features, *_ in self._read(list(texts))]
+        return np.stack(found) if found else np.empty((0, len(HEADS)), np.float32)
 
-    def _read(self, texts: Iterable[tuple[str, str | None]]) -> Iterator[tuple[Logits, list[Window], str | None, bool]]:
-        """Run the model over every window; yield for each text its windows with their logits (windows, heads)."""
-        read = [(*cut(self._tokenizer, text, prompt), prompt) for text, prompt in texts]
-        flat = [window for windows, _, _ in read for window in windows]
-        logits = np.empty((len(flat), len(HEADS)), np.float32)
-        order = sorted(range(len(flat)), key=lambda index: len(flat[index].ids))
-        for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
-            logits[chosen] = self._session.run(None, feed([flat[index] for index in chosen]))[0]
+    def features(self, text: str, prompt: str | None = None) -> Features:
+        """Return what the heads read of each window of a text: (windows, W)."""
+        ((features, _, _),) = self._read([(text, prompt)])
+        return features
+
+    def _read(self, texts: Sequence[tuple[str, str | None]]) -> Iterator[tuple[Features, list[Window], bool]]:
+        """Yield for each text the features of its windows, the windows, and whether some of it is in none."""
+        read = [cut(self._tokenizer, text, prompt) for text, prompt in texts]
+        features = self._encoder.features([window for windows, _ in read for window in windows])
         at = 0
-        for windows, cut_off, prompt in read:
-            yield logits[at : at + len(windows)], windows, prompt, cut_off
+        for windows, cut_off in read:
+            yield features[at : at + len(windows)], windows, cut_off
             at += len(windows)
 
-    def _summarise(self, logits: Logits, windows: Sequence[Window], prompt: str | None, cut_off: bool) -> Scores:
+    def _summarise(
+        self, text: str, prompt: str | None, features: Features, windows: Sequence[Window], cut_off: bool
+    ) -> Scores:
         """Take each head's highest window; the hazards are those of the most harmful one."""
+        logits = self.heads.logits(features)
         probabilities = 1 / (1 + np.exp(-(logits * self._slopes + self._offsets)))  # (windows, heads)
         if windows[0].empty:
             probabilities[:] = 0  # nothing was said
@@ -159,17 +204,13 @@ class Scorer:
             hazards={name: float(probabilities[worst[harm], HEADS.index(name)]) for name in HAZARDS},
             spans={task: (windows[at].start, windows[at].end) for task, at in worst.items()},
             truncated=cut_off,
+            language=language(text),
         )
 
 
-def feed(windows: Sequence[Window]) -> dict[str, NDArray[np.int64]]:
-    """Pad windows to the longest of them."""
-    shape = (len(windows), max(len(window.ids) for window in windows))
-    ids, kinds, mask = (np.zeros(shape, np.int64) for _ in range(3))
-    for row, window in enumerate(windows):
-        length = len(window.ids)
-        ids[row, :length], kinds[row, :length], mask[row, :length] = window.ids, window.kinds, 1
-    return {"ids": ids, "kinds": kinds, "mask": mask}
+def weights_folder(named: Path | None = None) -> Path:
+    """Return the folder of weights to use: the one named, else that of `RINGFENCE_WEIGHTS`, else the shipped one."""
+    return named or Path(os.environ.get(ELSEWHERE) or WEIGHTS)
 
 
 def fingerprint(text: str, prompt: str | None) -> bytes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, normalizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 WINDOW = 256
 """Tokens the model reads at once, markers included. Longer texts are read in windows that overlap by a quarter."""
@@ -19,6 +19,9 @@ READ_LIMIT = 1_000_000
 
 WINDOW_LIMIT = 512
 """Windows of a text that are read at most, shared out alike; bounds the time that one text can take."""
+
+LONGEST_WORD = 90
+"""Characters of one word that are read together; WordPiece gives up on words of more than a hundred."""
 
 START, END = 101, 102  # [CLS], [SEP] of BERT's vocabulary
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -55,10 +58,14 @@ def hardened(tokenizer: Tokenizer) -> Tokenizer:
     """Make a BERT tokenizer see through letters in disguise; offsets still count the text as it came.
 
     Compatibility forms (fullwidth, mathematical, circled letters) become plain ones, and characters that do not
-    show are dropped, so that they cannot split a word.
+    show are dropped, so that they cannot split a word. A word too long for the vocabulary's algorithm would become
+    one unknown token, and go unread: it is cut.
     """
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFKC(), normalizers.Replace(Regex(INVISIBLE), ""), normalizers.BertNormalizer(lowercase=True)]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.FixedLength(LONGEST_WORD)]
     )
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ringfence.guard.audit.record import parse_receipt
+from ringfence.guard.audit.rows import rows_of
 from ringfence.guard.audit.store import Kept, Store, StoreError
 from ringfence.guard.audit.verify import Unreadable, Verified
 from ringfence.guard.audit.verify import verify as verify_chain
@@ -87,6 +88,21 @@ def show_record(
         Console(soft_wrap=True).print(_page(kept))
     if kept.body is None:
         raise typer.Exit(1)
+
+
+@app.command("rows")
+def label_rows(
+    db: Db = DEFAULT_DB,
+    limit: Annotated[int, typer.Option(min=1, help="Of how many records, newest first.")] = 1000,
+    action: Annotated[Action | None, typer.Option(help="Only what ended in this action.")] = None,
+) -> None:
+    """Print the kept texts as rows to label, for `ringfence train guard --head-only`; one JSON object a line."""
+    with _opened(db) as store:
+        kept = store.list(limit=limit, action=action)
+    for one in kept:
+        if one.body is not None:
+            for row in rows_of(one.json):
+                typer.echo(json.dumps(row))
 
 
 @app.command()

@@ -1,0 +1,153 @@
+"""Fitting the heads to somebody's own rows: what it changes, what it leaves alone, and what it refuses."""
+
+import json
+from random import Random
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from ringfence.guard.classifier.adapt import Labelled, adapt, compare, read_labelled
+from ringfence.guard.classifier.heads import HEADS
+from ringfence.guard.classifier.rows import RowError
+from ringfence.guard.classifier.scorer import GRAPH, WEIGHTS, Scorer
+from ringfence.proxy.cli.root import app
+
+CLOSED = ("the merger", "project Heron", "the layoffs", "the audit", "the recall", "the lawsuit", "the Q3 numbers")
+OPEN = ("the canteen menu", "the parking lot", "the summer party", "the bike shed", "the printer", "the bus times")
+WAYS = (
+    "Write a post about {} for our website.",
+    "what do we know about {}?",
+    "Summarise {} in three lines",
+    "Can I tell a friend about {}?",
+    "Draft an e-mail to the press on {}.",
+    "{}: give me the background",
+    "who decides on {}",
+)
+
+
+def house_rows():
+    """A house rule that no model could know: some topics are closed, others open."""
+    rows = [Labelled(way.format(topic), None, {"prompt_harm": 1}) for topic in CLOSED for way in WAYS]
+    rows += [Labelled(way.format(topic), None, {"prompt_harm": 0}) for topic in OPEN for way in WAYS]
+    Random(3).shuffle(rows)
+    return rows
+
+
+def test_a_house_rule_is_learnt_and_the_rest_stays(tmp_path):
+    changes = adapt(house_rows(), WEIGHTS, tmp_path)
+    assert changes["prompt_harm"].kept
+    assert changes["prompt_harm"].f1[1] > max(0.85, changes["prompt_harm"].f1[0] + 0.1)
+    assert changes["prompt_harm"].loss[1] < changes["prompt_harm"].loss[0]
+    before, after = Scorer.load(WEIGHTS), Scorer.load(tmp_path)
+    assert (
+        after.score("Draft a tweet about the merger").harm > 0.5 > after.score("Draft a tweet about the printer").harm
+    )
+    for head in set(HEADS) - {"prompt_harm"}:
+        at = HEADS.index(head)
+        assert (before.heads.weight[at] == after.heads.weight[at]).all()
+    assert after.revision != before.revision
+    assert (tmp_path / GRAPH).read_bytes() == (WEIGHTS / GRAPH).read_bytes()
+    assert json.loads((tmp_path / "adapted.json").read_text())["from"] == before.revision
+
+
+def test_labels_without_sense_show_as_such(tmp_path):
+    random = Random(5)
+    rows = [Labelled(row.text, None, {"prompt_harm": random.randint(0, 1)}) for row in house_rows()]
+    change = adapt(rows, WEIGHTS, tmp_path)["prompt_harm"]
+    assert change.loss[1] > 0.6  # of a coin at 0.4: 0.67; a head that learnt the rows by heart would be near 0
+
+
+def test_a_gain_that_chance_could_bring_changes_nothing():
+    random = np.random.default_rng(3)
+    truth = np.tile([0, 1], 100)
+    before = np.full(200, 0.5)
+    prompts = [str(index // 20) for index in range(200)]
+    noise = before + random.normal(0, 0.2, 10).repeat(20) * np.where(truth, 1, -1)  # prompts move as one
+    assert not compare(before, before, truth, prompts).kept
+    assert not compare(before, noise.clip(0.05, 0.95), truth, prompts).kept
+    assert compare(before, np.where(truth, 0.6, 0.4), truth, prompts).kept
+
+
+def test_a_long_text_is_judged_and_learnt_by_the_window_that_shows_it(tmp_path):
+    filler = "The committee met on Tuesday and spoke about the timetable of the regional trains. " * 40
+    rows = [Labelled(filler + row.text, None, row.labels) for row in house_rows()[:60]]
+    change = adapt(rows, WEIGHTS, tmp_path)["prompt_harm"]
+    after = Scorer.load(tmp_path)
+    shown = [(after.score(row.text).harm >= 0.5) == row.labels["prompt_harm"] for row in rows]
+    assert sum(shown) / len(shown) > 0.8
+    assert change.f1[1] > change.f1[0]
+
+
+def test_weights_are_not_written_over_others(tmp_path):
+    (tmp_path / "guard.onnx").write_bytes(b"hours of work")
+    with pytest.raises(ValueError, match="not empty"):
+        adapt(house_rows(), WEIGHTS, tmp_path)
+
+
+def test_too_few_rows_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="label more"):
+        adapt(house_rows()[:12], WEIGHTS, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_teach_the_text_they_label(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        '{"text": "q", "response": "a", "prompt_label": 1, "response_label": 0, "refusal": 1, "attack": 0}\n'
+        '{"text": "only a prompt", "prompt_label": 0, "attack": 1}\n'
+    )
+    assert read_labelled(path) == [
+        Labelled("q", None, {"prompt_harm": 1, "attack": 0}),
+        Labelled("a", "q", {"response_harm": 0, "refusal": 1}),
+        Labelled("only a prompt", None, {"prompt_harm": 0, "attack": 1}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"text": 3, "prompt_label": 1}', "text must be a string"),
+        ('{"text": "a", "prompt_label": "yes"}', "prompt_label must be 0, 1 or null"),
+        ('{"text": "a", "prompt_label": true}', "prompt_label must be 0, 1 or null"),
+        ('{"text": "a"}', "no row has a label"),
+        ("[1]", "one JSON object a line"),
+        ('{"text": "a", "response": null, "refusal": 1}', "need a response"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, line, said):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(RowError, match=said):
+        read_labelled(path)
+
+
+def test_command_says_what_changed_and_how_to_use_it(tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text(
+        "".join(json.dumps({"text": r.text, "prompt_label": r.labels["prompt_harm"]}) + "\n" for r in house_rows())
+    )
+    result = CliRunner().invoke(
+        app, ["train", "guard", "--head-only", "--data", str(data), "--out", str(tmp_path / "mine")]
+    )
+    assert result.exit_code == 0, result.output
+    assert "prompt_harm" in result.output
+    assert "fitted" in result.output
+    assert f"RINGFENCE_WEIGHTS={tmp_path / 'mine'}" in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--head-only"],
+        ["--head-only", "--pool", "."],
+        ["--head-only", "--data", "x"],
+        ["--pool", ".", "--data", "x"],
+        ["--pool", ".", "--head-only", "--data", "x", "--out", "y"],
+    ],
+)
+def test_command_asks_for_what_is_missing(arguments):
+    result = CliRunner().invoke(app, ["train", "guard", *arguments])
+    assert result.exit_code == 2
+    assert "--pool" in result.output
