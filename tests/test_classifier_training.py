@@ -13,33 +13,30 @@ import torch
 from safetensors.torch import save_file
 from transformers import MPNetConfig, MPNetModel
 
-from ringfence.guard.classifier import corpus as reading
+from ringfence.guard.classifier import sources as reading
 from ringfence.guard.classifier.calibrate import calibrate
-from ringfence.guard.classifier.corpus import (
-    SOURCES,
-    Example,
-    Recipe,
-    Source,
-    Use,
-    annotated_dialogues,
-    annotated_requests,
-    attacks,
-    distinct,
-    hate_statements,
-    load_corpus,
-    own_rows,
-    requests,
-    responses,
-    style_weights,
-)
+from ringfence.guard.classifier.corpus import distinct, load_corpus, style_weights
 from ringfence.guard.classifier.encoder import feed
+from ringfence.guard.classifier.examples import Example, Recipe, Source, Use
 from ringfence.guard.classifier.export import build
 from ringfence.guard.classifier.heads import HEADS
 from ringfence.guard.classifier.network import Network, Shape, load_base
+from ringfence.guard.classifier.plan import Plan
 from ringfence.guard.classifier.rows import RowError
 from ringfence.guard.classifier.scorer import TOKENIZER, WEIGHTS
+from ringfence.guard.classifier.sources import (
+    SOURCES,
+    annotated_dialogues,
+    annotated_requests,
+    attacks,
+    hate_statements,
+    own_rows,
+    requests,
+    responses,
+)
 from ringfence.guard.classifier.tokens import cut, load_tokenizer
-from ringfence.guard.classifier.train import Plan, Targets, collate, embed, fit, look, predict, view
+from ringfence.guard.classifier.train import Targets, collate, fit, predict
+from ringfence.guard.classifier.views import embed, look, view
 
 TINY = Shape(positions=256, width=64, layers=2, attention_heads=2, inner=128)
 WORDS = re.findall(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from ringfence.guard.classifier.corpus import Example
+from ringfence.guard.classifier.examples import Example
 from ringfence.guard.classifier.heads import HEADS, TASKS
 from ringfence.guard.classifier.scorer import Curve, Logits
 

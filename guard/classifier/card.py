@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from ringfence.guard.classifier.base import MINILM, MPNET
-from ringfence.guard.classifier.corpus import Corpus, Example, Recipe
+from ringfence.guard.classifier.corpus import Corpus
+from ringfence.guard.classifier.examples import Example, Recipe
 from ringfence.guard.classifier.heads import HEADS, TASKS
 from ringfence.guard.classifier.measure import interval, measure, resample
+from ringfence.guard.classifier.plan import Plan
 from ringfence.guard.classifier.scorer import Scorer
-from ringfence.guard.classifier.train import Plan
 
 Answers = tuple[Sequence[float], Sequence[int]]
 """Scores and labels, in one order."""

@@ -11,13 +11,17 @@ from torch import Tensor
 from ringfence.guard.classifier.base import MINILM, MPNET, fetch_base
 from ringfence.guard.classifier.calibrate import calibrate
 from ringfence.guard.classifier.card import write_card
-from ringfence.guard.classifier.corpus import Corpus, Example, Recipe, load_corpus
+from ringfence.guard.classifier.checkpoint import get, mark_of, put
+from ringfence.guard.classifier.corpus import Corpus, load_corpus
+from ringfence.guard.classifier.examples import Example, Recipe
 from ringfence.guard.classifier.export import export
 from ringfence.guard.classifier.heads import HEADS
 from ringfence.guard.classifier.network import MPNET_SHAPE, Network, load_base
+from ringfence.guard.classifier.plan import Plan
 from ringfence.guard.classifier.scorer import CALIBRATION, TOKENIZER, Scorer
 from ringfence.guard.classifier.tokens import Window, hardened, load_tokenizer
-from ringfence.guard.classifier.train import Plan, Step, fit, get, look, mark_of, predict, put
+from ringfence.guard.classifier.train import Step, fit, predict
+from ringfence.guard.classifier.views import look
 
 VIEWS = 2
 """Windows of every example that training alternates between."""

@@ -3,34 +3,36 @@
 Knows nothing of calibration and export.
 """
 
-import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from random import Random
-from typing import Any
 
-import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
-from ringfence.guard.classifier.corpus import DOUBTFUL, Example, style_weights
+from ringfence.guard.classifier.checkpoint import mark_of, restore, save
+from ringfence.guard.classifier.corpus import style_weights
 from ringfence.guard.classifier.encoder import feed
+from ringfence.guard.classifier.examples import DOUBTFUL, Example
 from ringfence.guard.classifier.heads import HEADS, TASKS
 from ringfence.guard.classifier.network import Network
-from ringfence.guard.classifier.tokens import END, PROMPT_TOKENS, START, Window, frame
+from ringfence.guard.classifier.plan import Plan
+from ringfence.guard.classifier.tokens import Window
+from ringfence.guard.classifier.views import arrange
 
 HEAD_WEIGHTS = {"prompt_harm": 1.0, "response_harm": 1.5, "attack": 1.0, "refusal": 0.4, "toxicity": 0.5}
+
 HAZARD_WEIGHT = 0.3
+
 UNLABELLED = 0.5
 """Weight of what the teacher says of a head that an example is not labelled for, beside that of a label."""
+
 
 OWN_WEIGHT = 1.5
 """The project's own rows say exactly what the heads mean; each counts as so many."""
@@ -38,34 +40,6 @@ OWN_WEIGHT = 1.5
 
 PARTS = 4
 """Pieces of one batch that a CPU computes apart: twice the cores of a small machine, so that none waits long."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How to train.
-
-    Attributes:
-        rate: learning rate of the top layer; each layer below learns `decay` times as fast.
-        head_rate: learning rate of the fresh heads.
-        batch_tokens: padded tokens of one step.
-        length: tokens of one example, markers included.
-        average: decay of the running average of the weights, which is what training returns.
-        trust: of a labelled head's target, the share that is the teacher's (Hinton et al. 2015).
-    """
-
-    seed: int = 13
-    epochs: int = 3
-    rate: float = 2.5e-4
-    head_rate: float = 1e-3
-    decay: float = 0.85
-    weight_decay: float = 0.01
-    warmup: float = 0.06
-    batch_tokens: int = 4096
-    length: int = 224
-    smoothing: float = 0.02
-    average: float = 0.998
-    trust: float = 0.5
-    checkpoint_every: int = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +93,7 @@ def fit(
     targets = Targets.of(examples, plan)
     epochs = [arrange(views[epoch % len(views)], plan, epoch) for epoch in range(plan.epochs)]
     total = sum(len(batches) for batches in epochs)
-    mark = mark_of(plan, views, targets, soft)
+    mark = mark_of(plan, views, (targets.labels, targets.weights, *soft))
     done = restore(checkpoint, mark, network, optimizer, average) if resume and checkpoint.exists() else 0
     running = 0.0
     order = chain.from_iterable([(epoch, chosen) for chosen in batches] for epoch, batches in enumerate(epochs))
@@ -264,84 +238,6 @@ class Targets:
         return cls(labels * (1 - 2 * plan.smoothing) + plan.smoothing, weights, asked)
 
 
-def look(examples: Sequence[Example], tokenizer: Tokenizer, plan: Plan, number: int) -> list[Window]:
-    """Tokenize one view of every example, cut to `plan.length`."""
-    random = Random(f"{plan.seed}/{number}")  # noqa: S311
-    fillers = [one.text for one in examples if one.prompt is None and one.labels.get("prompt_harm") == 0]
-    texts = [view(example, random, fillers, plan.length) for example in examples]
-    bodies = tokenizer.encode_batch_fast([text for text, _ in texts], add_special_tokens=False)
-    # what was put into another text must not be cut off with its end
-    whole = [
-        (example.text, prompt) if example.prompt is None and len(body.ids) > plan.length - 2 else (text, prompt)
-        for example, (text, prompt), body in zip(examples, texts, bodies, strict=True)
-    ]
-    bodies = tokenizer.encode_batch_fast([text for text, _ in whole], add_special_tokens=False)
-    prompts = tokenizer.encode_batch_fast([prompt or "" for _, prompt in texts], add_special_tokens=False)
-    windows = []
-    for index, example in enumerate(examples):
-        response = example.prompt is not None
-        head = [START, *(prompts[index].ids[-PROMPT_TOKENS // 2 :] if response else []), *([END] if response else [])]
-        body = bodies[index].ids
-        room = plan.length - len(head) - 1
-        harmless = not any(example.labels.get(task) for task in TASKS)
-        at = random.randrange(len(body) - room + 1) if harmless and len(body) > room and random.random() < 0.5 else 0
-        windows.append(frame(head, body[at : at + room], response, 0, 0))
-    return windows
-
-
-def arrange(windows: Sequence[Window], plan: Plan, epoch: int) -> list[list[int]]:
-    """Group windows of like length into batches, by index, and shuffle these."""
-    random = Random(f"{plan.seed}/order/{epoch}")  # noqa: S311
-    order = sorted(range(len(windows)), key=lambda index: len(windows[index].ids) * random.uniform(0.9, 1.1))
-    batches: list[list[int]] = [[]]
-    longest = 0
-    for index in order:
-        longest = max(longest, len(windows[index].ids))
-        if longest * (len(batches[-1]) + 1) > plan.batch_tokens:
-            batches.append([])
-            longest = len(windows[index].ids)
-        batches[-1].append(index)
-    random.shuffle(batches)
-    return batches
-
-
-def view(example: Example, random: Random, fillers: Sequence[str] = (), length: int = 0) -> tuple[str, str | None]:
-    """Show an example as it may be met.
-
-    A prompt may stand within harmless text: what is harmful stays so, or it could be hidden there. Of a response a
-    stream often shows a part only. A part of a harmless one is harmless; a part of a harmful one is taken to be harmful
-    only where it is long. At times the prompt is not known.
-    """
-    text, prompt = example.text, example.prompt
-    if prompt is None:
-        return (
-            embed(text, random, random.choice(fillers), length) if fillers and random.random() < 0.3 else text
-        ), None
-    harmful = bool(example.labels.get("response_harm"))
-    least = 400 if harmful else 30
-    chance = random.random()
-    if chance < 0.45 and len(text) > least:
-        text = text[: random.randint(least, len(text))]
-    elif chance < 0.6 and len(text) > least * 2 and not example.labels.get("refusal"):
-        start = random.randint(0, len(text) - least)
-        text = text[start:] if harmful else text[start : start + random.randint(least, 900)]
-    if random.random() < 0.1:
-        prompt = ""
-    return text, prompt
-
-
-def embed(text: str, random: Random, filler: str, length: int) -> str:
-    """Put a text before, after or amid the words of another, so that about `length` tokens hold both."""
-    words = filler.split()
-    room = int(0.7 * length) - len(text.split())  # 0.7: words a token, with some to spare
-    if room < 8 or not words:
-        return text
-    around = (words * (room // len(words) + 1))[: random.randint(8, room)]
-    at = random.choice((0, len(around), random.randint(0, len(around))))
-    gap = random.choice((" ", "\n", "\n\n"))
-    return gap.join(part for part in (" ".join(around[:at]), text, " ".join(around[at:])) if part)
-
-
 def collate(
     chosen: Sequence[int],
     windows: Sequence[Window],
@@ -372,66 +268,3 @@ def pad(windows: Sequence[Window], device: torch.device) -> tuple[Tensor, Tensor
     fed = feed(windows)
     ids, kinds, mask = (torch.from_numpy(fed[name]).to(device) for name in ("ids", "kinds", "mask"))
     return ids, kinds, mask
-
-
-def mark_of(
-    plan: Plan, views: Sequence[Sequence[Window]], targets: "Targets | None" = None, soft: Sequence[Tensor] = ()
-) -> str:
-    """Name what a training learns from and how, so that no other takes up its work."""
-    digest = hashlib.sha256(repr(plan).encode())
-    for window in chain.from_iterable(views):
-        digest.update(np.array(window.ids, np.int32).tobytes())
-    for tensor in (*((targets.labels, targets.weights) if targets else ()), *soft):
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def save(
-    path: Path,
-    mark: str,
-    network: Network,
-    optimizer: torch.optim.Optimizer,
-    average: dict[str, Tensor],
-    done: int,
-) -> None:
-    """Write a checkpoint beside the last one, then put it in its place."""
-    state = {
-        "mark": mark,
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "average": average,
-        "done": done,
-    }
-    put(path, state)
-
-
-def restore(
-    path: Path, mark: str, network: Network, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
-) -> int:
-    """Read a checkpoint back; return how many steps it had done."""
-    state = get(path, mark)
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    for name, value in state["average"].items():
-        average[name].copy_(value)
-    return int(state["done"])
-
-
-def put(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    torch.save(state, partial)
-    partial.replace(path)
-
-
-def get(path: Path, mark: str) -> Any:
-    """Read a file that `put` wrote.
-
-    Raises:
-        ValueError: it bears another mark.
-    """
-    state = torch.load(path, weights_only=True)
-    if state.get("mark") != mark:
-        raise ValueError(f"{path} is of another training (pool, recipe, seed or plan); delete it, or do not resume")
-    return state

@@ -70,10 +70,10 @@ def make_weights(
     """Train from the published encoders on. Some hours on two cores, minutes on a GPU."""
     # Imported here: `ringfence --help` must not wait for torch.
     from ringfence.guard.classifier.base import BaseError
-    from ringfence.guard.classifier.corpus import Recipe
+    from ringfence.guard.classifier.examples import Recipe
     from ringfence.guard.classifier.make import Order, make
+    from ringfence.guard.classifier.plan import Plan
     from ringfence.guard.classifier.rows import RowError
-    from ringfence.guard.classifier.train import Plan
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
