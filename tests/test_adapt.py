@@ -1,12 +1,14 @@
 """Fitting the heads to somebody's own rows: what it changes, what it leaves alone, and what it refuses."""
 
 import json
+from dataclasses import replace
 from random import Random
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from ringfence.guard.classifier import adapt as adapting
 from ringfence.guard.classifier.adapt import Labelled, adapt, compare, read_labelled
 from ringfence.guard.classifier.heads import HEADS
 from ringfence.guard.classifier.rows import RowError
@@ -151,3 +153,9 @@ def test_command_asks_for_what_is_missing(arguments):
     result = CliRunner().invoke(app, ["train", "guard", *arguments])
     assert result.exit_code == 2
     assert "--pool" in result.output
+
+
+def test_nothing_is_written_where_nothing_was_learnt(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapting, "compare", lambda *given: replace(compare(*given), kept=False))
+    assert not adapt(house_rows(), WEIGHTS, tmp_path / "mine")["prompt_harm"].kept
+    assert not (tmp_path / "mine").exists()

@@ -16,6 +16,7 @@ A, B, C = "how do bees dance", "how do i hurt a bee", "bees dance in eights"
 
 # format, name of the file, target, rows, what is read, how many are left out
 CASES = [
+    ("rows", "own.csv", "prompt", [{"text": A, "prompt_label": 0}, {"text": B, "prompt_label": 1}], [(A, None, 0), (B, None, 1)], 0),
     ("rows", "own.jsonl", "attack", [{"text": A, "prompt_label": 1, "attack": 0}, {"text": B, "prompt_label": None, "attack": 1}], [(A, None, 0), (B, None, 1)], 0),
     ("rows", "own.jsonl", "attack", [{"text": A, "prompt_label": 0}, {"text": B, "prompt_label": 1}], [(A, None, 0), (B, None, 1)], 0),
     ("rows", "own.jsonl", "response", [{"text": A, "response": C, "response_label": 0, "prompt_label": None}], [(C, A, 0)], 0),
@@ -160,7 +161,7 @@ def test_format_is_recognised_and_its_labels_read(tmp_path, form, name, target, 
 
 def test_every_format_and_target_has_a_case():
     shown = {(form, target) for form, _, target, *_ in CASES}
-    alike = {("rows", "prompt"), ("notinject", "prompt")}  # read as their --target attack is
+    alike = {("notinject", "prompt")}  # read as their --target attack is
     assert {(name, target) for name, form in FORMATS.items() for target in form.readings} - alike == shown
 
 

@@ -124,10 +124,10 @@ def flag(key: str, *, true: int = 1) -> Label:
 
 
 def strict(key: str) -> Label:
-    """Label 0, 1 or null and nothing else, as in our own rows."""
+    """Label 0, 1 or null and nothing else, as in our own rows; where a file holds strings only, "0", "1" or nothing."""
 
     def read(row: Row) -> int | None:
-        value = row.get(key)
+        value = {"": None, "0": 0, "1": 1}.get(row[key], row[key]) if isinstance(row.get(key), str) else row.get(key)
         if value is not None and (isinstance(value, bool) or value not in (0, 1)):
             raise ValueError(f"{key} must be 0, 1 or null, got {value!r}")
         return None if value is None else int(value)

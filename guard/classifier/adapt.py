@@ -142,7 +142,7 @@ def read_labelled(path: Path) -> list[Labelled]:
 
 
 def adapt(rows: Sequence[Labelled], start: Path, out: Path, *, seed: int = 13) -> Mapping[str, Change]:
-    """Write weights to `out`: those of `start`, with the heads fitted to the rows where that helps.
+    """Write weights to `out`: those of `start`, with the heads fitted to the rows where that helps; else nothing.
 
     Returns:
         what became of each head that had rows enough.
@@ -178,6 +178,8 @@ def adapt(rows: Sequence[Labelled], start: Path, out: Path, *, seed: int = 13) -
             calibration["labels"][head] = "".join(str(label) for label in truth)
     if not changes:
         raise ValueError(f"no head has {FEWEST} rows of either label; label more")
+    if not any(change.kept for change in changes.values()):
+        return changes
     note = {"from": scorer.revision, "heads": {head: asdict(change) for head, change in changes.items()}}
     write(out, start, Heads(weight, bias), calibration, note)
     return changes

@@ -63,7 +63,9 @@ def guard(
         typer.Option("--format", help="Format of the data; auto tells it by the fields. One for all, or one each."),
     ] = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Scores at or above it count as flagged.")] = 0.5,
-    weights: Annotated[Path | None, typer.Option(help="Folder of weights; else the shipped ones.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder of weights; else that of RINGFENCE_WEIGHTS, else the shipped.")
+    ] = None,
     published: Annotated[bool, typer.Option("--published", help="Print what others have published.")] = False,
     speed: Annotated[bool, typer.Option("--speed", help="Measure speed instead; takes a minute or two.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

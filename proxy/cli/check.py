@@ -74,6 +74,7 @@ def _as_json(decision: Decision, latency_ms: float) -> dict[str, object]:
                 "category": finding.category,
                 "score": finding.score,
                 "spans": [[span.start, span.end] for span in finding.spans],
+                **({"detail": finding.detail} if finding.detail else {}),
                 **({"error": finding.error} if finding.error else {}),
             }
             for finding in decision.findings
@@ -94,10 +95,10 @@ def _show(decision: Decision, text: str, latency_ms: float) -> None:
         console.print(rewrite(text, decision.rewrites), markup=False)
     for error in decision.errors:
         console.print(f"check failed: {error}", style="red", markup=False)
-    table = Table("finding", "score", "where", box=None, header_style="dim")
+    table = Table("finding", "score", "where", "", box=None, header_style="dim")
     for finding in sorted(decision.findings, key=lambda f: -f.score):
         if finding.score >= SHOWN_FROM:
             where = ", ".join(f"{span.start}-{span.end}" for span in finding.spans)
-            table.add_row(finding.category, f"{finding.score:.2f}", where)
+            table.add_row(finding.category, f"{finding.score:.2f}", where, finding.detail)
     if table.row_count:
         console.print(table)

@@ -13,7 +13,7 @@ from rich.table import Table
 from ringfence.guard.classifier.page import to_markdown
 from ringfence.guard.classifier.scorer import WEIGHTS
 
-app = typer.Typer(no_args_is_help=True, help="Make the guard's weights anew.")
+app = typer.Typer(no_args_is_help=True, help="Fit the guard to your own labels, or make its weights anew.")
 
 
 @app.callback()
@@ -36,7 +36,8 @@ def guard(
     ] = None,
     taught: Annotated[bool, typer.Option("--teacher/--no-teacher", help="Let a larger network teach it.")] = True,
     start: Annotated[
-        Path | None, typer.Option(help="With --head-only: weights to start from; else the shipped ones.")
+        Path | None,
+        typer.Option(help="With --head-only: weights to start from; else RINGFENCE_WEIGHTS or the shipped."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 13,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the work folder.")] = False,
@@ -110,7 +111,10 @@ def fit_heads(data: Path, start: Path | None, out: Path, seed: int) -> None:
         verdict = "fitted" if change.kept else "left as it was: no gain that shows"
         table.add_row(head, str(change.rows), str(change.positives), *moves, verdict)
     Console().print(table)
-    typer.echo(f"weights: {out}; use them with RINGFENCE_WEIGHTS={out}")
+    if any(change.kept for change in changes.values()):
+        typer.echo(f"weights: {out}; use them with RINGFENCE_WEIGHTS={out}")
+    else:
+        typer.echo("nothing was written: no head gains by these rows")
 
 
 @app.command()
