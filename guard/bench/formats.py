@@ -92,15 +92,29 @@ def always(value: int) -> Label:
     return lambda row: value
 
 
+def word_of(row: Row, key: str, expected: str) -> str | None:
+    """Return a label in words, None where there is none.
+
+    Raises:
+        ValueError: it is no string.
+    """
+    value = row.get(key)
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"{key} must be {expected}, got {value!r}")
+    return value
+
+
 def named(key: str, **labels: int) -> Label:
     """Label in words."""
 
     def read(row: Row) -> int | None:
-        value = row.get(key)
-        if value is None or value == "":
+        value = word_of(row, key, expected := " or ".join(labels))
+        if value is None:
             return None
-        if not isinstance(value, str) or (word := value.strip().lower().replace(" ", "_")) not in labels:
-            raise ValueError(f"{key} must be {' or '.join(labels)}, got {value!r}")
+        if (word := value.strip().lower().replace(" ", "_")) not in labels:
+            raise ValueError(f"{key} must be {expected}, got {value!r}")
         return labels[word]
 
     return read
@@ -183,12 +197,8 @@ def other_than(key: str, safe: str) -> Label:
     """0 for one word, 1 for any other, as where the others are names of categories."""
 
     def read(row: Row) -> int | None:
-        value = row.get(key)
-        if value is None or value == "":
-            return None
-        if not isinstance(value, str):
-            raise ValueError(f"{key} must be {safe} or the names of categories, got {value!r}")
-        return int(value.strip().lower() != safe)
+        value = word_of(row, key, f"{safe} or the names of categories")
+        return None if value is None else int(value.strip().lower() != safe)
 
     return read
 
@@ -197,12 +207,8 @@ def starting(key: str, start: str) -> Label:
     """1 where a word starts so."""
 
     def read(row: Row) -> int | None:
-        value = row.get(key)
-        if value is None or value == "":
-            return None
-        if not isinstance(value, str):
-            raise ValueError(f"{key} must be a word, got {value!r}")
-        return int(value.startswith(start))
+        value = word_of(row, key, "a word")
+        return None if value is None else int(value.startswith(start))
 
     return read
 

@@ -33,10 +33,8 @@ HAZARD_WEIGHT = 0.3
 UNLABELLED = 0.5
 """Weight of what the teacher says of a head that an example is not labelled for, beside that of a label."""
 
-
 OWN_WEIGHT = 1.5
 """The project's own rows say exactly what the heads mean; each counts as so many."""
-
 
 PARTS = 4
 """Pieces of one batch that a CPU computes apart: twice the cores of a small machine, so that none waits long."""
