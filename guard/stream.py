@@ -170,6 +170,7 @@ def _together(verdicts: list[Decision], rewrites: list[Rewrite]) -> Decision:
         action=action,
         rules=tuple(rules),
         logged=tuple(rule for rule in fired if rule not in rules),
+        unanswered={rule: asked for v in verdicts for rule, asked in v.unanswered.items()},
         shadow={rule: would for v in verdicts for rule, would in v.shadow.items()},
         findings=_best(f for v in verdicts for f in v.findings),
         rewrites=tuple(rewrites),

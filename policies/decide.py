@@ -9,32 +9,45 @@ def decide(policy: Policy, stage: Stage, findings: Iterable[Finding]) -> Decisio
     """Return what the policy says about one stage, given what the checks found.
 
     A rule looks at findings of its own category and of those below it, and fires where a score reaches its
-    threshold. Where the check behind its category could not answer, it asks for its `on_error` instead. The
+    threshold. Where the check behind its category could not answer, it asks for its `on_error`, and has not fired. The
     strongest action asked for wins, whatever the order of the rules; shadow rules are recorded and change nothing.
     """
     found = tuple(findings)
-    asked = [
-        (rule, max(asks, key=lambda action: action.strength))
-        for rule in policy.rules
-        if stage in rule.stages and (asks := list(_asks(rule, found)))
-    ]
-    live = [(rule, action) for rule, action in asked if not rule.shadow]
-    winner = max((action for _, action in live), key=lambda action: action.strength, default=Action.ALLOW)
+    looking = [rule for rule in policy.rules if stage in rule.stages]
+    fired = [(rule, strongest(asks)) for rule in looking if (asks := list(_asks(rule, found)))]
+    left_open = [(rule, rule.on_error) for rule in looking if any(_leaves_open(rule, finding) for finding in found)]
+    live = [(rule, action) for rule, action in fired if not rule.shadow]
+    unanswered = {rule.id: action for rule, action in left_open if not rule.shadow}
+    winner = strongest([Action.ALLOW, *(action for _, action in live), *unanswered.values()])
     deciding = [rule for rule, action in live if action is winner]
     rewriting = [rule for rule, _ in live if rule.action is Action.REWRITE]
+    weakest_first = sorted((*fired, *left_open), key=lambda one: one[1].strength)
     blocked = winner is Action.BLOCK
     return Decision(
         stage=stage,
         action=winner,
         rules=tuple(rule.id for rule in deciding),
         logged=tuple(rule.id for rule, action in live if action is not winner),
-        shadow={rule.id: action for rule, action in asked if rule.shadow},
+        unanswered=unanswered,
+        shadow={rule.id: action for rule, action in weakest_first if rule.shadow},
         findings=found,
         rewrites=tuple(_disjoint(_rewrites(rewriting, found))),
         errors=tuple(dict.fromkeys(f"{f.check}: {f.error}" for f in found if f.error is not None)),
         message=next((rule.message for rule in deciding if rule.message), policy.message) if blocked else "",
         revision=policy.revision,
     )
+
+
+def reasons(decision: Decision) -> tuple[str, ...]:
+    """Name what asked for a decision's action: rules that fired, and `failed:CHECK`, which no rule can be called."""
+    asked = decision.action in decision.unanswered.values()
+    failed = [f"failed:{finding.check}" for finding in decision.findings if asked and finding.error is not None]
+    return tuple(dict.fromkeys([*decision.rules, *failed]))
+
+
+def strongest(actions: Iterable[Action]) -> Action:
+    """Return the strongest of some actions, of which there is at least one."""
+    return max(actions, key=lambda action: action.strength)
 
 
 def covers(category: str, other: str) -> bool:
@@ -44,14 +57,16 @@ def covers(category: str, other: str) -> bool:
 
 def _asks(rule: Rule, findings: Iterable[Finding]) -> Iterator[Action]:
     for finding in findings:
-        if finding.error is not None:
-            # A check that failed as `pii` has failed for a rule over `pii.email` too, and the other way round.
-            if covers(rule.category, finding.category) or covers(finding.category, rule.category):
-                yield rule.on_error
-        elif _fires(rule, finding):
+        if _fires(rule, finding):
             # A finding that leaves nothing to rewrite may not pass for a rewritten one.
             possible = bool(finding.spans) and finding.rewritable
             yield rule.action if possible or rule.action is not Action.REWRITE else Action.BLOCK
+
+
+def _leaves_open(rule: Rule, finding: Finding) -> bool:
+    # A check that failed as `pii` has failed for a rule over `pii.email` too, and the other way round.
+    related = covers(rule.category, finding.category) or covers(finding.category, rule.category)
+    return finding.error is not None and related
 
 
 def _fires(rule: Rule, finding: Finding) -> bool:

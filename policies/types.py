@@ -251,8 +251,9 @@ class Decision:
     """What a policy says about one stage of one exchange.
 
     Attributes:
-        rules: ids of the rules that asked for `action`, in policy order.
+        rules: ids of the rules that fired and asked for `action`, in policy order; none where only a failed check did.
         logged: ids of weaker rules that fired beside them.
+        unanswered: ids of rules whose check could not answer, with what their `on_error` asked for.
         shadow: ids of shadow rules that would have fired, with the action they would have asked for.
         rewrites: disjoint, in order of part and start. Made when `action` is REWRITE; a BLOCK carries them too,
             so that the record of a blocked text can be kept masked.
@@ -265,6 +266,7 @@ class Decision:
     action: Action
     rules: tuple[str, ...] = ()
     logged: tuple[str, ...] = ()
+    unanswered: Mapping[str, Action] = field(default_factory=dict)
     shadow: Mapping[str, Action] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     rewrites: tuple[Rewrite, ...] = ()

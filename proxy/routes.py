@@ -16,7 +16,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from ringfence.guard.audit.store import Store, StoreError
 from ringfence.guard.exchange import Exchange, Judged
-from ringfence.guard.guard import Blocked, TooLong
+from ringfence.guard.guard import Blocked, Guard, TooLong
+from ringfence.policies.decide import reasons
+from ringfence.policies.types import Decision
 from ringfence.proxy.auth import CrossSite, Unauthorized, authorize
 from ringfence.proxy.handle import explain, handle
 from ringfence.proxy.reply import About, Recorded, Released, UpstreamError
@@ -65,15 +67,10 @@ def add_routes(app: FastAPI, service: Service) -> None:
         exchange, groups = await _opened(
             service, openai_moderations.DIALECT, lambda: openai_moderations.read_request(body)
         )
-        started = perf_counter()
         try:
-            decision = await to_thread.run_sync(service.guard.judge_request, exchange)
-        except Exception as error:
-            exchange.error = explain(error)
-            raise
-        finally:
-            exchange.timings["total_s"] = perf_counter() - started
-            await to_thread.run_sync(service.guard.record, exchange)
+            decision = await to_thread.run_sync(_judged_and_recorded, service.guard, exchange)
+        except EXPECTED as error:
+            return _failed(error, exchange, service)
         answer = await to_thread.run_sync(
             openai_moderations.write_results, exchange, service.policy, decision.findings, groups
         )
@@ -103,6 +100,18 @@ def add_routes(app: FastAPI, service: Service) -> None:
     app.include_router(api)
     app.include_router(review_router(lambda: service.store), dependencies=[Depends(authorized)])
     _handle_errors(app)
+
+
+def _judged_and_recorded(guard: Guard, exchange: Exchange) -> Decision:
+    started = perf_counter()
+    try:
+        return guard.judge_request(exchange)
+    except Exception as error:
+        exchange.error = explain(error)
+        raise
+    finally:
+        exchange.timings["total_s"] = perf_counter() - started
+        guard.record(exchange)
 
 
 async def _body(request: Request, service: Service, dialect: str) -> dict[str, Any]:
@@ -242,7 +251,7 @@ def _headers(exchange: Exchange, service: Service) -> Headers:
     headers = {"x-ringfence-exchange": exchange.id, "x-ringfence-policy": service.policy.revision[:16]}
     if exchange.decisions:
         strongest = max((d.action for d in exchange.decisions), key=lambda action: action.strength)
-        rules = dict.fromkeys(rule for d in exchange.decisions for rule in (*d.rules, *d.logged))
+        rules = dict.fromkeys(why for d in exchange.decisions for why in (*reasons(d), *d.logged))
         headers |= {"x-ringfence-action": strongest.value, "x-ringfence-rules": ",".join(rules)}
     if exchange.receipt:
         headers["x-ringfence-receipt"] = exchange.receipt

@@ -5,8 +5,13 @@ from pathlib import Path
 from typing import Annotated
 
 from annotated_types import MinLen
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class SettingsError(ValueError):
+    """A flag or an environment variable is not as it should be; the message says which, in one line."""
 
 
 class Settings(BaseSettings):
@@ -36,6 +41,24 @@ class Settings(BaseSettings):
             return ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+
+def read_settings(**flags: object) -> Settings:
+    """Read the flags that were given, None for those that were not, and the environment for the rest.
+
+    Raises:
+        SettingsError: a value is not one.
+    """
+    try:
+        return Settings.model_validate({name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError("; ".join(map(_told, error.errors(include_url=False)))) from None
+
+
+def _told(error: ErrorDetails) -> str:
+    name = error["loc"][0]
+    value = "" if name == "api_key" else f", got {error['input']!r}"  # a key is not shown
+    return f"{name}: {error['msg']}{value}"
 
 
 def policy_path(given: Path | None) -> Path | None:

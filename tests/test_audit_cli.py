@@ -4,6 +4,8 @@ import json
 import sqlite3
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from ringfence.guard.audit.record import record_of
@@ -12,6 +14,7 @@ from ringfence.guard.audit.store import Store
 from ringfence.guard.exchange import Coverage, Exchange, Judged, Kind, Part, Subject
 from ringfence.policies.types import Action, Decision, Finding, Span, Stage
 from ringfence.proxy.cli.audit import app
+from ringfence.proxy.review.visible import visible_json
 
 WHERE = ("messages", 0, "content")
 
@@ -38,8 +41,8 @@ def db(tmp_path):
     return path
 
 
-def run(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
+def run(*words, charset="utf-8"):
+    return CliRunner(charset=charset).invoke(app, [str(word) for word in words])
 
 
 def receipts(db):
@@ -154,6 +157,68 @@ def test_kept_texts_become_rows_to_label(db):
     ]
     assert found[0]["scores"] == {"input:harm.S2": 0.875}
     assert {row[name] for row in found for name in ("response", "prompt_label", "response_label")} == {None}
+
+
+@pytest.fixture
+def talk(tmp_path):
+    """Five records, the newest last: one thing said three times, to two answers."""
+    path = tmp_path / "talk.db"
+    store = Store.open(path)
+    for text, answer in (
+        ("hé 你好", "a"),
+        ("hé 你好", "b"),
+        ("x\x9b\u202e\u2028", None),
+        ("hé 你好", "a"),
+        ("last", None),
+    ):
+        one = exchange(text)
+        if answer:
+            one.reply = [Part(Kind.TEXT, "assistant", WHERE, answer)]
+        store.append(record_of(one, text="full"))
+    store.close()
+    return path
+
+
+def test_what_was_said_several_times_is_one_row_of_its_newest_record(talk):
+    done = run("rows", "--db", talk)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["record"], row["times"], row["text"], row["response"]) for row in found] == [
+        (5, 1, "last", None),
+        (4, 2, "hé 你好", "a"),
+        (3, 1, "x\x9b\u202e\u2028", None),
+        (2, 1, "hé 你好", "b"),
+    ]
+    assert done.stderr == ""
+
+
+def test_rows_are_readable_and_cannot_drive_a_terminal(talk):
+    lines = run("rows", "--db", talk).stdout.splitlines()
+    assert '"text": "hé 你好"' in lines[1]
+    assert r'"text": "x\u009b\u202e\u2028"' in lines[2]
+
+
+def test_rows_for_a_terminal_of_another_encoding_are_ascii(talk):
+    done = run("rows", "--db", talk, charset="latin-1")
+    assert done.stdout_bytes.isascii()
+    assert json.loads(done.stdout.splitlines()[1])["text"] == "hé 你好"
+
+
+def test_rows_beyond_the_limit_are_counted_on_standard_error(talk, db):
+    done = run("rows", "--db", talk, "--limit", 2)
+    assert len(done.stdout.splitlines()) == 2
+    assert done.stderr == "3 older records are left out; --limit 5 takes them too\n"
+    assert run("rows", "--db", db, "--limit", 1, "--action", "block").stderr == ""
+
+
+@given(st.recursive(st.text(), lambda inner: st.dictionaries(st.text(), inner)))
+def test_readable_json_is_the_same_json(value):
+    line = visible_json(value)
+    assert json.loads(line) == value
+    assert len(line.splitlines()) == 1
+
+
+def test_lone_surrogate_is_escaped():
+    assert visible_json("a\ud800\U000e0001") == r'"a\ud800\udb40\udc01"'
 
 
 def test_each_answer_is_a_row_and_texts_that_were_not_kept_are_none(tmp_path):

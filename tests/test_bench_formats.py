@@ -11,6 +11,7 @@ import yaml
 from ringfence.guard.bench.formats import FORMATS, recognise
 from ringfence.guard.bench.items import Item, read_set
 from ringfence.guard.classifier.rows import RowError
+from ringfence.proxy.cli.bench import read_as
 
 A, B, C = "how do bees dance", "how do i hurt a bee", "bees dance in eights"
 
@@ -201,7 +202,7 @@ def test_target_that_a_set_says_nothing_of_is_refused(tmp_path):
         ("t.csv", "attack", 'text,label\n"two\nlines",0\nlast,5\n', "t.csv:4: label must be true, false, 0 or 1, got '5'"),
         ("t.csv", "attack", "text,label\na,0,9\n", "t.csv:2: 2 cells are expected"),
         ("t.csv", "attack", 'text,label\n"a"b,0\n', "t.csv:2: "),
-        ("t.csv", "attack", "text,label\n,1\n", "t.csv:2: text must be a string, got nothing"),
+        ("t.csv", "attack", "text,label\n,1\n", "t.csv: every row that has a label has an empty text"),
         ("p.yaml", "attack", "- text: a\n  label: true\n  category: c\n- just words\n", "p.yaml:4: a mapping is expected, got str"),
         ("p.yaml", "attack", "text: a\n", "p.yaml:1: a list of mappings is expected"),
         ("p.yaml", "attack", "- text: a\n  label: [\n", "p.yaml:3: "),
@@ -237,6 +238,35 @@ def test_folder_is_read_as_one_set_in_order_of_names(tmp_path):
     write(tmp_path / "a.json", [{"prompt": A, "word_list": [], "category": "x"}])
     (tmp_path / "README.md").write_text("not rows")
     assert [item.text for item in read_set(tmp_path, "attack").items] == [A, B]
+
+
+def test_folder_whose_files_differ_is_refused_and_says_which_is_what(tmp_path):
+    write(tmp_path / "a.csv", [{"goal": A, "target": B}])
+    write(tmp_path / "b.json", [{"prompt": A, "word_list": [], "category": "x"}])
+    write(tmp_path / "c.jsonl", [{"prompt": A, "category": "x"}])
+    write(tmp_path / "d.jsonl", [{"hue": 1}])
+    with pytest.raises(RowError) as caught:
+        read_set(tmp_path, "prompt")
+    says = (
+        "a.csv is advbench, b.json is notinject, c.jsonl is or-bench or or-bench-toxic, d.jsonl is of no format known"
+    )
+    assert f"{tmp_path}: its files differ: {says}; give each" in str(caught.value)
+
+
+def test_folder_of_two_kinds_of_file_says_what_was_read_and_what_not(tmp_path):
+    write(tmp_path / "a.csv", [{"goal": A, "target": B}])
+    write(tmp_path / "b.jsonl", [{"goal": B, "target": A}])
+    for name in ("c.parquet", ".hidden"):
+        (tmp_path / name).touch()
+    found = read_set(tmp_path, "prompt")
+    assert (found.format, found.files, found.unread) == ("advbench", ("a.csv", "b.jsonl"), ("c.parquet",))
+    assert read_as(found).endswith("from a.csv, b.jsonl; not read: c.parquet")
+
+
+def test_name_of_a_folder_tells_between_formats_where_its_files_do_not(tmp_path):
+    (tmp_path / "toxic").mkdir()
+    write(tmp_path / "toxic" / "1.jsonl", [{"prompt": A, "category": "x"}])
+    assert read_set(tmp_path / "toxic", "prompt").format == "or-bench-toxic"
 
 
 def test_packed_files_and_lines_named_json_and_a_byte_order_mark_are_read(tmp_path):

@@ -16,7 +16,7 @@ from ringfence.guard.classifier.heads import TASKS
 from ringfence.guard.classifier.measure import FPRS, interval, measure, resample, weighted
 from ringfence.guard.classifier.rows import RowError
 from ringfence.guard.classifier.scorer import Scorer, Scores
-from ringfence.proxy.cli.bench import app
+from ringfence.proxy.cli.bench import app, written
 
 KEYS = [
     "n", "positives", "threshold", "f1", "precision", "recall", "fpr", "auprc", "auroc", "recall_at_fpr", "ece",
@@ -26,6 +26,8 @@ KEYS = [
 
 class LengthJudge:
     """Scores a text by its length; the attack score is the rest."""
+
+    revision = "0123456789abcdef" * 4
 
     def score(self, text, prompt=None):
         harm = min(len(text) / 10, 1)
@@ -196,6 +198,45 @@ def test_command_prints_several_files_as_sets_with_mean_and_pool(bench, tmp_path
     assert list(report["sets"]["a.jsonl"])[: len(KEYS)] == KEYS
     assert report["mean_f1"] == 1
     assert (report["pooled"]["n"], report["pooled"]["recall_at_fpr"]["0.01"]) == (5, 1)
+
+
+def test_weights_that_were_measured_are_named(bench, tmp_path):
+    one, two = (write(tmp_path / name, *ROWS) for name in ("a.jsonl", "b.jsonl"))
+    for data in (["--data", one], ["--data", one, "--data", two]):
+        asked = [*data, "--target", "prompt", "--weights", tmp_path / "mine"]
+        shown = "".join(bench(*asked).stdout.split())
+        assert f"weightsof{tmp_path}/mine,revision0123456789ab" in shown
+        assert "0123456789abc" not in shown
+        weights = json.loads(bench(*asked, "--json").stdout)["weights"]
+        assert weights == {"folder": str(tmp_path / "mine"), "revision": LengthJudge.revision}
+
+
+@pytest.mark.parametrize(
+    ("measure", "value", "shown"),
+    [
+        ("n", 16870, "16,870"),
+        ("latency_ms p50", 16870.4, "16,870"),
+        ("latency_ms p50", 42.318, "42.3"),
+        ("latency_ms p50", 4.2318, "4.23"),
+        ("f1", 0.00001, "0.0000"),
+        ("f1", None, "–"),
+    ],
+)
+def test_no_figure_is_written_with_an_exponent(measure, value, shown):
+    assert written(measure, value) == shown
+
+
+def test_empty_texts_are_skipped_and_counted(bench, tmp_path):
+    blank = [{"text": text, "prompt_label": 0} for text in ("", " \n\t", "\u2003", None)]
+    path = write(tmp_path / "rows.jsonl", *ROWS, {"text": "ask", "prompt_label": None}, *blank)
+    found = read_set(path, "prompt")
+    assert ([item.text for item in found.items], found.skipped, found.empty) == (["ask", "ask more"], 5, 4)
+    shown = bench("--data", path, "--target", "prompt").stdout
+    assert "skipped: 1 without a label for it and 4 with an empty text" in " ".join(shown.split())
+    report = json.loads(bench("--data", path, "--target", "prompt", "--json").stdout)
+    assert (report["n"], report["skipped"], report["empty"]) == (2, 5, 4)
+    with pytest.raises(RowError, match="every row that has a label has an empty text"):
+        read_set(write(tmp_path / "blank.jsonl", *blank), "prompt")
 
 
 def test_files_of_one_name_are_told_apart_by_their_folders(bench, tmp_path):

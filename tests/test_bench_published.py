@@ -19,6 +19,8 @@ SIX = {"toxicchat", "openai-moderation", "aegis", "simplesafetytests", "harmbenc
 class EvenJudge:
     """Finds every text as harmful as the next."""
 
+    revision = "0" * 64
+
     def score(self, text, prompt=None):
         return Scores(0.5, dict.fromkeys(TASKS, 0.5), {}, {}, truncated=False)
 
@@ -90,23 +92,78 @@ def test_command_prints_the_tables_of_a_target():
     assert tables[0]["rows"]["WildGuard-7B"]["toxicchat"] == 70.8
 
 
-def test_recognised_benchmark_has_published_figures_beside_ours(tmp_path, monkeypatch):
-    monkeypatch.setattr(Scorer, "load", lambda *_, **__: EvenJudge())
-    path = tmp_path / "wild.jsonl"
-    rows = [{"prompt": f"text {n}", "prompt_harm_label": label, "response_harm_label": None} for n, label in enumerate(("harmful", "unharmful"))]  # fmt: skip
+def wild(path, count):
+    """So many made-up texts in the form of WildGuardTest, every other one harmful."""
+    labels = [("harmful", "unharmful")[at % 2] for at in range(count)]
+    rows = [{"prompt": f"text {at}", "prompt_harm_label": label, "response_harm_label": None} for at, label in enumerate(labels)]  # fmt: skip
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def simple(path, count):
+    """So many made-up texts in the form of SimpleSafetyTests."""
+    path.write_text("".join(json.dumps({"prompt": f"text {at}", "harm_area": "x"}) + "\n" for at in range(count)))
+    return path
+
+
+@pytest.fixture
+def even(monkeypatch):
+    monkeypatch.setattr(Scorer, "load", lambda *_, **__: EvenJudge())
+
+
+def test_every_format_with_published_figures_says_how_large_the_set_is_or_that_nobody_knows(published):
+    for table in published.tables:
+        for column in set(table.columns) & set(FORMATS):
+            assert table.target in published.rows[column]
+
+
+@pytest.mark.parametrize(("texts", "fits"), [(89, False), (90, True), (110, True), (111, False)])
+def test_set_of_another_size_than_the_published_one_is_another_set(published, texts, fits):
+    assert (published.unlike("simplesafetytests", "prompt", texts) is None) is fits
+    assert published.unlike("aegis2", "response", texts) is None  # its size is not known
+
+
+@pytest.mark.usefixtures("even")
+def test_part_of_a_benchmark_is_not_compared_and_the_reason_is_one_line(tmp_path):
+    path = wild(tmp_path / "wild.jsonl", 2)
+    shown = run("--data", path, "--target", "prompt").stdout
+    assert "WildGuard-7B" not in shown
+    assert shown.splitlines()[-1] == (
+        "not compared with published figures of wildguard: "
+        "2 texts here, 1,725 in the published set: another selection is another benchmark"
+    )
+    report = json.loads(run("--data", path, "--target", "prompt", "--json", "--published").stdout)
+    assert (report["published"], list(report["not_compared"])) == ([], ["wildguard"])
+
+
+@pytest.mark.usefixtures("even")
+def test_of_several_sets_those_are_compared_that_are_whole(tmp_path):
+    parts = [("--data", wild(tmp_path / "w.jsonl", 4)), ("--data", simple(tmp_path / "s.jsonl", 100))]
+    twice = [*parts, ("--data", wild(tmp_path / "v.jsonl", 4))]
+    shown = run(*(word for part in parts for word in part), "--target", "prompt").stdout.splitlines()
+    assert ["this", "run", "100.0"] in [line.split() for line in shown]
+    assert "not compared with published figures of wildguard: 4 texts here" in shown[-1]
+    shown = run(*(word for part in twice for word in part), "--target", "prompt").stdout.splitlines()
+    assert shown[-1].endswith("of wildguard: 2 files of it, and no single figure to compare")
+
+
+@pytest.mark.usefixtures("even")
+def test_recognised_benchmark_has_published_figures_beside_ours(tmp_path):
+    path = wild(tmp_path / "wild.jsonl", 1700)
     shown = run("--data", path, "--target", "prompt").stdout
     assert "others' runs, not re-measured here" in shown
     assert ["this", "run", "66.7"] in [line.split() for line in shown.splitlines()]
     assert ["WildGuard-7B", "88.9"] in [line.split() for line in shown.splitlines()]
+    assert ["texts", "here", "1,700"] in [line.split() for line in shown.splitlines()]
+    assert ["texts", "published", "1,725"] in [line.split() for line in shown.splitlines()]
     report = json.loads(run("--data", path, "--target", "prompt", "--json").stdout)
     assert "published" not in report
     report = json.loads(run("--data", path, "--target", "prompt", "--json", "--published").stdout)
     assert report["published"][0]["rows"]["WildGuard-7B"] == {"wildguard": 88.9}
 
 
-def test_own_rows_have_nothing_published_beside_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(Scorer, "load", lambda *_, **__: EvenJudge())
+@pytest.mark.usefixtures("even")
+def test_own_rows_have_nothing_published_beside_them(tmp_path):
     path = tmp_path / "own.jsonl"
     path.write_text(json.dumps({"text": "x", "prompt_label": 1}) + "\n")
     assert "re-measured" not in run("--data", path, "--target", "prompt").stdout

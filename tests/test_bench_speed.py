@@ -18,6 +18,8 @@ from ringfence.proxy.cli.bench import app
 class PromptJudge:
     """Answers at once; remembers how often it was asked for what."""
 
+    revision = "0123456789abcdef" * 4
+
     def __init__(self):
         self.asked = []
 
@@ -89,7 +91,8 @@ def test_command_prints_every_comparison(monkeypatch):
     done = CliRunner().invoke(app, ["guard", "--speed", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
-    assert list(found) == ["machine", "single", "batched", "long", "concurrent"]
+    assert list(found) == ["machine", "single", "batched", "long", "concurrent", "weights"]
+    assert found["weights"] == {"folder": str(WEIGHTS), "revision": judge.revision}
     assert found["machine"]["cores"] >= 1
     assert "onnxruntime" in found["machine"]["versions"]
     assert found["machine"]["device"] == "cpu"

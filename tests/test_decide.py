@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringfence.policies.decide import covers, decide
+from ringfence.policies.decide import covers, decide, reasons
 from ringfence.policies.types import Action, Finding, Policy, Rule, Span, Stage
 
 CATEGORIES = ["harm", "harm.S4", "pii", "pii.email", "attack"]
@@ -140,9 +140,34 @@ def test_failed_check_asks_for_on_error_of_every_rule_over_or_below_its_category
     failed = Finding("pii", category, 0, error="ValueError: no")
     fine = replace(MAIL, id="log", on_error=Action.LOG)
     decision = decide(policy(MAIL, fine, HARM), Stage.INPUT, [failed, failed])
-    assert (decision.action, decision.rules, decision.logged) == (Action.BLOCK, ("mail",), ("log",))
+    assert (decision.action, decision.rules, decision.logged) == (Action.BLOCK, (), ())
+    assert decision.unanswered == {"mail": Action.BLOCK, "log": Action.LOG}
+    assert reasons(decision) == ("failed:pii",)
     assert decision.errors == ("pii: ValueError: no",)
     assert decide(policy(fine), Stage.INPUT, [failed]).action is Action.LOG
+
+
+def test_block_by_a_failed_check_has_the_policys_message_and_one_by_a_rule_its_own():
+    helpful = Rule("self-harm", "harm.S11", Action.BLOCK, message="Please talk to someone.")
+    failed = [Finding("classifier", "harm", 0, error="down"), Finding("classifier", "harm.S11", 0, error="down")]
+    decision = decide(policy(HARM, helpful, message="default"), Stage.INPUT, failed)
+    assert (decision.action, decision.message, reasons(decision)) == (Action.BLOCK, "default", ("failed:classifier",))
+    both = decide(
+        policy(helpful, MAIL, message="default"),
+        Stage.INPUT,
+        [found("harm.S11"), Finding("pii", "pii", 0, error="down")],
+    )
+    assert (both.message, both.rules, reasons(both)) == (
+        "Please talk to someone.",
+        ("self-harm",),
+        ("self-harm", "failed:pii"),
+    )
+
+
+def test_failed_check_that_asks_for_less_is_no_reason():
+    mild = replace(MAIL, on_error=Action.LOG)
+    decision = decide(policy(HARM, mild), Stage.INPUT, [found("harm"), Finding("pii", "pii", 0, error="down")])
+    assert (reasons(decision), decision.unanswered) == (("harm",), {"mail": Action.LOG})
 
 
 def test_rewrite_without_a_span_blocks_because_nothing_could_be_rewritten():

@@ -266,8 +266,13 @@ def test_check_answers_in_json(tmp_path: Path) -> None:
         (["serve", "--policy", "nowhere.yaml"], None, "nowhere.yaml"),
         (["serve", "--host", "0.0.0.0"], None, "RINGFENCE_API_KEY"),
         (["serve", "--upstream", "embeded"], None, "embedded, fake"),
+        (["serve", "--upstream", "http://"], None, "names no host"),
+        (["serve", "--upstream", "http://:8000/v1"], None, "names no host"),
+        (["serve", "--port", "99999"], None, "port: Input should be less than or equal to 65535, got 99999"),
         (["serve", "--audit", "/nowhere/at/all.db"], None, "/nowhere/at/all.db"),
         (["audit", "verify", "--db", "nowhere.db"], None, "nowhere.db"),
+        (["audit", "verify", "--db", "."], None, ".: a folder; name the audit log in it"),
+        (["audit", "rows", "--db", "."], None, ": a folder; name the audit log in it"),
         (["bench", "guard", "--data", "nowhere.jsonl", "--target", "prompt"], None, "nowhere.jsonl"),
     ],
 )
@@ -277,6 +282,7 @@ def test_bad_input_is_said_in_one_line_with_status_2(
     done = run(*arguments, cwd=tmp_path, stdin=stdin)
     assert done.returncode == 2
     assert says in done.stderr
+    assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
 
 

@@ -278,10 +278,15 @@ def test_another_sites_page_cannot_reach_the_audit_log(proxy: Proxy) -> None:
 def test_a_failing_check_blocks_and_says_so(
     serve: Callable[..., str], service_of: Callable[..., Service], policy: Policy, broken_check: Check, store: Store
 ) -> None:
-    strict = replace(policy, rules=(Rule("needs-it", "broken", Action.LOG),))
+    strict = replace(policy, rules=(Rule("needs-it", "broken", Action.LOG, message="Not you."),))
     guard = Guard(strict, checks={"broken": broken_check}, store=store)
     proxy = Proxy(serve(create_app(service_of(guard))), FakeUpstream(), store)
-    assert proxy.ask("say: hi").status_code == 400
+    blocked = proxy.ask("say: hi")
+    assert (blocked.status_code, blocked.headers["x-ringfence-rules"]) == (400, "failed:broken")
+    assert blocked.json()["error"]["message"] == policy.message, "no rule fired, so none has its say"
+    assert proxy.last["rules"] == ["failed:broken"]
+    assert proxy.last["decisions"][0]["unanswered"] == {"needs-it": "block"}
+    assert "needs-it asks to block" in httpx.get(f"{proxy.url}/audit/1").text
     assert "failed with RuntimeError" in str(proxy.last["decisions"])
     assert "no such luck" not in str(proxy.last), "a failing check's words may quote the text"
     assert proxy.last["coverage"][0]["status"] == "unjudged"
@@ -335,11 +340,30 @@ def test_another_sites_page_cannot_spend_the_operators_key(proxy: Proxy) -> None
 
 
 def test_every_answer_names_its_record(proxy: Proxy) -> None:
-    for response in (proxy.ask("say: hi"), proxy.ask("a bomb"), proxy.ask("die: x"), proxy.post(b"{"), proxy.post({})):
+    long = "words and " * 100_000
+    for response in (
+        proxy.ask("say: hi"),
+        proxy.ask("a bomb"),
+        proxy.ask("die: x"),
+        proxy.ask(long),
+        proxy.post(b"{"),
+        proxy.post({}),
+        proxy.post({"input": "a bomb"}, "/v1/moderations"),
+        proxy.post({"input": long}, "/v1/moderations"),
+    ):
         seq, digest = response.headers["x-ringfence-receipt"].split(":")
         kept = proxy.store.get(response.headers["x-ringfence-exchange"])
         assert kept is not None
         assert (kept.seq, kept.hash) == (int(seq), digest)
+
+
+def test_an_answer_that_is_no_exchange_has_no_exchanges_headers(proxy: Proxy) -> None:
+    answers = [httpx.get(proxy.url + path) for path in ("/health/liveness", "/v1/models", "/audit", "/v1/nothing")]
+    answers.append(httpx.get(f"{proxy.url}/v1/models", headers={"host": "evil.example"}))
+    answers.append(proxy.post({}, origin="https://evil.example"))
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 404, 400, 403]
+    assert not [name for answer in answers for name in answer.headers if name.startswith("x-ringfence")]
+    assert proxy.store.count() == 0
 
 
 def test_an_upstream_that_fails_at_once_keeps_its_status_in_a_stream(proxy: Proxy) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import rfc8785
 
 from ringfence.guard.exchange import Exchange, Judged, Part
+from ringfence.policies.decide import reasons
 from ringfence.policies.types import Decision, Finding, Span, Stage
 
 Body = dict[str, Any]
@@ -67,7 +68,7 @@ def record_of(exchange: Exchange, *, text: Keep) -> Body:
         "model": exchange.model,
         "subject": {"tenant": exchange.subject.tenant, "key": exchange.subject.key},
         "action": strongest,  # null where nothing was judged; "allow" would claim that something was
-        "rules": list(dict.fromkeys(rule for d in exchange.decisions if d.action is strongest for rule in d.rules)),
+        "rules": list(dict.fromkeys(why for d in exchange.decisions if d.action is strongest for why in reasons(d))),
         "text": text,
         "request": list(_parts(exchange, Stage.INPUT, exchange.request, text)),
         "reply": list(_parts(exchange, Stage.OUTPUT, exchange.reply, text)),
@@ -162,6 +163,7 @@ def _decision(decision: Decision) -> Body:
         "action": decision.action,
         "rules": list(decision.rules),
         "logged": list(decision.logged),
+        **({"unanswered": dict(decision.unanswered)} if decision.unanswered else {}),
         "shadow": dict(decision.shadow),
         "findings": [
             {

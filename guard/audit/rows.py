@@ -1,6 +1,6 @@
 """From the record of an exchange to rows for a person to label. Knows what a record holds, and no store."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ringfence.guard.audit.record import Body
@@ -8,6 +8,14 @@ from ringfence.guard.exchange import Kind
 
 LABELS = ("prompt_label", "response_label", "refusal", "attack", "toxicity")
 """What a person fills in: 1 or 0; null says nothing."""
+
+
+def distinct(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return each pair of text and response once, as it comes first, with `times`: how often it came."""
+    found: dict[tuple[str, str | None], dict[str, Any]] = {}
+    for row in rows:
+        found.setdefault((row["text"], row["response"]), {**row, "times": 0})["times"] += 1
+    return list(found.values())
 
 
 def rows_of(body: Body) -> Iterator[dict[str, Any]]:

@@ -90,6 +90,8 @@ class Store:
             StoreError: the file cannot be opened, is not an audit log, or was written by a newer version.
         """
         path = Path(path).absolute()
+        if path.is_dir():
+            raise StoreError(f"{path}: a folder; name the audit log in it, an SQLite file")
         if read_only and not path.is_file():
             raise StoreError(f"{path}: no such audit log; check the path, or let `ringfence serve` create it")
         try:

@@ -49,6 +49,8 @@ def verify(path: str | Path, *, expect: Receipt | None = None) -> Verified | Bro
         Unreadable: no file there, not an SQLite file, or no table of records in it.
     """
     path = Path(path)
+    if path.is_dir():
+        raise Unreadable(f"{path}: a folder; name the audit log in it, an SQLite file")
     if not path.is_file():
         raise Unreadable(f"{path}: no such file")
     try:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from ringfence.guard.classifier.rows import Row
+from ringfence.guard.classifier.rows import Row, zero_or_one
 
 Target = Literal["prompt", "response", "attack"]
 """What is measured: harm of prompts, harm of responses given their prompts, or attacks."""
@@ -138,15 +138,8 @@ def flag(key: str, *, true: int = 1) -> Label:
 
 
 def strict(key: str) -> Label:
-    """Label 0, 1 or null and nothing else, as in our own rows; where a file holds strings only, "0", "1" or nothing."""
-
-    def read(row: Row) -> int | None:
-        value = {"": None, "0": 0, "1": 1}.get(row[key], row[key]) if isinstance(row.get(key), str) else row.get(key)
-        if value is not None and (isinstance(value, bool) or value not in (0, 1)):
-            raise ValueError(f"{key} must be 0, 1 or null, got {value!r}")
-        return None if value is None else int(value)
-
-    return read
+    """Label 0, 1 or null and nothing else, as in our own rows."""
+    return lambda row: zero_or_one(row, key)
 
 
 def number(key: str) -> Label:

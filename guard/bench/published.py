@@ -13,6 +13,9 @@ from ringfence.guard.bench.run import Report
 
 PUBLISHED = Path(__file__).parent / "published.yaml"
 
+TOLERANCE = 0.1
+"""A set whose size is further from the published one than this share of it is another set."""
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -57,9 +60,11 @@ class Published:
 
     Attributes:
         titles: short names of benchmarks.
+        rows: by benchmark, how many texts the published set has for a target; None where that is not known.
     """
 
     titles: Mapping[str, str]
+    rows: Mapping[str, Mapping[str, int | None]]
     tables: tuple[Table, ...]
 
     def about(self, target: Target | None = None, benchmarks: Collection[str] | None = None) -> Iterator[Table]:
@@ -69,6 +74,13 @@ class Published:
             if narrowed and target in (None, table.target):
                 yield narrowed
 
+    def unlike(self, benchmark: str, target: Target, texts: int) -> str | None:
+        """Say why so many texts cannot be that benchmark; None where they can."""
+        rows = self.rows[benchmark].get(target)
+        if rows is None or abs(texts - rows) <= TOLERANCE * rows:
+            return None
+        return f"{texts:,} texts here, {rows:,} in the published set: another selection is another benchmark"
+
 
 def load_published(path: Path = PUBLISHED) -> Published:
     """Read the file of published figures."""
@@ -77,7 +89,10 @@ def load_published(path: Path = PUBLISHED) -> Published:
         Table(**{**one, "columns": tuple(one["columns"]), "rows": rows_of(one["columns"], one["rows"])})
         for one in found["tables"]
     ]
-    return Published(MappingProxyType(found["benchmarks"]), tuple(tables))
+    benchmarks = found["benchmarks"].items()
+    titles = MappingProxyType({name: one["title"] for name, one in benchmarks})
+    rows = MappingProxyType({name: one.get("rows", {}) for name, one in benchmarks})
+    return Published(titles, rows, tuple(tables))
 
 
 def rows_of(columns: list[str], rows: Mapping[str, list[float | None]]) -> Mapping[str, tuple[float | None, ...]]:

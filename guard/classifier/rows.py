@@ -31,6 +31,20 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
         raise RowError(f"{path}: {error}") from error
 
 
+def zero_or_one(row: Row, key: str) -> int | None:
+    """Read a label: 0, 1 or null, or, where a file holds strings only, "0", "1" or nothing.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    value = row.get(key)
+    if isinstance(value, str):
+        value = {"": None, "0": 0, "1": 1}.get(value, value)
+    if value is not None and (isinstance(value, bool) or value not in (0, 1)):
+        raise ValueError(f"{key} must be 0, 1 or null, got {value!r}")
+    return None if value is None else int(value)
+
+
 def parse(line: bytes, where: str) -> Row:
     """Read one object."""
     try:

@@ -1,6 +1,8 @@
 """`ringfence audit`: the records in a terminal. Prints what the store and the verifier say; decides nothing."""
 
 import json
+import sys
+from codecs import lookup
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -15,12 +17,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ringfence.guard.audit.record import parse_receipt
-from ringfence.guard.audit.rows import rows_of
+from ringfence.guard.audit.rows import distinct, rows_of
 from ringfence.guard.audit.store import Kept, Store, StoreError
 from ringfence.guard.audit.verify import Unreadable, Verified
 from ringfence.guard.audit.verify import verify as verify_chain
 from ringfence.policies.types import Action
-from ringfence.proxy.review.visible import visible
+from ringfence.proxy.review.visible import visible, visible_json
 
 app = typer.Typer(no_args_is_help=True, help="Look into the audit log, and prove that nobody changed it.")
 
@@ -96,13 +98,19 @@ def label_rows(
     limit: Annotated[int, typer.Option(min=1, help="Of how many records, newest first.")] = 1000,
     action: Annotated[Action | None, typer.Option(help="Only what ended in this action.")] = None,
 ) -> None:
-    """Print the kept texts as rows to label, for `ringfence train guard --head-only`; one JSON object a line."""
+    """Print the kept texts as rows to label, for `ringfence train guard --head-only`; one JSON object a line.
+
+    What was said several times is one row, with the number of the newest record and, as `times`, how often.
+    """
     with _opened(db) as store:
         kept = store.list(limit=limit, action=action)
-    for one in kept:
-        if one.body is not None:
-            for row in rows_of(one.json):
-                typer.echo(json.dumps(row))
+        older = store.count(action) - len(kept)
+    # Other encodings get escapes only: rows that go into a file are read as UTF-8.
+    plain = lookup(sys.stdout.encoding).name == "utf-8"
+    for row in distinct(row for one in kept if one.body is not None for row in rows_of(one.json)):
+        typer.echo(visible_json(row) if plain else json.dumps(row))
+    if older > 0:
+        typer.echo(f"{older:,} older records are left out; --limit {limit + older} takes them too", err=True)
 
 
 @app.command()
@@ -209,9 +217,11 @@ def _part(side: str, part: dict[str, Any], coverage: dict[str, Any]) -> Iterator
 
 def _decision(decision: dict[str, Any]) -> Iterator[Padding | Table]:
     yield _heading(f"decision on the {decision['stage']} · {decision['action']}")
+    unanswered = decision.get("unanswered", {})  # a record has it only where a check failed
     yield _pairs(
         ("rules", ", ".join(decision["rules"])),
         ("also", ", ".join(decision["logged"])),
+        ("unanswered", ", ".join(f"{rule} asks to {action}" for rule, action in unanswered.items())),
         ("shadow", ", ".join(f"{rule} would {action}" for rule, action in decision["shadow"].items())),
         ("told", decision["message"]),
         ("policy", decision["revision"]),

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ringfence.guard.bench.published import Published
     from ringfence.guard.bench.published import Table as Figures
     from ringfence.guard.bench.run import Report, Reports
+    from ringfence.guard.classifier.scorer import Scorer
 
 app = typer.Typer(no_args_is_help=True, help="Measure the guard on labelled data.")
 
@@ -30,6 +31,9 @@ MEASURES = {
     "auroc": "AUROC",
     "recall_at_1_fpr": "recall at 1 % false positives",
 }
+Weights = Mapping[str, str]
+"""`folder` and `revision`."""
+
 DISCLAIMER = "published: others' runs, not re-measured here"
 
 
@@ -62,7 +66,15 @@ def guard(
         list[str] | None,
         typer.Option("--format", help="Format of the data; auto tells it by the fields. One for all, or one each."),
     ] = None,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Scores at or above it count as flagged.")] = 0.5,
+    threshold: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Scores at or above it count as flagged. 0.5 is the measure's own, not what the shipped policy blocks "
+            "at: its thresholds are what `ringfence policy show` prints.",
+        ),
+    ] = 0.5,
     weights: Annotated[
         Path | None, typer.Option(help="Folder of weights; else that of RINGFENCE_WEIGHTS, else the shipped.")
     ] = None,
@@ -82,7 +94,8 @@ def guard(
     try:
         if speed:
             alone(data, published)
-            show_speed(measure_speed(Scorer.load(weights, remember=0), weights).to_json(), as_json)
+            scorer = Scorer.load(weights, remember=0)
+            show_speed(measure_speed(scorer, weights).to_json(), used_weights(weights, scorer), as_json)
             return
         if not data:
             if not published:
@@ -102,12 +115,19 @@ def guard(
     except (Misuse, RowError, WeightsError) as error:
         typer.echo(f"ringfence bench guard: {error}", err=True)
         raise typer.Exit(2) from None
-    figures = load_published()
+    used, figures = used_weights(weights, scorer), load_published()
     if len(sets) == 1:
         ((name, one),) = sets.items()
-        show_report(name, one, report_on(scored[name], threshold), target, figures, as_json, published)
+        show_report(name, one, report_on(scored[name], threshold), target, used, figures, as_json, published)
     else:
-        show_reports(sets, report_on_all(scored, threshold), target, figures, as_json, published)
+        show_reports(sets, report_on_all(scored, threshold), target, used, figures, as_json, published)
+
+
+def used_weights(weights: Path | None, scorer: "Scorer") -> Weights:
+    """Say which weights were measured."""
+    from ringfence.guard.classifier.scorer import weights_folder
+
+    return {"folder": str(weights_folder(weights)), "revision": scorer.revision}
 
 
 def alone(data: list[Path] | None, published: bool) -> None:
@@ -144,18 +164,19 @@ def show_report(
     data: "LabelledSet",
     report: "Report",
     target: Target,
+    weights: Weights,
     published: "Published",
     as_json: bool,
     with_published: bool,
 ) -> None:
     """Print what was measured of one set."""
     found = report.to_json()
-    tables = list(published.about(target.value, {data.format}))
+    known, unlike = comparable(published, target, [(data.format, report)])
     if as_json:
-        extra = {"format": data.format, "skipped": data.skipped}
+        found |= about(data) | {"weights": weights}
         if with_published:
-            extra["published"] = [one.to_json() for one in tables]
-        typer.echo(json.dumps(found | extra))
+            found |= published_json(published, target, known, unlike)
+        typer.echo(json.dumps(found))
         return
     table = bare_table()
     table.add_column("measure")
@@ -163,32 +184,33 @@ def show_report(
     table.add_column("95 %", justify="right")
     spread = dict(flat(found.pop("ci95")))
     for measure, value in flat(found):
-        # A dash: a set with one class cannot say.
-        table.add_row(measure, "–" if value is None else f"{value:.4g}", between(spread.get(measure)))
+        table.add_row(measure, written(measure, value), between(spread.get(measure)))
     console = Console(highlight=False)
     console.print(f"[bold]{escape(name)}: {target}[/]")
+    console.print(Text(weights_line(weights), "dim"))
     console.print(Text(read_as(data), "dim"))
     console.print(table)
-    show_comparison(console, published, tables, {data.format: report})
+    show_comparison(console, published, target, known, unlike)
 
 
 def show_reports(
     sets: Mapping[str, "LabelledSet"],
     reports: "Reports",
     target: Target,
+    weights: Weights,
     published: "Published",
     as_json: bool,
     with_published: bool,
 ) -> None:
     """Print what was measured of several sets, a row each, and of all together."""
     found = reports.to_json()
-    formats = [one.format for one in sets.values()]
-    tables = list(published.about(target.value, formats))
+    known, unlike = comparable(published, target, [(one.format, reports.sets[name]) for name, one in sets.items()])
     if as_json:
         for name, one in sets.items():
-            found["sets"][name] |= {"format": one.format, "skipped": one.skipped}
+            found["sets"][name] |= about(one)
+        found["weights"] = weights
         if with_published:
-            found["published"] = [one.to_json() for one in tables]
+            found |= published_json(published, target, known, unlike)
         typer.echo(json.dumps(found))
         return
     table = bare_table()
@@ -204,12 +226,11 @@ def show_reports(
     console.print(
         f"[bold]{len(sets)} sets: {target}[/] [dim]in per cent, threshold {reports.pooled.measures.threshold}[/]"
     )
+    console.print(Text(weights_line(weights), "dim"))
     console.print(table)
     for name, one in sets.items():
         console.print(Text(f"{name}: {read_as(one)}", "dim"))
-    # Two files of one format have no single figure to stand beside a published one.
-    known = {one.format: reports.sets[name] for name, one in sets.items() if formats.count(one.format) == 1}
-    show_comparison(console, published, tables, known)
+    show_comparison(console, published, target, known, unlike)
 
 
 def cells(report: "Report") -> Iterator[str]:
@@ -217,6 +238,31 @@ def cells(report: "Report") -> Iterator[str]:
     found = report.measures
     yield from (str(found.n), str(found.positives), percent(found.f1), between(report.ci95["f1"], 100))
     yield from map(percent, (found.precision, found.recall, found.fpr, found.recall_at_fpr["0.01"], found.ece))
+
+
+def comparable(
+    published: "Published", target: Target, reports: Sequence[tuple[str, "Report"]]
+) -> tuple[dict[str, "Report"], dict[str, str]]:
+    """Return by format what may stand beside published figures, and why the rest may not."""
+    often = Counter(key for key, _ in reports)
+    known, unlike = {}, {}
+    for key, report in reports:
+        if not any(published.about(target.value, {key})):
+            continue
+        if often[key] > 1:
+            unlike[key] = f"{often[key]} files of it, and no single figure to compare"
+        elif why := published.unlike(key, target.value, report.measures.n):
+            unlike[key] = why
+        else:
+            known[key] = report
+    return known, unlike
+
+
+def published_json(
+    published: "Published", target: Target, known: Collection[str], unlike: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return what --published adds to JSON."""
+    return {"published": [one.to_json() for one in published.about(target.value, known)], "not_compared": dict(unlike)}
 
 
 def show_published(published: "Published", target: Target | None, as_json: bool) -> None:
@@ -232,22 +278,28 @@ def show_published(published: "Published", target: Target | None, as_json: bool)
 
 
 def show_comparison(
-    console: Console, published: "Published", tables: Sequence["Figures"], reports: Mapping[str, "Report"]
+    console: Console,
+    published: "Published",
+    target: Target,
+    known: Mapping[str, "Report"],
+    unlike: Mapping[str, str],
 ) -> None:
-    """Print published tables with our own figures on top."""
-    from ringfence.guard.bench.published import ours
-
-    known = [narrowed for one in tables if (narrowed := one.narrowed(reports))]
+    """Print published tables with our own figures on top, and what is not compared."""
     if known:
         console.print(f"\nIn per cent; {DISCLAIMER}.\n")
-    for one in known:
-        show_figures(console, published, one, [ours(reports[column], one.measure) for column in one.columns])
+    for one in published.about(target.value, known):
+        show_figures(console, published, one, known)
+    for key, why in unlike.items():
+        console.print(f"not compared with published figures of {key}: {why}", soft_wrap=True)
 
 
 def show_figures(
-    console: Console, published: "Published", figures: "Figures", own: Sequence[float | None] = ()
+    console: Console, published: "Published", figures: "Figures", reports: Mapping[str, "Report"] | None = None
 ) -> None:
-    """Print the figures of one source, ours first where there are any."""
+    """Print the figures of one source, ours first where there are reports for its columns."""
+    from ringfence.guard.bench.published import ours
+
+    own = [ours(reports[column], figures.measure) for column in figures.columns] if reports else []
     table = bare_table()
     table.padding = (0, 1, 0, 0)  # eight figures beside a long name, in 80 columns
     table.add_column("model", no_wrap=True)
@@ -260,6 +312,10 @@ def show_figures(
     rows = {"this run": tuple(own), **figures.rows} if measured else figures.rows
     # as many decimals as the source has
     digits = 1 if all(one is None or round(one, 1) == one for row in figures.rows.values() for one in row) else 2
+    if reports:
+        sizes = [published.rows[column].get(figures.target) for column in figures.columns]
+        table.add_row("texts here", *(f"{reports[column].measures.n:,}" for column in figures.columns), style="dim")
+        table.add_row("texts published", *("–" if size is None else f"{size:,}" for size in sizes), style="dim")
     for model, row in rows.items():
         numbers = ["–" if one is None else f"{one:.{digits}f}" for one in row]
         known = [one for one in row if one is not None]
@@ -276,10 +332,10 @@ def bare_table() -> Table:
     return Table(box=None, header_style="bold", pad_edge=False)
 
 
-def show_speed(found: dict[str, Any], as_json: bool) -> None:
+def show_speed(found: dict[str, Any], weights: Weights, as_json: bool) -> None:
     """Print how fast the guard is."""
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(found | {"weights": weights}))
         return
     single, batched, long, crowd = (found[name] for name in ("single", "batched", "long", "concurrent"))
     table = bare_table()
@@ -305,8 +361,14 @@ def show_speed(found: dict[str, Any], as_json: bool) -> None:
     )
     table.add_row(f"one text of {long['bytes'] // 1000} kB", f"{long['seconds']:.2f} s", "", "")
     console = Console(highlight=False)
+    console.print(Text(weights_line(weights), "dim"))
     console.print(Text(machine_line(found["machine"]), "dim"))
     console.print(table)
+
+
+def weights_line(weights: Weights) -> str:
+    """Name the weights that the figures hold for."""
+    return f"weights of {weights['folder']}, revision {weights['revision'][:12]}"
 
 
 def machine_line(machine: Mapping[str, Any]) -> str:
@@ -323,8 +385,36 @@ def read_as(data: "LabelledSet") -> str:
     """Say what a file was taken for, and what was left out."""
     from ringfence.guard.bench.formats import FORMATS
 
-    left = f"; {data.skipped} without a label for it skipped" if data.skipped else ""
-    return f"read as {data.format} ({FORMATS[data.format].source}){left}"
+    line = f"read as {data.format} ({FORMATS[data.format].source})"
+    if len(data.files) > 1:
+        line += f" from {listed(data.files)}"
+    if data.unread:
+        line += f"; not read: {listed(data.unread)}"
+    reasons = {"without a label for it": data.skipped - data.empty, "with an empty text": data.empty}
+    left = " and ".join(f"{count:,} {why}" for why, count in reasons.items() if count)
+    return f"{line}; skipped: {left}" if left else line
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """List the first names, and count the rest."""
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more])
+
+
+def about(data: "LabelledSet") -> dict[str, Any]:
+    """Return what JSON says of a set beside its figures."""
+    return {"format": data.format, "skipped": data.skipped, "empty": data.empty}
+
+
+def written(measure: str, value: float | None) -> str:
+    """Write one figure without an exponent; a dash where a set with one class cannot say."""
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if measure.startswith("latency_ms"):
+        return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+    return f"{value:.4f}"
 
 
 def percent(value: float | None) -> str:
@@ -337,7 +427,7 @@ def between(values: Any, scale: float = 1) -> str:
     if values is None:
         return ""
     low, high = values
-    return f"{low * scale:.1f}–{high * scale:.1f}" if scale > 1 else f"{low:.3g} … {high:.3g}"
+    return f"{low * scale:.1f}–{high * scale:.1f}" if scale > 1 else f"{low:.3f} … {high:.3f}"
 
 
 def flat(report: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -15,9 +15,10 @@ from ringfence.guard.actions import rewrite
 from ringfence.guard.check import UnknownCheck
 from ringfence.guard.classifier.scorer import WeightsError
 from ringfence.guard.guard import Guard
+from ringfence.policies.decide import reasons
 from ringfence.policies.load import PolicyError
 from ringfence.policies.types import Action, Decision, Stage
-from ringfence.proxy.settings import Settings, policy_path
+from ringfence.proxy.settings import policy_path, read_settings
 
 STYLE = {Action.ALLOW: "green", Action.LOG: "yellow", Action.REWRITE: "yellow", Action.BLOCK: "red"}
 SHOWN_FROM = 0.05
@@ -32,7 +33,7 @@ def check(
 ) -> None:
     """Judge a text. Exit status: 0 allowed or logged, 1 blocked or rewritten, 2 bad input."""
     try:
-        guard = Guard(policy_path(policy or Settings().policy))
+        guard = Guard(policy_path(read_settings(policy=policy).policy))
         text = _read(text)
         limit = guard.policy.limits.text
         if len(text) > limit:
@@ -67,7 +68,7 @@ def _read(text: str) -> str:
 def _as_json(decision: Decision, latency_ms: float) -> dict[str, object]:
     return {
         "action": decision.action.value,
-        "rules": list(decision.rules),
+        "rules": list(reasons(decision)),
         "findings": [
             {
                 "check": finding.check,
@@ -87,7 +88,8 @@ def _as_json(decision: Decision, latency_ms: float) -> dict[str, object]:
 def _show(decision: Decision, text: str, latency_ms: float) -> None:
     console = Console(highlight=False, soft_wrap=True)  # a text is shown as it is, not as wide as the screen
     style = STYLE[decision.action]
-    rules = f" by {', '.join(decision.rules)}" if decision.rules else ""
+    why = ", ".join(reasons(decision))
+    rules = f" by {why}" if why else ""
     console.print(f"[bold {style}]{decision.action}[/]{rules}  [dim]{latency_ms:.1f} ms[/]")
     if decision.action is Action.BLOCK:
         console.print(decision.message, markup=False)

@@ -18,7 +18,7 @@ from ringfence.policies.load import PolicyError
 from ringfence.proxy.app import create_app
 from ringfence.proxy.reply import UpstreamError
 from ringfence.proxy.service import Service, UnsafeBinding, build
-from ringfence.proxy.settings import Settings
+from ringfence.proxy.settings import Settings, read_settings
 from ringfence.proxy.upstreams import UnknownUpstream
 
 TITLE = """
@@ -50,7 +50,7 @@ def serve(
     """Run the proxy in front of a model. Point OPENAI_BASE_URL at it; nothing else changes."""
     given = {"policy": policy, "host": host, "port": port, "upstream": upstream, "audit_path": audit_path}
     try:
-        settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+        settings = read_settings(**given)
         listener = _listen(settings)
         with Console(stderr=True).status("loading"):
             service = build(settings)

@@ -22,7 +22,7 @@ def open_upstream(choice: UpstreamChoice) -> "HttpUpstream":
     """Open the server at `choice.use`.
 
     Raises:
-        ValueError: it is not a URL, or `api_key_env` names a variable that is not set.
+        ValueError: it is not a URL, names no host, or `api_key_env` names a variable that is not set.
     """
     headers = {}
     if choice.api_key_env is not None:
@@ -30,11 +30,14 @@ def open_upstream(choice: UpstreamChoice) -> "HttpUpstream":
         if not key:
             raise ValueError(f"upstream.api_key_env names {choice.api_key_env}, which is not set in the environment")
         headers["authorization"] = f"Bearer {key}"
-    timeout = httpx.Timeout(choice.timeout_s, connect=min(10.0, choice.timeout_s))
     try:
-        return HttpUpstream(httpx.AsyncClient(base_url=choice.use.rstrip("/") + "/", timeout=timeout), headers)
+        base = httpx.URL(choice.use.rstrip("/") + "/")
     except httpx.InvalidURL as error:
         raise ValueError(f"upstream '{choice.use}' is not a URL: {error}") from None
+    if not base.host:
+        raise ValueError(f"upstream '{choice.use}' names no host; a base URL looks like http://127.0.0.1:8000/v1")
+    timeout = httpx.Timeout(choice.timeout_s, connect=min(10.0, choice.timeout_s))
+    return HttpUpstream(httpx.AsyncClient(base_url=base, timeout=timeout), headers)
 
 
 class HttpUpstream:

@@ -1,4 +1,4 @@
-"""Reads rows out of the files that benchmarks come as, each with `FILE:line`. Knows nothing of what a row must hold."""
+"""Reads rows out of the files that labelled texts come as, each with `FILE:line`. Knows not what a row must hold."""
 
 import csv
 import gzip
