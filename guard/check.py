@@ -21,6 +21,8 @@ class Passage:
         text: what is judged; spans of findings count its code points.
         prompt: on the output stage, what the text answers: the last thing the user said.
         part: index of the text within its exchange; a finding's spans carry it on.
+        until: when nobody waits for the findings any more, in seconds of `time.monotonic`; None where somebody always
+            will. A check that may be slow stops then.
         rewritable: the stretches `[start, end)` that can be rewritten, each by itself; None where all of it can.
     """
 
@@ -30,6 +32,7 @@ class Passage:
     prompt: str = ""
     part: int = 0
     rewritable: tuple[tuple[int, int], ...] | None = None
+    until: float | None = None
 
     def can_rewrite(self, span: Span) -> bool:
         """Whether a span lies within one stretch that can be rewritten."""

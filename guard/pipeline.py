@@ -71,6 +71,7 @@ class Pipeline:
             raises or overruns `limits.check_seconds` becomes one finding with an error for each category asked of it.
         """
         deadline = monotonic() + self.policy.limits.check_seconds
+        passages = [replace(passage, until=deadline) for passage in passages]
         running = [
             (check, categories, self._pool.submit(_read, check, passages))
             for check, categories in self._checks[stage]

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from ringfence.guard.classifier import adapt as adapting
 from ringfence.guard.classifier.adapt import Labelled, adapt, compare, read_labelled
+from ringfence.guard.classifier.correction import Line, Texts
 from ringfence.guard.classifier.heads import HEADS
 from ringfence.guard.classifier.rows import RowError
 from ringfence.guard.classifier.scorer import GRAPH, WEIGHTS, Scorer
@@ -63,12 +64,23 @@ def test_labels_without_sense_show_as_such(tmp_path):
 def test_a_gain_that_chance_could_bring_changes_nothing():
     random = np.random.default_rng(3)
     truth = np.tile([0, 1], 100)
-    before = np.full(200, 0.5)
     prompts = [str(index // 20) for index in range(200)]
-    noise = before + random.normal(0, 0.2, 10).repeat(20) * np.where(truth, 1, -1)  # prompts move as one
-    assert not compare(before, before, truth, prompts).kept
-    assert not compare(before, noise.clip(0.05, 0.95), truth, prompts).kept
-    assert compare(before, np.where(truth, 0.6, 0.4), truth, prompts).kept
+    texts = Texts([np.zeros((1, 1)) for _ in truth], truth, prompts)
+    line = Line(np.zeros(1), 0.0)
+    noise = random.normal(0, 0.8, 10).repeat(20) * np.where(truth, 1, -1)  # prompts move as one
+    assert not compare(line, np.zeros(200), line, texts, texts).kept
+    assert not compare(line, noise, line, texts, texts).kept
+    assert compare(line, np.where(truth, 0.4, -0.4), line, texts, texts).kept
+
+
+def test_other_texts_stay_where_they_were_though_the_rows_know_one_rule_only(tmp_path, monkeypatch):
+    held = adapt(house_rows(), WEIGHTS, tmp_path / "held")["prompt_harm"]
+    monkeypatch.setattr(adapting, "root_of", lambda moments: 0.1 * np.eye(len(moments)))  # every move costs alike
+    pulled = adapt(house_rows(), WEIGHTS, tmp_path / "pulled")["prompt_harm"]
+    assert held.f1[1] > 0.9
+    assert held.alarms[1] < held.alarms[0] + 0.05
+    assert held.found[1] > held.found[0] - 0.1
+    assert pulled.alarms[1] > held.alarms[1] + 0.1
 
 
 def test_a_long_text_is_judged_and_learnt_by_the_window_that_shows_it(tmp_path):
@@ -110,7 +122,7 @@ def test_rows_teach_the_text_they_label(tmp_path):
     ("line", "said"),
     [
         ('{"text": 3, "prompt_label": 1}', "text must be a string"),
-        ('{"text": "a", "prompt_label": "yes"}', "prompt_label must be 0, 1 or null"),
+        ('{"text": "a", "prompt_label": "yes"}', "prompt_label must be 0, 1 or null, got 'yes'"),
         ('{"text": "a", "prompt_label": true}', "prompt_label must be 0, 1 or null"),
         ('{"text": "a"}', "no row has a label"),
         ("[1]", "one JSON object a line"),
@@ -134,25 +146,40 @@ def test_command_says_what_changed_and_how_to_use_it(tmp_path):
     )
     assert result.exit_code == 0, result.output
     assert "prompt_harm" in result.output
-    assert "fitted" in result.output
+    assert "stays as it was" not in result.output
     assert f"RINGFENCE_WEIGHTS={tmp_path / 'mine'}" in result.output
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "said"),
     [
-        [],
-        ["--head-only"],
-        ["--head-only", "--pool", "."],
-        ["--head-only", "--data", "x"],
-        ["--pool", ".", "--data", "x"],
-        ["--pool", ".", "--head-only", "--data", "x", "--out", "y"],
+        ([], "give --pool FOLDER, or"),
+        (["--head-only"], "give --pool FOLDER, or"),
+        (["--head-only", "--data", "x"], "give --pool FOLDER, or"),
+        (["--head-only", "--pool", "."], "--pool: of no use with --head-only"),
+        (["--pool", ".", "--data", "x"], "--data: of no use without --head-only"),
+        (["--pool", ".", "--resume", "--head-only", "--data", "x", "--out", "y"], "--pool, --resume: of no use with"),
+        (["--pool", ".", "--recipe", "all"], "'all' is not one of 'shipped', 'everything'"),
+        (["--pool", ".", "--device", "tpu"], "'tpu' is not one of"),
     ],
 )
-def test_command_asks_for_what_is_missing(arguments):
-    result = CliRunner().invoke(app, ["train", "guard", *arguments])
+def test_command_says_what_is_missing_or_of_no_use(arguments, said):
+    result = CliRunner().invoke(app, ["train", "guard", *arguments], env={"COLUMNS": "200", "TERM": "dumb"})
     assert result.exit_code == 2
-    assert "--pool" in result.output
+    assert said in result.output
+
+
+def test_rows_come_from_tables_and_folders_as_well(tmp_path):
+    (tmp_path / "a.csv").write_text("text,response,prompt_label,response_label,note\nhi,,0,,x\nq,a,1,0,\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "t", "prompt_label": 1, "times": 3}\n')
+    expected = [
+        Labelled("hi", None, {"prompt_harm": 0}),
+        Labelled("q", None, {"prompt_harm": 1}),
+        Labelled("a", "q", {"response_harm": 0}),
+        Labelled("t", None, {"prompt_harm": 1}),
+    ]
+    assert read_labelled(tmp_path) == expected
+    assert read_labelled(tmp_path / "a.csv") == expected[:3]
 
 
 def test_nothing_is_written_where_nothing_was_learnt(tmp_path, monkeypatch):

@@ -256,6 +256,27 @@ def test_callers_who_come_while_the_graph_is_busy_share_the_next_pass():
     assert [sorted(one) for one in session.passes] == [[1], [2, 3, 4]]
 
 
+def test_nothing_more_is_computed_for_a_caller_who_has_left():
+    session = GatedSession()
+    encoder = Encoder(session)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(encoder.features, windows(1))
+        assert session.entered.wait(10)
+        gone = pool.submit(encoder.features, windows(*range(10, 10 + 3 * BATCH)), time.monotonic() + 0.01)
+        with pytest.raises(TimeoutError):
+            gone.result(10)
+        session.gate.set()
+        assert first.result(10).ravel().tolist() == [1]
+    assert encoder.features(windows(2)).ravel().tolist() == [2]
+    assert session.passes == [[1], [2]]
+
+
+def test_the_model_is_told_how_long_somebody_waits():
+    judge = FixedJudge()
+    ClassifierCheck(judge).find(Passage(Stage.INPUT, "user", "text", until=7.5))
+    assert judge.until == 7.5
+
+
 def test_a_short_text_does_not_wait_for_all_of_a_long_one():
     session = GatedSession()
     long = windows(*range(10 * BATCH), length=200)
@@ -359,8 +380,9 @@ class FixedJudge:
         self.truncated = truncated
         self.asked = []
 
-    def score(self, text, prompt=None):
+    def score(self, text, prompt=None, until=None):
         self.asked.append((text, prompt))
+        self.until = until
         return Scores(
             harm=0.8,
             tasks=dict(zip(TASKS, (0.8, 0.7, 0.123456, 0.4, 0.3), strict=True)),

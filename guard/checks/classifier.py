@@ -21,7 +21,7 @@ class Judge(Protocol):
         """As `Scorer.revision`."""
         ...
 
-    def score(self, text: str, prompt: str | None = None) -> Scores:
+    def score(self, text: str, prompt: str | None = None, until: float | None = None) -> Scores:
         """As `Scorer.score`."""
         ...
 
@@ -54,7 +54,7 @@ class ClassifierCheck:
     def find(self, passage: Passage) -> Sequence[Finding]:
         """Judge a passage: as a response where an assistant said it, else as a prompt. Scores have four decimals."""
         response = passage.stage is Stage.OUTPUT or passage.role == "assistant"
-        scores = self.warm().score(passage.text, passage.prompt if response else None)
+        scores = self.warm().score(passage.text, passage.prompt if response else None, passage.until)
         return list(findings(scores, passage.part, response))
 
 

@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Condition
+from time import monotonic
 
 import numpy as np
 import onnxruntime
@@ -69,10 +70,14 @@ class Encoder:
         self._busy = False
         self._changed = Condition()
 
-    def features(self, windows: Sequence[Window]) -> Features:
+    def features(self, windows: Sequence[Window], until: float | None = None) -> Features:
         """Return the features (windows, W) of windows.
 
+        Args:
+            until: when nobody waits for them any more, in seconds of `time.monotonic`.
+
         Raises:
+            TimeoutError: that time has come; passes not yet begun are not run.
             Exception: what the runtime raised.
         """
         if not windows:
@@ -82,9 +87,14 @@ class Encoder:
             self._jobs.append(job)
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: not job.left or not self._busy)
+                left = None if until is None else max(0.0, until - monotonic())
+                self._changed.wait_for(lambda: not job.left or not self._busy, left)
                 if not job.left:
                     break
+                if until is not None and monotonic() >= until:
+                    job.todo = []
+                    self._jobs = [other for other in self._jobs if other is not job]
+                    raise TimeoutError("took longer than it was given")
                 self._busy, taken = True, self._take()
             self._run(taken)
         if job.error:

@@ -17,6 +17,7 @@ from ringfence.guard.classifier.examples import Example, Recipe
 from ringfence.guard.classifier.export import export
 from ringfence.guard.classifier.heads import HEADS
 from ringfence.guard.classifier.network import MPNET_SHAPE, Network, load_base
+from ringfence.guard.classifier.ordinary import write_ordinary
 from ringfence.guard.classifier.plan import Plan
 from ringfence.guard.classifier.scorer import CALIBRATION, TOKENIZER, Scorer
 from ringfence.guard.classifier.tokens import Window, hardened, load_tokenizer
@@ -49,7 +50,7 @@ class Order:
     recipe: Recipe = Recipe.SHIPPED
     plan: Plan = field(default_factory=Plan)
     wheels: Path | None = None
-    taught: bool = True
+    taught: bool = False
     device: str = "auto"
     resume: bool = False
 
@@ -100,10 +101,12 @@ def ask_teacher(
 
 
 def finish(network: Network, corpus: Corpus, order: Order) -> None:
-    """Export, calibrate the exported graph, and write the card."""
+    """Export, look at ordinary texts with the exported graph, calibrate it, and write the card."""
     export(network, order.out)
     write(order.out / CALIBRATION, {"curves": {}})
-    raw = Scorer.load(order.out).logits((example.text, example.prompt) for example in corpus.calibrate)
+    scorer = Scorer.load(order.out)
+    write_ordinary(order.out, scorer, corpus.train, order.plan.seed)
+    raw = scorer.logits((example.text, example.prompt) for example in corpus.calibrate)
     write(order.out / CALIBRATION, calibrate(corpus.calibrate, raw).to_json())
     card = write_card(Scorer.load(order.out), corpus, order.recipe, order.plan, TEACHER if order.taught else None)
     write(order.out / "card.json", card, indent=1)

@@ -6,9 +6,9 @@ from typing import Any
 Card = Mapping[str, Any]
 
 
-def to_markdown(card: Card) -> str:
-    """Return the page; every figure on it stands in the card."""
-    return "\n".join(_lines(card)) + "\n"
+def to_markdown(card: Card, beside: Card | None = None) -> str:
+    """Return the page; every figure on it stands in the card, or in that of other weights to put beside them."""
+    return "\n".join((*_lines(card), *(_compared(card, beside) if beside else ()))) + "\n"
 
 
 def _lines(card: Card) -> Iterator[str]:
@@ -24,8 +24,6 @@ def _lines(card: Card) -> Iterator[str]:
     yield f"- **Heads**: {', '.join(card['heads'])}"
     plan = card["plan"]
     yield f"- **Trained on** {training['examples']:,} texts, {plan['epochs']} times over, seed {plan['seed']}"
-    if note := card.get("note"):
-        yield f"- **Note**: {note}"
     yield f"- **Calibrated on** {sum(card['calibration']['families'].values()):,} other texts (Platt scaling by head)"
     yield "- **Speed**: {ms} ms for one text of {tokens} tokens, {cores} cores of {on}".format(**card["latency"])
     yield ""
@@ -35,10 +33,10 @@ def _lines(card: Card) -> Iterator[str]:
     yield ""
     yield "## On sources that it never saw"
     yield ""
-    yield "Whole sources, kept out of training and calibration. One threshold, 0.5, on calibrated scores. FPR is the"
-    yield "share of harmless texts that are flagged; R@1% the recall where one in a hundred of them is; ECE the"
-    yield "calibration error. In brackets: the middle 95 % of 1,000 resamples. A dash stands where a source has one"
-    yield "class only."
+    yield "Whole sources, kept out of training and calibration. One threshold, 0.5, on calibrated scores; the shipped"
+    yield "policy blocks at thresholds of its own (`ringfence policy show`). FPR is the share of harmless texts that"
+    yield "are flagged; R@1% the recall where one in a hundred of them is; ECE the calibration error. In brackets: the"
+    yield "middle 95 % of 1,000 resamples. A dash stands where a source has one class only."
     yield ""
     yield "| head | mean F1 of the sources | F1, all rows together | recall | FPR | R@1% | ECE |"
     yield "|---|---|---|---|---|---|---|"
@@ -61,6 +59,28 @@ def _lines(card: Card) -> Iterator[str]:
     yield from (f"| {source} | {licence} |" for source, licence in sorted(training["licences"].items()))
     yield ""
     yield "Texts by family: " + ", ".join(f"{name} {count}" for name, count in training["families"].items()) + "."
+
+
+def _compared(card: Card, beside: Card) -> Iterator[str]:
+    yield ""
+    yield f"## Beside it: the recipe `{beside['recipe']}`"
+    yield ""
+    yield "The same training with every source of the pool, also those whose licence forbids commercial use. It is not"
+    yield f"shipped. {beside['training']['examples']:,} texts; on the sources that neither of the two learnt from:"
+    yield ""
+    names = (card["recipe"], beside["recipe"])
+    yield (
+        "| "
+        + " | ".join(("head", "source", *(f"{measure}, {name}" for measure in ("F1", "FPR") for name in names)))
+        + " |"
+    )
+    yield "|---|---|---|---|---|---|"
+    for head in card["heads"]:
+        for source, heads in card["unseen_sources"].items():
+            other = beside["unseen_sources"].get(source, {})
+            if source != "all" and head in heads and head in other:
+                cells = [_cell(found[head][measure]) for measure in ("f1", "fpr") for found in (heads, other)]
+                yield f"| {head} | {source} | {' | '.join(cells)} |"
 
 
 def _pooled(card: Card, head: str) -> str:

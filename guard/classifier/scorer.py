@@ -145,27 +145,33 @@ class Scorer:
         revision = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts.values())).hexdigest()
         return cls(Encoder(session), heads, tokenizer, curves, revision, remember)
 
-    def score(self, text: str, prompt: str | None = None) -> Scores:
+    def score(self, text: str, prompt: str | None = None, until: float | None = None) -> Scores:
         """Judge one text: a prompt or a statement, or, where `prompt` is given, the response to it.
 
         A response to an unknown prompt has the prompt `""`.
+
+        Args:
+            until: when nobody waits for the answer any more, in seconds of `time.monotonic`.
+
+        Raises:
+            TimeoutError: that time has come.
         """
         key = fingerprint(text, prompt)
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
                 return self._known[key]
-        (scores,) = self.score_many([(text, prompt)])
+        (scores,) = self.score_many([(text, prompt)], until)
         with self._lock:
             self._known[key] = scores
             while len(self._known) > self._remember:
                 self._known.popitem(last=False)
         return scores
 
-    def score_many(self, texts: Iterable[tuple[str, str | None]]) -> list[Scores]:
+    def score_many(self, texts: Iterable[tuple[str, str | None]], until: float | None = None) -> list[Scores]:
         """Judge `(text, prompt)` pairs together, in batches of windows of like length. Remembers nothing."""
         pairs = list(texts)
-        read = self._read(pairs)
+        read = self._read(pairs, until)
         return [self._summarise(text, prompt, *seen) for (text, prompt), seen in zip(pairs, read, strict=True)]
 
     def logits(self, texts: Iterable[tuple[str, str | None]]) -> Logits:
@@ -173,15 +179,16 @@ class Scorer:
         found = [self.heads.logits(features).max(axis=0) for features, *_ in self._read(list(texts))]
         return np.stack(found) if found else np.empty((0, len(HEADS)), np.float32)
 
-    def features(self, text: str, prompt: str | None = None) -> Features:
-        """Return what the heads read of each window of a text: (windows, W)."""
-        ((features, _, _),) = self._read([(text, prompt)])
-        return features
+    def features(self, texts: Iterable[tuple[str, str | None]]) -> list[Features]:
+        """Return what the heads read of each window of each `(text, prompt)`: (windows, W)."""
+        return [features for features, *_ in self._read(list(texts))]
 
-    def _read(self, texts: Sequence[tuple[str, str | None]]) -> Iterator[tuple[Features, list[Window], bool]]:
+    def _read(
+        self, texts: Sequence[tuple[str, str | None]], until: float | None = None
+    ) -> Iterator[tuple[Features, list[Window], bool]]:
         """Yield for each text the features of its windows, the windows, and whether some of it is in none."""
         read = [cut(self._tokenizer, text, prompt) for text, prompt in texts]
-        features = self._encoder.features([window for windows, _ in read for window in windows])
+        features = self._encoder.features([window for windows, _ in read for window in windows], until)
         at = 0
         for windows, cut_off in read:
             yield features[at : at + len(windows)], windows, cut_off

