@@ -37,6 +37,7 @@ class Expected:
     """What must come of a case.
 
     Attributes:
+        action: what the decision must be.
         rules: ids that must have fired, among others perhaps.
         text: what the text must have become; None where that does not matter.
     """
@@ -53,6 +54,9 @@ class Case:
     """One example.
 
     Attributes:
+        text: what is judged.
+        expect: what must come of it.
+        stage: when it is judged.
         prompt: on the output stage, what the text answers.
         why: what the case is there for.
     """

@@ -44,7 +44,18 @@ PACKS = Path(__file__).parent / "packs"
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """What a policy changes about one rule of a pack; everything left out stays as the pack has it."""
+    """What a policy changes about one rule of a pack; everything left out stays as the pack has it.
+
+    Attributes:
+        action: what it asks for when it fires.
+        threshold: it fires on a finding whose score is at or above this.
+        stages: when it applies.
+        message: what a blocked caller is told.
+        replacement: what a rewritten span becomes; `{category}` is filled in.
+        on_error: what it asks for when the check behind its category could not answer.
+        shadow: record that it would have fired, change nothing.
+        why: the reason, for the reader and the auditor.
+    """
 
     __pydantic_config__ = STRICT_KEYS
 
@@ -60,7 +71,14 @@ class Override:
 
 @dataclass(frozen=True, slots=True)
 class PackFile:
-    """Rules that belong together, under a name that policies can ask for."""
+    """Rules that belong together, under a name that policies can ask for.
+
+    Attributes:
+        version: of this language.
+        name: the pack's own.
+        rules: what it judges by.
+        why: the reason, for the reader and the auditor.
+    """
 
     __pydantic_config__ = STRICT_KEYS
 
@@ -72,13 +90,20 @@ class PackFile:
 
 @dataclass(frozen=True, slots=True)
 class PolicyFile:
-    """A policy as it is written; `Policy` is what it comes to.
+    """A policy as it is written: rules, and everything else that a deployment decides.
 
     Attributes:
         version: of this language.
+        name: the policy's own, for whoever reads it.
         packs: names of packs that ship, or paths (`./ours.yaml`) relative to the policy's folder.
         rules: the policy's own, after those of its packs.
         override: changes to pack rules, by rule id.
+        message: what a blocked caller is told where the rule says nothing.
+        exempt: roles whose text is not judged.
+        upstream: who answers.
+        stream: how far output is held back until it is judged.
+        audit: what is remembered.
+        limits: bounds on one request.
     """
 
     __pydantic_config__ = STRICT_KEYS

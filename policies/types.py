@@ -150,6 +150,7 @@ class UpstreamChoice:
     """Who answers: `embedded`, `fake`, or an OpenAI-compatible base URL (`http://host/v1`).
 
     Attributes:
+        use: `embedded`, `fake`, or the base URL.
         api_key_env: environment variable that holds the upstream's key; unset, the caller's own
             Authorization header is passed on.
         timeout_s: seconds without a byte from the upstream before the exchange fails.

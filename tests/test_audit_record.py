@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import runpy
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringfence.guard.audit.record import GENESIS, Receipt, parse_receipt, record_of, seal
+from ringfence.guard.audit.record import GENESIS, Receipt, decisions_of, parse_receipt, record_of, seal
 from ringfence.guard.exchange import Coverage, Exchange, Judged, Kind, Part
 from ringfence.policies.types import Action, Decision, Finding, Rewrite, Span, Stage
 
@@ -40,6 +41,33 @@ def test_golden_record_keeps_its_bytes():
     sealed = runpy.run_path(str(GOLDEN / "make_audit_record.py"))["sealed"]()
     assert sealed.canonical == (GOLDEN / "audit_record_v1.json").read_bytes()
     assert sealed.hash == "7a3ff70d795892514292e7a7cd149872eab6a8637612eb375fc340bb068fbcdb"
+
+
+def test_decisions_are_read_back_as_they_were_recorded():
+    findings = (
+        Finding("pii", "pii.email", 0.9, (EMAIL,), rewritable=False),
+        Finding("classifier", "harm", 0.0, error="took too long"),
+    )
+    decision = Decision(
+        Stage.INPUT,
+        Action.BLOCK,
+        rules=("mail",),
+        unanswered={"harm": Action.BLOCK},
+        shadow={"trial": Action.LOG},
+        findings=findings,
+        rewrites=(Rewrite(EMAIL, "<mail>", "mail"),),
+        errors=("classifier: took too long",),
+        message="No.",
+        revision="r",
+    )
+    body = json.loads(seal(record_of(exchange(PROMPT, decision), text="masked"), seq=1, prev=GENESIS).canonical)
+    assert decisions_of(body) == (decision,)
+
+
+def test_score_that_is_no_number_is_read_back_as_one():
+    unsure = Decision(Stage.INPUT, Action.LOG, findings=(Finding("check", "harm", math.nan),))
+    body = json.loads(seal(record_of(exchange(PROMPT, unsure), text="masked"), seq=1, prev=GENESIS).canonical)
+    assert math.isnan(decisions_of(body)[0].findings[0].score)
 
 
 def test_hash_is_sha256_of_canonical_bytes_that_hold_version_seq_and_prev():

@@ -1,13 +1,18 @@
 import json
+import sqlite3
 
 import pytest
 from typer.testing import CliRunner
 
+from ringfence.guard.audit.record import record_of
+from ringfence.guard.audit.store import Store
 from ringfence.guard.check import Finding
 from ringfence.guard.checks.pii import PiiCheck
 from ringfence.guard.checks.secrets import SecretsCheck
+from ringfence.guard.exchange import Exchange, Kind, Part
+from ringfence.policies.decide import decide
 from ringfence.policies.load import canonical, load_policy, loads_policy
-from ringfence.policies.types import Span
+from ringfence.policies.types import Span, Stage
 from ringfence.proxy.cli import policy as cli
 
 HEAD = "version: 1\nname: tiny\n"
@@ -147,3 +152,107 @@ def test_policy_in_the_working_directory_is_the_default(policy, monkeypatch):
     monkeypatch.chdir(path.parent)
     assert json.loads(run("show", "--json").stdout)["message"] == "ours"
     assert loads_policy(path.read_text()).message == "ours"
+
+
+EXPLAINED = """\
+rules:
+  - {id: harm, category: harm, action: block, threshold: 0.5}
+  - {id: harm-mild, category: harm, action: log, threshold: 0.3}
+  - {id: trial, category: attack, action: block, shadow: true}
+  - {id: mail, category: pii.email, action: rewrite}
+"""
+
+
+@pytest.fixture
+def recorded(policy, tmp_path):
+    """Judge findings by a policy as the proxy would, and keep the record in a real log; returns both paths."""
+
+    def record(*findings, stage=Stage.INPUT, text=EXPLAINED):
+        path, db = policy(text), tmp_path / "log.db"
+        decision = decide(load_policy(path), stage, findings)
+        exchange = Exchange("openai.chat", "small", [Part(Kind.TEXT, "user", ("messages", 0, "content"), "some text")])
+        exchange.decisions.append(decision)
+        store = Store.open(db)
+        store.append(record_of(exchange, text="masked"))
+        store.close()
+        return path, db, exchange.id
+
+    return record
+
+
+def scored(category, score, **others):
+    return Finding("classifier", category, score, (Span(0, 0, 4),), **others)
+
+
+def test_explain_tells_rule_by_rule_why_and_what_would_have_changed_it(recorded):
+    path, db, name = recorded(scored("harm", 0.9312), scored("harm.S4", 0.2), scored("attack", 0.75))
+    result = run("explain", name, "--db", db, "--policy", path)
+    assert result.exit_code == 0, result.output
+    lines = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line}
+    assert lines["harm"] == ["harm", "harm", "0.9312", "harm", "0.5", "fired:", "block"]
+    assert lines["harm-mild"][-2:] == ["fired:", "log"]
+    assert lines["trial"][-3:] == ["would", "block", "(shadow)"]
+    assert lines["mail"] == ["mail", "pii.email", "nothing", "0.5"]
+    assert "It would have been log with\n  harm: threshold 0.5 → 0.9313\n" in result.stdout
+    assert "Not the policy" not in result.stdout
+
+
+def test_explain_says_by_how_much_a_rule_did_not_fire_and_takes_a_number(recorded):
+    path, db, _ = recorded(scored("harm", 0.4))
+    result = run("explain", 1, "--db", db, "--policy", path)
+    assert "short by 0.1000" in result.stdout
+    assert "It would have been block with\n  harm: threshold 0.5 → 0.4\n" in result.stdout
+    assert "It would have been allow with\n  harm-mild: threshold 0.3 → 0.4001\n" in result.stdout
+
+
+def test_explain_says_what_a_failed_check_left_open(recorded):
+    path, db, _ = recorded(Finding("classifier", "harm", 0.0, error="took too long"))
+    result = run("explain", 1, "--db", db, "--policy", path)
+    assert "unanswered: block (classifier: took too long)" in result.stdout
+    assert "  harm: on_error block → log\n  harm-mild: on_error block → log\n" in result.stdout
+
+
+def test_explain_says_so_where_another_policy_decided(recorded, policy):
+    path, db, _ = recorded(scored("harm", 0.6))
+    policy(EXPLAINED.replace("threshold: 0.5", "threshold: 0.7"))
+    result = run("explain", 1, "--db", db, "--policy", path)
+    assert "Not the policy that decided then" in result.stdout
+    assert "on record: block" in result.stdout
+    told = json.loads(run("explain", 1, "--db", db, "--policy", path, "--json").stdout)
+    assert (told["recorded"]["action"], told["action"], told["policy"]["same"]) == ("block", "log", False)
+
+
+def test_explain_knows_from_the_record_that_a_span_could_not_be_replaced(recorded):
+    path, db, _ = recorded(scored("pii.email", 0.9, rewritable=False))
+    told = json.loads(run("explain", 1, "--db", db, "--policy", path, "--json").stdout)
+    assert (told["recorded"]["action"], told["action"]) == ("block", "block")
+    assert told["milder"] == {
+        "action": "allow",
+        "changes": [{"rule": "mail", "key": "threshold", "from": 0.5, "to": 0.9001}],
+    }
+
+
+def test_explain_as_json_has_every_rule_and_null_for_a_score_that_is_no_number(recorded):
+    path, db, name = recorded(scored("harm", float("nan")), scored("attack", 0.25))
+    told = json.loads(run("explain", 1, "--db", db, "--policy", path, "--json").stdout)
+    assert (told["seq"], told["id"]) == (1, name)
+    by_id = {rule["rule"]: rule for rule in told["decisions"][0]["rules"]}
+    assert by_id["harm"]["finding"] == {"check": "classifier", "category": "harm", "score": None}
+    assert (by_id["harm"]["fired"], by_id["trial"]["fired"], by_id["trial"]["short_by"]) == (True, False, 0.25)
+    assert told["milder"]["changes"][0] == {"rule": "harm", "key": "action", "from": "block", "to": "log"}
+    assert told["stronger"] is None
+
+
+def test_explain_refuses_what_it_cannot_explain(recorded, tmp_path):
+    path, db, _ = recorded(scored("harm", 0.6))
+    assert "no record 7" in run("explain", 7, "--db", db, "--policy", path).stderr
+    assert "no such audit log" in run("explain", 1, "--db", tmp_path / "none.db", "--policy", path).stderr
+    store = Store.open(db)
+    store.append(record_of(Exchange("openai.chat", "small", [], error="too long"), text="masked"))
+    store.close()
+    undecided = run("explain", 2, "--db", db, "--policy", path)
+    assert (undecided.exit_code, "nothing was judged (too long)" in undecided.stderr) == (2, True)
+    with sqlite3.connect(db) as connection:
+        connection.execute("UPDATE records SET body = replace(body, '0.6', '0.1') WHERE seq = 1")
+    altered = run("explain", 1, "--db", db, "--policy", path)
+    assert (altered.exit_code, "record 1 was altered" in altered.stderr) == (2, True)

@@ -5,13 +5,24 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from ringfence.policies.load import PACKS, PolicyError, PolicyFile, canonical, load_policy, loads_policy
+from ringfence.policies.schema import schema_of
 from ringfence.policies.types import Action, Stage
 
+SCHEMA = Draft202012Validator(schema_of("policy"))
 MINIMAL = "version: 1\nname: tiny\n"
 RULE = "  - id: mail\n    category: pii.email\n    action: rewrite\n"
 ONE_RULE = MINIMAL + "rules:\n" + RULE
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+keys = st.sampled_from(["version", "name", "packs", "rules", "override", "exempt", "stream", "audit", "x"])
 
 
 def problems(load, given):
@@ -76,65 +87,66 @@ def test_own_pack_is_found_relative_to_the_policy_and_its_problems_are_told_with
         load_policy(path)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", ["1:1: the file is empty"]),
-        ("# only a comment\n", ["1:1: the file is empty"]),
-        ("- 3\n", ["1:1: the file must be a mapping, got [3]"]),
-        ("version: 1\n", ["1:1: 'name' is missing here"]),
-        ("version: 2\nname: x\n", ["1:1: 'version' cannot be 2; choose from: 1"]),
-        ("version: 1\nname: no\n", ["2:1: 'name' must be text in quotes, got false"]),
-        (MINIMAL + "ruels: []\n", ["3:1: unknown key 'ruels'; did you mean 'rules'?"]),
-        (MINIMAL + "name: y\n", ["3:1: key 'name' is repeated; it is already on line 2"]),
-        (MINIMAL + "packs: pii\n", ["3:1: 'packs' must be a list, got \"pii\""]),
-        (MINIMAL + "packs: [pij]\n", ["3:9: no pack 'pij' ships; did you mean 'pii'?"]),
-        (MINIMAL + "packs: [./pij.yaml]\n", ["3:9: there is no pack file pij.yaml"]),
-        (MINIMAL + "rules: [7]\n", ["3:9: an item of 'rules' must be a mapping, got 7"]),
-        (ONE_RULE + "    threshold: 1.4\n", ["7:5: 'threshold' must be at most 1, got 1.4"]),
-        (ONE_RULE + "    threshold: -1\n", ["7:5: 'threshold' must be at least 0, got -1"]),
-        (ONE_RULE + '    threshold: "0.5"\n', ["7:5: 'threshold' must be a number, got \"0.5\""]),
-        (ONE_RULE + "    treshold: 0.5\n", ["7:5: unknown key 'treshold'; did you mean 'threshold'?"]),
-        (ONE_RULE + "    shadow: 'yes'\n", ["7:5: 'shadow' must be true or false, got \"yes\""]),
-        (
-            ONE_RULE + "    on_error: rewrite\n",
-            ["7:5: 'on_error' cannot be \"rewrite\"; choose from: allow, log, block"],
-        ),
-        (ONE_RULE + "    stages: []\n", ["7:5: 'stages' must not be empty"]),
-        (ONE_RULE + "    stages: [inptu]\n", ["7:14: an item of 'stages' cannot be \"inptu\"; did you mean 'input'?"]),
-        (ONE_RULE.replace("rewrite", "blok"), ["6:5: 'action' cannot be \"blok\"; did you mean 'block'?"]),
-        (ONE_RULE + "    origin: {line: 3}\n", None),
-        (
-            ONE_RULE + "    replacement: '[{categry}]'\n",
-            ["4:5: 'replacement' may hold {category} only, got '[{categry}]'"],
-        ),
-        (
-            ONE_RULE + RULE,
-            ["7:5: id 'mail' is already used at p.yaml:4:5; choose another, or change a pack's rule under 'override'"],
-        ),
-        (
-            MINIMAL + "packs: [pii]\noverride: {pij: {shadow: true}}\n",
-            ["4:12: 'override' names 'pij', which is no rule of the packs used; did you mean 'pii'?"],
-        ),
-        (
-            MINIMAL + "packs: [pii]\noverride: {pii: {treshold: 1}}\n",
-            ["4:18: unknown key 'treshold'; did you mean 'threshold'?"],
-        ),
-        (MINIMAL + "stream: {window: 3.5}\n", ["3:10: 'window' must be a whole number, got 3.5"]),
-        (MINIMAL + "limits: {check_seconds: .inf}\n", ['3:10: not text, a number, true or false: ".inf"']),
-        (MINIMAL + "audit: {text: maskd}\n", ["3:9: 'text' cannot be \"maskd\"; did you mean 'masked'?"]),
-        (MINIMAL + "upstream: {timeout_s: 0}\n", ["3:12: 'timeout_s' must be more than 0, got 0"]),
-        (MINIMAL + "---\nversion: 1\n", ["3:1: a second document begins here ('---'); a file holds one"]),
-        ("version: &v 1\nname: *v\n", ["1:10: anchors and aliases are not allowed ('v'); write the value out"]),
-        ("version: 1\n\tname: x\n", ["2:1: a tab cannot indent YAML; use spaces"]),
-        ("version: [\n", None),
-        ("version: 1\nname: !!python/name:os.system x\n", None),
-        ("[" * 50_000, ["1:17: nested deeper than 16 levels"]),
-        (f"version: {'9' * 5000}\nname: x\n", None),
-        ('version: 1\nname: "\\ud800"\n', ['2:1: not text, a number, true or false: "\\ud800"']),
-        ("? [a]\n: 1\n", None),
-    ],
-)
+MALFORMED = [
+    ("", ["1:1: the file is empty"]),
+    ("# only a comment\n", ["1:1: the file is empty"]),
+    ("- 3\n", ["1:1: the file must be a mapping, got [3]"]),
+    ("version: 1\n", ["1:1: 'name' is missing here"]),
+    ("version: 2\nname: x\n", ["1:1: 'version' cannot be 2; choose from: 1"]),
+    ("version: 1\nname: no\n", ["2:1: 'name' must be text in quotes, got false"]),
+    (MINIMAL + "ruels: []\n", ["3:1: unknown key 'ruels'; did you mean 'rules'?"]),
+    (MINIMAL + "name: y\n", ["3:1: key 'name' is repeated; it is already on line 2"]),
+    (MINIMAL + "packs: pii\n", ["3:1: 'packs' must be a list, got \"pii\""]),
+    (MINIMAL + "packs: [pij]\n", ["3:9: no pack 'pij' ships; did you mean 'pii'?"]),
+    (MINIMAL + "packs: [./pij.yaml]\n", ["3:9: there is no pack file pij.yaml"]),
+    (MINIMAL + "rules: [7]\n", ["3:9: an item of 'rules' must be a mapping, got 7"]),
+    (ONE_RULE + "    threshold: 1.4\n", ["7:5: 'threshold' must be at most 1, got 1.4"]),
+    (ONE_RULE + "    threshold: -1\n", ["7:5: 'threshold' must be at least 0, got -1"]),
+    (ONE_RULE + '    threshold: "0.5"\n', ["7:5: 'threshold' must be a number, got \"0.5\""]),
+    (ONE_RULE + "    treshold: 0.5\n", ["7:5: unknown key 'treshold'; did you mean 'threshold'?"]),
+    (ONE_RULE + "    shadow: 'yes'\n", ["7:5: 'shadow' must be true or false, got \"yes\""]),
+    (
+        ONE_RULE + "    on_error: rewrite\n",
+        ["7:5: 'on_error' cannot be \"rewrite\"; choose from: allow, log, block"],
+    ),
+    (ONE_RULE + "    stages: []\n", ["7:5: 'stages' must not be empty"]),
+    (ONE_RULE + "    stages: [inptu]\n", ["7:14: an item of 'stages' cannot be \"inptu\"; did you mean 'input'?"]),
+    (ONE_RULE.replace("rewrite", "blok"), ["6:5: 'action' cannot be \"blok\"; did you mean 'block'?"]),
+    (ONE_RULE + "    origin: {line: 3}\n", None),
+    (
+        ONE_RULE + "    replacement: '[{categry}]'\n",
+        ["4:5: 'replacement' may hold {category} only, got '[{categry}]'"],
+    ),
+    (
+        ONE_RULE + RULE,
+        ["7:5: id 'mail' is already used at p.yaml:4:5; choose another, or change a pack's rule under 'override'"],
+    ),
+    (
+        MINIMAL + "packs: [pii]\noverride: {pij: {shadow: true}}\n",
+        ["4:12: 'override' names 'pij', which is no rule of the packs used; did you mean 'pii'?"],
+    ),
+    (
+        MINIMAL + "packs: [pii]\noverride: {pii: {treshold: 1}}\n",
+        ["4:18: unknown key 'treshold'; did you mean 'threshold'?"],
+    ),
+    (MINIMAL + "stream: {window: 3.5}\n", ["3:10: 'window' must be a whole number, got 3.5"]),
+    (MINIMAL + "limits: {check_seconds: .inf}\n", ['3:10: not text, a number, true or false: ".inf"']),
+    (MINIMAL + "audit: {text: maskd}\n", ["3:9: 'text' cannot be \"maskd\"; did you mean 'masked'?"]),
+    (MINIMAL + "upstream: {timeout_s: 0}\n", ["3:12: 'timeout_s' must be more than 0, got 0"]),
+    (MINIMAL + "---\nversion: 1\n", ["3:1: a second document begins here ('---'); a file holds one"]),
+    ("version: &v 1\nname: *v\n", ["1:10: anchors and aliases are not allowed ('v'); write the value out"]),
+    ("version: 1\n\tname: x\n", ["2:1: a tab cannot indent YAML; use spaces"]),
+    ("version: [\n", None),
+    ("version: 1\nname: !!python/name:os.system x\n", None),
+    ("[" * 50_000, ["1:17: nested deeper than 16 levels"]),
+    (f"version: {'9' * 5000}\nname: x\n", None),
+    ('version: 1\nname: "\\ud800"\n', ['2:1: not text, a number, true or false: "\\ud800"']),
+    ("? [a]\n: 1\n", None),
+]
+"""Text, and the lines that are told of it; None where those are another library's words."""
+
+
+@pytest.mark.parametrize(("text", "expected"), MALFORMED)
 def test_problem_is_told_with_its_place_and_key(text, expected):
     lines = problems(from_text, text)
     if expected is None:
@@ -142,6 +154,44 @@ def test_problem_is_told_with_its_place_and_key(text, expected):
         assert all(line.split(":")[0].isdigit() and line.split(":")[1].isdigit() for line in lines)
     else:
         assert lines == expected
+
+
+BEYOND_A_SCHEMA = (
+    "key 'name' is repeated",
+    "no pack 'pij' ships",
+    "there is no pack file",
+    "'replacement' may hold",
+    "id 'mail' is already used",
+    "'override' names 'pij'",
+    "anchors and aliases",
+    "a second document",
+    'not text, a number, true or false: ".inf"',
+)
+"""What concerns YAML itself, or more than one value: the loader's alone to refuse."""
+
+
+def schema_can_know(expected):
+    return expected is None or not expected[0].split(": ", 1)[1].startswith(BEYOND_A_SCHEMA)
+
+
+@pytest.mark.parametrize("text", [text for text, expected in MALFORMED if schema_can_know(expected)])
+def test_malformed_policy_is_refused_by_the_schema_as_well(text):
+    try:
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return  # refused before anybody asks the schema
+    assert not SCHEMA.is_valid(data)
+
+
+@given(st.data())
+def test_schema_never_refuses_what_the_loader_takes(data):
+    mapping = data.draw(st.dictionaries(keys, plain, max_size=5)) | {"version": 1, "name": "x"}
+    text = yaml.safe_dump(mapping, allow_unicode=True)
+    try:
+        loads_policy(text)
+    except PolicyError:
+        return
+    SCHEMA.validate(mapping)
 
 
 def test_all_problems_are_told_at_once_in_the_order_of_the_file():
@@ -178,14 +228,6 @@ def test_missing_file_and_directory_are_told(tmp_path):
         load_policy(tmp_path / "none.yaml")
     with pytest.raises(PolicyError, match=r":1:1: cannot read the file: Is a directory"):
         load_policy(tmp_path)
-
-
-plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
-keys = st.sampled_from(["version", "name", "packs", "rules", "override", "exempt", "stream", "audit", "x"])
 
 
 @given(st.dictionaries(keys, plain, max_size=5))

@@ -12,6 +12,7 @@ from datetime import UTC
 from typing import Any, Literal
 
 import rfc8785
+from pydantic import TypeAdapter
 
 from ringfence.guard.exchange import Exchange, Judged, Part
 from ringfence.policies.decide import reasons
@@ -90,6 +91,15 @@ def seal(body: Body, seq: int, prev: str) -> Sealed:
     """
     canonical = rfc8785.dumps(_clean({**body, "version": VERSION, "seq": seq, "prev": prev}))
     return Sealed(seq, prev, hashlib.sha256(canonical).hexdigest(), canonical)
+
+
+def decisions_of(body: Body) -> tuple[Decision, ...]:
+    """Read the decisions of a record back, with their findings; a score that was not a number is none again."""
+    decisions = [
+        {**one, "findings": [f if f["score"] is not None else {**f, "score": math.nan} for f in one["findings"]]}
+        for one in body["decisions"]
+    ]
+    return TypeAdapter(tuple[Decision, ...]).validate_python(decisions)
 
 
 def parse_receipt(text: str) -> Receipt:
@@ -173,6 +183,7 @@ def _decision(decision: Decision) -> Body:
                 "spans": [_span(span) for span in finding.spans],
                 "detail": finding.detail,
                 "error": finding.error,
+                **({} if finding.rewritable else {"rewritable": False}),
             }
             for finding in decision.findings
         ],

@@ -46,7 +46,7 @@ def list_records(
     as_json: Json = False,
 ) -> None:
     """List the newest records."""
-    with _opened(db) as store:
+    with opened(db) as store:
         kept = store.list(
             limit=limit,
             before=before,
@@ -80,10 +80,10 @@ def show_record(
     as_json: Json = False,
 ) -> None:
     """Show one record whole."""
-    with _opened(db) as store:
+    with opened(db) as store:
         kept = store.get(key)
     if kept is None:
-        _refuse(f"{db}: no record {key}; `ringfence audit list` shows those there are")
+        refuse(f"{db}: no record {key}; `ringfence audit list` shows those there are")
     if as_json:
         _print_json([kept])
     else:
@@ -102,7 +102,7 @@ def label_rows(
 
     What was said several times is one row, with the number of the newest record and, as `times`, how often.
     """
-    with _opened(db) as store:
+    with opened(db) as store:
         kept = store.list(limit=limit, action=action)
         older = store.count(action) - len(kept)
     # Other encodings get escapes only: rows that go into a file are read as UTF-8.
@@ -132,7 +132,7 @@ def verify(
         with Console(stderr=True).status(f"reading {db} …"):
             verdict = verify_chain(db, expect=receipt)
     except (ValueError, Unreadable) as error:
-        _refuse(str(error))
+        refuse(str(error))
     whole = isinstance(verdict, Verified)
     if as_json:
         typer.echo(json.dumps({"whole": whole, **{name: getattr(verdict, name) for name in verdict.__slots__}}))
@@ -148,7 +148,7 @@ def verify(
 
 
 @contextmanager
-def _opened(db: Path) -> Iterator[Store]:
+def opened(db: Path) -> Iterator[Store]:
     """The log, to read; what goes wrong with it ends the command with a message and status 2."""
     try:
         store = Store.open(db, read_only=True)
@@ -157,10 +157,11 @@ def _opened(db: Path) -> Iterator[Store]:
         finally:
             store.close()
     except StoreError as error:
-        _refuse(str(error))
+        refuse(str(error))
 
 
-def _refuse(message: str) -> NoReturn:
+def refuse(message: str) -> NoReturn:
+    """End the command with a message on standard error and status 2."""
     typer.echo(visible(message), err=True)
     raise typer.Exit(2)
 

@@ -1,25 +1,32 @@
-"""`ringfence policy`: what a policy says, whether it holds together, and whether it does what its cases say."""
+"""`ringfence policy`: what a policy says, whether it holds together, whether it does what its cases say, and why."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from pydantic import TypeAdapter
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from ringfence.guard.actions import rewrite
+from ringfence.guard.audit.record import decisions_of
 from ringfence.guard.check import Check, Passage, UnknownCheck, load_checks
 from ringfence.guard.pipeline import Pipeline
 from ringfence.policies.cases import Judge, Outcome, Result, run_cases, suites_of, without_cases
+from ringfence.policies.explain import Change, Explanation, Flip, Verdict
+from ringfence.policies.explain import explain as explain_decisions
 from ringfence.policies.lint import lint as warnings_of
-from ringfence.policies.load import SHIPPED, PolicyError, PolicyFile, canonical, load_policy
+from ringfence.policies.load import SHIPPED, PolicyError, canonical, load_policy
+from ringfence.policies.schema import schema_of
 from ringfence.policies.types import Action, Decision, Policy, Stage
+from ringfence.proxy.cli.audit import DEFAULT_DB, Db, opened, refuse
+from ringfence.proxy.review.visible import visible
 from ringfence.proxy.settings import policy_path
 
 app = typer.Typer(no_args_is_help=True, help="Read, check and try out a policy.")
@@ -87,10 +94,50 @@ def run(path: PolicyPath = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON Schema of a policy file, for editors and other programs."""
-    found = TypeAdapter(PolicyFile).json_schema()
-    typer.echo(json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema"} | found, indent=2))
+def explain(
+    key: Annotated[str, typer.Argument(metavar="ID|SEQ", help="An exchange id, or a record's number.")],
+    db: Db = DEFAULT_DB,
+    path: Annotated[
+        Path | None, typer.Option("--policy", help="Policy file; else ./policy.yaml, else the one that ships.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say why an exchange ended as it did, rule by rule, and the smallest change that would have changed it.
+
+    From its record alone: nothing is judged again.
+    """
+    with _told():
+        policy = load_policy(policy_path(path))
+    with opened(db) as store:
+        kept = store.get(key)
+    if kept is None:
+        refuse(f"{db}: no record {key}; `ringfence audit list` shows those there are")
+    if kept.body is None:
+        refuse(f"{db}: record {kept.seq} was altered, so what it says explains nothing; see `ringfence audit verify`")
+    recorded = decisions_of(kept.body)
+    if not recorded:
+        refuse(f"{db}: record {kept.seq} holds no decision: nothing was judged ({kept.body['error'] or 'no error'})")
+    explanation = explain_decisions(policy, recorded)
+    if as_json:
+        head = {"seq": kept.seq, "id": kept.body["id"]}
+        typer.echo(json.dumps(head | _explanation_as_json(explanation)))
+    else:
+        _print_explanation(f"record {kept.seq}  {kept.body['id']}", explanation)
+
+
+@app.command()
+def schema(
+    pack: Annotated[bool, typer.Option("--pack", help="Of a pack file instead.")] = False,
+    cases: Annotated[bool, typer.Option("--cases", help="Of a case file instead.")] = False,
+) -> None:
+    """Print the JSON Schema (draft 2020-12) of a policy file, for editors and other programs.
+
+    Keep it beside your policy, `ringfence policy schema > policy.schema.json`, and let the policy begin with the line
+    `# yaml-language-server: $schema=policy.schema.json`: editors then complete its keys and mark mistakes.
+    """
+    if pack and cases:
+        refuse("--pack and --cases are two files: ask for one at a time")
+    typer.echo(json.dumps(schema_of("pack" if pack else "cases" if cases else "policy"), indent=2))
 
 
 @contextmanager
@@ -112,6 +159,118 @@ def _judge(policy: Policy, checks: Mapping[str, Check]) -> Judge:
         return decision, rewrite(text, decision.rewrites)
 
     return judge
+
+
+def _print_explanation(record: str, why: Explanation) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 240  # a rule a line, for grep
+    console.print(Text.assemble("\n", _coloured(why.recorded), f"  {visible(record)}"))
+    decided_by = why.judgements[0].recorded.revision
+    console.print(Text(f"policy {why.policy.name}, revision {why.policy.revision[:16]}", "dim"))
+    if not why.same_policy:
+        console.print(
+            f"Not the policy that decided then (revision {visible(decided_by[:16])}): what follows is what this one "
+            "makes of the\nfindings on record. What only this one would have looked for is not among them.",
+            style="yellow",
+            markup=False,
+        )
+    for judgement in why.judgements:
+        recorded, decided = judgement.recorded, judgement.decided
+        console.print(Text.assemble(f"\n{recorded.stage} · ", _coloured(decided.action)))
+        if decided.action is not recorded.action:
+            # Under the same policy, one thing does that: windows of a reply, of which a later one knew better.
+            reason = ": a reply is judged window by window, as it comes" if why.same_policy else ""
+            console.print(f"on record: {recorded.action}{reason}", style="yellow")
+        table = _table("rule", "looks at", "highest", "threshold", "outcome")
+        table.columns[-1].no_wrap = False  # the words of a failed check have no length
+        for one in judgement.verdicts:
+            table.add_row(*_verdict_row(one))
+        console.print(table)
+    console.print()
+    if why.milder:
+        console.print(_flip_text(why.milder))
+    if why.stronger:
+        console.print(_flip_text(why.stronger))
+    if not (why.milder or why.stronger):
+        console.print("No change to a single rule would change that.")
+
+
+def _verdict_row(one: Verdict) -> Iterator[Text]:
+    found = "nothing" if one.finding is None else f"{one.finding.score:.4f} {visible(one.finding.category)}"
+    yield from (Text(one.rule.id), Text(one.rule.category), Text(found), Text(f"{one.rule.threshold:g}"))
+    outcome = Text()
+    if one.asks:
+        outcome.append("would " if one.rule.shadow else "fired: ").append_text(_coloured(one.asks))
+    elif one.short_by is not None:
+        outcome.append(f"short by {one.short_by:.4f}", "dim")
+    if one.unanswered:
+        outcome.append("; " if outcome else "").append("unanswered: ").append_text(_coloured(one.unanswered))
+        outcome.append(visible(f" ({'; '.join(one.errors)})"))
+    yield outcome.append(" (shadow)" if one.rule.shadow and outcome else "", "dim")
+
+
+def _flip_text(flip: Flip) -> Text:
+    changes = "\n".join(
+        f"  {change.rule}: {change.key} {_shown(change.old)} → {_shown(change.new)}" for change in flip.changes
+    )
+    return Text.assemble("It would have been ", _coloured(flip.action), f" with\n{changes}")
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value) if isinstance(value, bool) else str(value)
+
+
+def _explanation_as_json(why: Explanation) -> dict[str, Any]:
+    return {
+        "recorded": {"action": why.recorded, "revision": why.judgements[0].recorded.revision},
+        "policy": {"name": why.policy.name, "revision": why.policy.revision, "same": why.same_policy},
+        "action": why.decided,
+        "decisions": [
+            {
+                "stage": judgement.recorded.stage,
+                "recorded": judgement.recorded.action,
+                "action": judgement.decided.action,
+                "rules": list(map(_verdict_as_json, judgement.verdicts)),
+            }
+            for judgement in why.judgements
+        ],
+        "milder": _flip_as_json(why.milder),
+        "stronger": _flip_as_json(why.stronger),
+    }
+
+
+def _verdict_as_json(one: Verdict) -> dict[str, Any]:
+    found = one.finding
+    return {
+        "rule": one.rule.id,
+        "category": one.rule.category,
+        "threshold": one.rule.threshold,
+        "shadow": one.rule.shadow,
+        "fired": one.asks is not None,
+        "asks": one.asks,
+        "finding": found
+        and {
+            "check": found.check,
+            "category": found.category,
+            "score": None if math.isnan(found.score) else found.score,
+        },
+        "short_by": one.short_by,
+        "unanswered": one.unanswered,
+        "errors": list(one.errors),
+    }
+
+
+def _flip_as_json(flip: Flip | None) -> dict[str, Any] | None:
+    return None if flip is None else {"action": flip.action, "changes": list(map(_change_as_json, flip.changes))}
+
+
+def _change_as_json(change: Change) -> dict[str, Any]:
+    return {"rule": change.rule, "key": change.key, "from": change.old, "to": change.new}
+
+
+def _coloured(action: Action) -> Text:
+    return Text(action, COLOURS[action])
 
 
 def _rule_table(policy: Policy) -> Table:

@@ -1,0 +1,207 @@
+"""Says why a decision came out as it did, rule by rule, and what little would have changed it. Pure.
+
+Knows no rule of precedence of its own: every question is put to `decide`.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from decimal import ROUND_FLOOR, Decimal
+from typing import Literal
+
+from ringfence.policies.decide import covers, decide, strongest
+from ringfence.policies.types import Action, Decision, Finding, Policy, Rule, Stage
+
+STEP = Decimal("0.0001")
+"""What a proposed threshold is rounded to: the guard model's scores have as many digits."""
+
+CHANGEABLE = ("threshold", "action", "on_error", "shadow")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one rule made of one text or of one request.
+
+    Attributes:
+        finding: the one with the highest score of those that the rule looks at; None where there was none.
+        asks: what the rule asks for, having fired (a shadow rule only would); None where it did not fire.
+        unanswered: what its `on_error` asks for, where a check behind it could not answer; None where all could.
+        errors: one line for each check that could not.
+    """
+
+    rule: Rule
+    finding: Finding | None
+    asks: Action | None
+    unanswered: Action | None
+    errors: tuple[str, ...]
+
+    @property
+    def short_by(self) -> float | None:
+        """How far the highest score is below the threshold; None where the rule fired or had nothing to look at."""
+        return None if self.finding is None or self.asks else self.rule.threshold - self.finding.score
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One decision as it was recorded, what the policy makes of the same findings, and each rule's part in that."""
+
+    recorded: Decision
+    decided: Decision
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Another value for one key of one rule."""
+
+    rule: str
+    key: str
+    old: object
+    new: object
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """Changes that together give the exchange another outcome, and that outcome."""
+
+    changes: tuple[Change, ...]
+    action: Action
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why an exchange ended as it did.
+
+    Attributes:
+        recorded: the strongest action of the decisions on record.
+        decided: the strongest action of what the policy makes of the same findings.
+        same_policy: whether the policy is the one that decided then.
+        milder: the smallest change for a weaker outcome; None where there is no weaker one.
+        stronger: the smallest change to one rule for a stronger outcome; None where no rule is near enough to tell.
+    """
+
+    policy: Policy
+    judgements: tuple[Judgement, ...]
+    recorded: Action
+    decided: Action
+    same_policy: bool
+    milder: Flip | None
+    stronger: Flip | None
+
+
+def explain(policy: Policy, recorded: Sequence[Decision]) -> Explanation:
+    """Explain what was recorded of one exchange, of which there is at least one decision, by a policy.
+
+    Only recorded findings count. Under another policy than the one that decided then, checks may be missing among
+    them that nobody asked for at that time.
+    """
+    judgements = tuple(_judgement(policy, decision) for decision in recorded)
+    outcome = strongest(one.decided.action for one in judgements)
+    return Explanation(
+        policy=policy,
+        judgements=judgements,
+        recorded=strongest(one.action for one in recorded),
+        decided=outcome,
+        same_policy=all(one.revision == policy.revision for one in recorded),
+        milder=_flip(policy, _milder(policy, outcome, recorded), recorded),
+        stronger=_flip(policy, _stronger(policy, outcome, recorded), recorded),
+    )
+
+
+def _judgement(policy: Policy, recorded: Decision) -> Judgement:
+    looking = [rule for rule in policy.rules if recorded.stage in rule.stages]
+    verdicts = tuple(_verdict(rule, recorded.stage, recorded.findings) for rule in looking)
+    return Judgement(recorded, decide(policy, recorded.stage, recorded.findings), verdicts)
+
+
+def _verdict(rule: Rule, stage: Stage, findings: Sequence[Finding]) -> Verdict:
+    answered = [finding for finding in findings if finding.error is None]
+    failed = [f for f in findings if f.error is not None and _alone(rule, stage, [f]).unanswered]
+    seen = [finding for finding in answered if covers(rule.category, finding.category)]
+    alone = _alone(rule, stage, answered)
+    return Verdict(
+        rule=rule,
+        # What is not a number fires, so it counts as the highest.
+        finding=max(seen, key=lambda f: math.inf if math.isnan(f.score) else f.score, default=None),
+        asks=alone.action if alone.rules else None,
+        unanswered=rule.on_error if failed else None,
+        errors=tuple(dict.fromkeys(f"{finding.check}: {finding.error}" for finding in failed)),
+    )
+
+
+def _milder(policy: Policy, outcome: Action, recorded: Sequence[Decision]) -> Policy:
+    """Return the policy with every rule that asks for the outcome changed as little as keeps it from doing so."""
+    if outcome is Action.ALLOW:
+        return policy
+    # Not one step down from block: to rewrite is something else than to block less.
+    softer: Literal[Action.ALLOW, Action.LOG] = Action.ALLOW if outcome is Action.LOG else Action.LOG
+
+    def soften(rule: Rule) -> Rule:
+        if rule.shadow or _asked(rule, recorded) is not outcome:
+            return rule
+        if rule.on_error is outcome and any(_alone(rule, d.stage, d.findings).unanswered for d in recorded):
+            rule = replace(rule, on_error=softer)
+        above = sorted({_floor(score) + STEP for score in _scores(rule, recorded)})
+        raised = [replace(rule, threshold=float(at)) for at in above if rule.threshold < float(at) <= 1]
+        tried = [rule, *raised, replace(rule, action=softer)]
+        return next(one for one in tried if _asked(one, recorded).strength < outcome.strength)
+
+    return replace(policy, rules=tuple(map(soften, policy.rules)))
+
+
+def _stronger(policy: Policy, outcome: Action, recorded: Sequence[Decision]) -> Policy:
+    """Return the policy with one rule changed so that the outcome is stronger; as it is where none can.
+
+    What has fired is nearest: a shadow rule comes first, then the threshold that has the shortest way to go, then the
+    action of a rule that fired.
+    """
+    harder = Action.LOG if outcome is Action.ALLOW else Action.BLOCK
+    live = [rule for rule in policy.rules if not rule.shadow]
+    lowered = [
+        replace(rule, threshold=at)
+        for rule in live
+        for score in _scores(rule, recorded)
+        if 0 < (at := float(_floor(score))) < rule.threshold  # at 0 it would fire on everything
+    ]
+    of = {rule.id: rule for rule in live}
+    candidates = [
+        *(replace(rule, shadow=False) for rule in policy.rules if rule.shadow),
+        *sorted(lowered, key=lambda rule: of[rule.id].threshold - rule.threshold),
+        *(replace(rule, action=harder) for rule in live if rule.action.strength < harder.strength),
+    ]
+    stronger = (one for one in candidates if _asked(one, recorded).strength > outcome.strength)
+    if (changed := next(stronger, None)) is None:
+        return policy
+    return replace(policy, rules=tuple(changed if rule.id == changed.id else rule for rule in policy.rules))
+
+
+def _flip(policy: Policy, changed: Policy, recorded: Sequence[Decision]) -> Flip | None:
+    changes = tuple(
+        Change(old.id, key, getattr(old, key), getattr(new, key))
+        for old, new in zip(policy.rules, changed.rules, strict=True)
+        for key in CHANGEABLE
+        if getattr(old, key) != getattr(new, key)
+    )
+    action = strongest(decide(changed, one.stage, one.findings).action for one in recorded)
+    return Flip(changes, action) if changes else None
+
+
+def _asked(rule: Rule, recorded: Iterable[Decision]) -> Action:
+    """Return the strongest that the rule asks for in any of the decisions, in shadow or not."""
+    return strongest(_alone(rule, one.stage, one.findings).action for one in recorded)
+
+
+def _alone(rule: Rule, stage: Stage, findings: Iterable[Finding]) -> Decision:
+    return decide(Policy(rule.id, (replace(rule, shadow=False),)), stage, findings)
+
+
+def _scores(rule: Rule, recorded: Iterable[Decision]) -> Iterator[float]:
+    for one in recorded:
+        if one.stage in rule.stages:
+            for finding in one.findings:
+                if finding.error is None and covers(rule.category, finding.category) and math.isfinite(finding.score):
+                    yield finding.score
+
+
+def _floor(score: float) -> Decimal:
+    return Decimal(repr(score)).quantize(STEP, ROUND_FLOOR)

@@ -1,0 +1,180 @@
+"""Why a decision came out as it did: the verdicts agree with `decide`, and the changes proposed do what they say."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ringfence.policies.decide import decide, strongest
+from ringfence.policies.explain import Change, explain
+from ringfence.policies.types import Action, Finding, Policy, Rule, Span, Stage
+
+CATEGORIES = ["harm", "harm.S4", "pii", "pii.email"]
+scores = st.floats(0, 1)
+findings = st.builds(
+    Finding,
+    check=st.just("fake"),
+    category=st.sampled_from(CATEGORIES),
+    score=scores | st.just(math.nan),
+    spans=st.sampled_from([(), (Span(0, 0, 3),)]),
+    error=st.none() | st.just("boom"),
+    rewritable=st.booleans(),
+)
+rules = st.builds(
+    Rule,
+    id=st.uuids().map(str),
+    category=st.sampled_from(CATEGORIES),
+    action=st.sampled_from(Action),
+    stages=st.sampled_from([(Stage.INPUT,), (Stage.OUTPUT,), (Stage.INPUT, Stage.OUTPUT)]),
+    threshold=scores,
+    on_error=st.sampled_from([Action.ALLOW, Action.LOG, Action.BLOCK]),
+    shadow=st.booleans(),
+)
+policies = st.builds(
+    Policy,
+    name=st.just("p"),
+    rules=st.lists(rules, max_size=5, unique_by=lambda r: r.id).map(tuple),
+    revision=st.just("r"),
+)
+exchanges = st.lists(st.tuples(st.sampled_from(Stage), st.lists(findings, max_size=4)), min_size=1, max_size=3)
+
+
+def outcome(policy, exchange):
+    return strongest(decide(policy, stage, found).action for stage, found in exchange)
+
+
+def explained(policy, exchange):
+    return explain(policy, [decide(policy, stage, found) for stage, found in exchange])
+
+
+def changed(policy, changes):
+    new = {rule.id: rule for rule in policy.rules}
+    for change in changes:
+        assert getattr(new[change.rule], change.key) == change.old
+        new[change.rule] = replace(new[change.rule], **{change.key: change.new})
+    return replace(policy, rules=tuple(new.values()))
+
+
+@given(policies, exchanges)
+def test_verdicts_add_up_to_the_decision(policy, exchange):
+    for judgement in explained(policy, exchange).judgements:
+        live = [one for one in judgement.verdicts if not one.rule.shadow]
+        assert {one.rule.id for one in live if one.asks} == {*judgement.decided.rules, *judgement.decided.logged}
+        assert {one.rule.id: one.unanswered for one in live if one.unanswered} == judgement.decided.unanswered
+        assert strongest(filter(None, [Action.ALLOW, *(one.asks for one in live), *(one.unanswered for one in live)]))
+        for one in judgement.verdicts:
+            assert (one.short_by is not None) == (one.finding is not None and one.asks is None)
+            assert one.short_by is None or one.short_by > 0
+
+
+@given(policies, exchanges)
+def test_milder_change_gives_the_outcome_it_names_and_no_part_of_it_can_be_left_out(policy, exchange):
+    explanation = explained(policy, exchange)
+    before = outcome(policy, exchange)
+    assert (explanation.milder is None) == (before is Action.ALLOW)
+    if explanation.milder:
+        changes = explanation.milder.changes
+        after = outcome(changed(policy, changes), exchange)
+        assert after is explanation.milder.action
+        assert after.strength < before.strength
+        for change in changes:
+            rest = [other for other in changes if other is not change]
+            assert outcome(changed(policy, rest), exchange) is before
+
+
+@given(policies, exchanges)
+def test_stronger_change_is_one_and_gives_the_outcome_it_names(policy, exchange):
+    explanation = explained(policy, exchange)
+    before = outcome(policy, exchange)
+    if before is Action.BLOCK:
+        assert explanation.stronger is None
+    if explanation.stronger:
+        (change,) = explanation.stronger.changes
+        after = outcome(changed(policy, [change]), exchange)
+        assert after is explanation.stronger.action
+        assert after.strength > before.strength
+
+
+def found(category, score, **others):
+    return Finding("fake", category, score, (Span(0, 0, 3),), **others)
+
+
+HARM = Rule("harm", "harm", Action.BLOCK, threshold=0.5)
+MILD = Rule("harm-mild", "harm", Action.LOG, threshold=0.3)
+TRIAL = Rule("trial", "harm", Action.BLOCK, threshold=0.2, shadow=True)
+MAIL = Rule("mail", "pii", Action.REWRITE)
+
+
+def of(its_rules, *its_findings):
+    return explained(Policy("p", its_rules, revision="r"), [(Stage.INPUT, its_findings)])
+
+
+def test_milder_is_the_least_threshold_that_the_deciding_rule_would_need():
+    why = of((HARM, MILD), found("harm", 0.9312), found("harm.S4", 0.7))
+    assert why.milder.changes == (Change("harm", "threshold", 0.5, 0.9313),)
+    assert (why.milder.action, why.stronger) == (Action.LOG, None)
+
+
+def test_milder_is_the_action_where_no_threshold_is_high_enough():
+    why = of((HARM,), found("harm", 1.0))
+    assert why.milder.changes == (Change("harm", "action", Action.BLOCK, Action.LOG),)
+
+
+def test_milder_than_a_failed_check_is_what_on_error_asks_for():
+    why = of((HARM, MAIL), Finding("fake", "harm", 0.0, error="too slow"))
+    assert why.milder.changes == (Change("harm", "on_error", Action.BLOCK, Action.LOG),)
+    assert [(v.unanswered, v.errors) for v in why.judgements[0].verdicts] == [
+        (Action.BLOCK, ("fake: too slow",)),
+        (None, ()),
+    ]
+
+
+def test_one_finding_that_cannot_be_rewritten_leaves_the_others_to_rewrite():
+    why = of((MAIL,), found("pii.email", 0.9), found("pii.phone", 0.6, rewritable=False))
+    assert why.decided is Action.BLOCK
+    assert why.milder.changes == (Change("mail", "threshold", 0.5, 0.6001),)
+    assert why.milder.action is Action.REWRITE
+
+
+def test_stronger_takes_the_threshold_that_has_the_shortest_way_to_go():
+    why = of((HARM, replace(MAIL, threshold=0.45)), found("harm", 0.28), found("pii.email", 0.3))
+    assert why.stronger.changes == (Change("mail", "threshold", 0.45, 0.3),)
+    assert [round(v.short_by, 4) for v in why.judgements[0].verdicts] == [0.22, 0.15]
+
+
+def test_stronger_takes_a_shadow_rule_that_would_have_fired_first():
+    why = of((HARM, TRIAL), found("harm", 0.48))
+    assert why.stronger.changes == (Change("trial", "shadow", True, False),)
+    assert why.judgements[0].verdicts[1].asks is Action.BLOCK
+
+
+def test_stronger_is_the_action_where_every_rule_that_looked_has_fired():
+    why = of((MILD,), found("harm", 0.4))
+    assert why.stronger.changes == (Change("harm-mild", "action", Action.LOG, Action.BLOCK),)
+
+
+def test_nothing_found_leaves_nothing_to_change():
+    why = of((HARM, MILD, MAIL))
+    assert (why.milder, why.stronger) == (None, None)
+    assert all(one.finding is None and one.short_by is None for one in why.judgements[0].verdicts)
+
+
+def test_one_change_serves_all_decisions_of_an_exchange():
+    policy = Policy("p", (HARM,), revision="r")
+    why = explained(policy, [(Stage.INPUT, [found("harm", 0.6)]), (Stage.OUTPUT, [found("harm", 0.8)])])
+    assert why.milder.changes == (Change("harm", "threshold", 0.5, 0.8001),)
+
+
+def test_another_policy_is_told_apart_and_decides_from_the_recorded_findings():
+    recorded = [decide(Policy("p", (HARM,), revision="r"), Stage.INPUT, [found("harm", 0.6)])]
+    why = explain(Policy("p", (replace(HARM, threshold=0.7),), revision="s"), recorded)
+    assert (why.same_policy, why.recorded, why.decided) == (False, Action.BLOCK, Action.ALLOW)
+
+
+@pytest.mark.parametrize("score", [0.00004, 0.3, 0.1 + 0.2, 0.99995, 1.0])
+def test_proposed_threshold_is_never_on_the_wrong_side_of_the_score(score):
+    why = of((replace(HARM, threshold=0.0),), found("harm", score))
+    for change in why.milder.changes:
+        assert change.key == "action" or score < change.new <= 1
