@@ -7,9 +7,10 @@ from concurrent.futures import TimeoutError as Overrun
 from dataclasses import replace
 from time import monotonic
 
-from ringfence.guard.check import Check, Finding, Passage, UnknownCheck
+from ringfence.guard.check import Check, Finding, Passage, UnknownCheck, Versioned
 from ringfence.policies.decide import decide
-from ringfence.policies.types import Decision, Policy, Stage
+from ringfence.policies.document import PolicyError, Problem
+from ringfence.policies.types import Decision, Policy, Rule, Stage
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +27,12 @@ class Pipeline:
 
     Raises:
         UnknownCheck: a rule looks at a category that no check answers for, or two checks answer for one.
+        PolicyError: a threshold was fitted to the scores of another revision of its check.
     """
 
     def __init__(self, policy: Policy, checks: Mapping[str, Check]) -> None:
         self.policy = policy
-        owners = _owners(checks.values())
+        owners = self._owners = _owners(checks.values())
         for rule in policy.rules:
             if _root(rule.category) not in owners.keys() | BUILT_IN:
                 known = ", ".join(sorted(owners.keys() | BUILT_IN))
@@ -38,6 +40,8 @@ class Pipeline:
                     f"{rule.origin}: rule '{rule.id}' looks at category '{rule.category}', "
                     f"which no check answers for; known categories: {known}"
                 )
+        if problems := list(_unfitted(policy.rules, owners)):
+            raise PolicyError(problems)
         self._checks: dict[Stage, list[tuple[Check, tuple[str, ...]]]] = {}
         for stage in Stage:
             wanted: dict[str, list[str]] = {}
@@ -55,6 +59,10 @@ class Pipeline:
     def checks(self) -> list[Check]:
         """The checks behind at least one rule."""
         return list({check.name: check for stage in self._checks.values() for check, _ in stage}.values())
+
+    def check_of(self, category: str) -> Check | None:
+        """Return the check that answers for a category; None for what no check reads."""
+        return self._owners.get(_root(category))
 
     def reads(self, stage: Stage) -> bool:
         """Whether any check reads texts of this stage: where no rule asks for one, nothing is judged."""
@@ -93,6 +101,23 @@ def _owners(checks: Iterable[Check]) -> dict[str, Check]:
                 )
             owners[root] = check
     return owners
+
+
+def revision_of(check: Check | None) -> str | None:
+    """Return the revision of what a check runs on; None for one that has none."""
+    return check.revision if isinstance(check, Versioned) else None
+
+
+def _unfitted(rules: Iterable[Rule], owners: Mapping[str, Check]) -> Iterator[Problem]:
+    for rule in rules:
+        if rule.fitted and (now := revision_of(owners.get(_root(rule.category)))) != (then := rule.fitted.guard):
+            what = f"the threshold of rule '{rule.id}' was fitted to scores of revision {_brief(then)} of its check"
+            hint = "fit anew with `ringfence policy fit`"
+            yield Problem(rule.origin, f"{what}, and revision {_brief(now)} is in use; {hint}")
+
+
+def _brief(revision: str | None) -> str:
+    return revision[:16] if revision else "none"
 
 
 def _root(category: str) -> str:

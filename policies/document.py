@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from types import UnionType
 from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 import yaml
@@ -21,6 +22,9 @@ Loc = tuple[str | int, ...]
 
 DEEPEST = 16
 """Nesting beyond this is no policy; PyYAML composes by recursion, and would run out of stack."""
+
+NOT_WRITTEN = ("origin", "fitted")
+"""Fields that are no keys of a file."""
 
 KINDS = {
     "string_type": "text in quotes",
@@ -249,6 +253,8 @@ def _said(detail: ErrorDetails, kind: Any) -> str:
             return f"{key} must be at least {bounds['ge']:g}, got {_shown(got)}"
         case "greater_than":
             return f"{key} must be more than {bounds['gt']:g}, got {_shown(got)}"
+        case "less_than":
+            return f"{key} must be less than {bounds['lt']:g}, got {_shown(got)}"
         case "less_than_equal":
             return f"{key} must be at most {bounds['le']:g}, got {_shown(got)}"
         case "string_too_short" | "too_short":
@@ -272,7 +278,9 @@ def _keys(kind: Any, loc: Loc) -> list[str]:
             kind = get_type_hints(kind).get(str(step))
         else:
             kind = get_args(kind)[1 if isinstance(step, str) else 0]
-    return [f.name for f in fields(kind) if f.name != "origin"] if is_dataclass(kind) else []
+        if isinstance(kind, UnionType):  # `Target | None`
+            kind = get_args(kind)[0]
+    return [f.name for f in fields(kind) if f.name not in NOT_WRITTEN] if is_dataclass(kind) else []
 
 
 def _after(text: str, name: str) -> Origin:

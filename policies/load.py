@@ -1,6 +1,6 @@
 """Makes one policy of a policy file and the packs it names. Knows files and YAML; knows nothing of judging."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from ringfence.policies.document import (
     Document,
+    Loc,
     PolicyError,
     Problem,
     did_you_mean,
@@ -19,6 +20,7 @@ from ringfence.policies.document import (
     parse_document,
     read_document,
 )
+from ringfence.policies.lock import resolve
 from ringfence.policies.types import (
     DEFAULT_MESSAGE,
     STRICT_KEYS,
@@ -32,11 +34,21 @@ from ringfence.policies.types import (
     Rule,
     Stage,
     StreamSettings,
+    Target,
     Text,
     UpstreamChoice,
 )
 
-__all__ = ["Override", "PackFile", "PolicyError", "PolicyFile", "canonical", "load_policy", "loads_policy"]
+__all__ = [
+    "Override",
+    "PackFile",
+    "PolicyError",
+    "PolicyFile",
+    "canonical",
+    "load_draft",
+    "load_policy",
+    "loads_policy",
+]
 
 SHIPPED = Path(__file__).parent.parent / "policy.yaml"
 PACKS = Path(__file__).parent / "packs"
@@ -49,6 +61,7 @@ class Override:
     Attributes:
         action: what it asks for when it fires.
         threshold: it fires on a finding whose score is at or above this.
+        target: what to fit the threshold to, in place of naming one.
         stages: when it applies.
         message: what a blocked caller is told.
         replacement: what a rewritten span becomes; `{category}` is filled in.
@@ -61,6 +74,7 @@ class Override:
 
     action: Action | None = None
     threshold: Annotated[float, Ge(0), Le(1)] | None = None
+    target: Target | None = None
     stages: Annotated[tuple[Stage, ...], MinLen(1)] | None = None
     message: Text | None = None
     replacement: str | None = None
@@ -122,17 +136,26 @@ class PolicyFile:
 
 
 def load_policy(path: Path | None = None) -> Policy:
-    """Read a policy file; without a path, the one that ships.
+    """Read a policy file; without a path, the one that ships. Targets become the thresholds of the lock file beside it.
+
+    Raises:
+        PolicyError: with every problem of the file and its packs; of a target that no threshold was fitted to.
+    """
+    path = path or SHIPPED
+    return _revised(resolve(load_draft(path), path))
+
+
+def load_draft(path: Path) -> Policy:
+    """Read a policy file as `ringfence policy fit` needs it: without revision, its targets not yet thresholds.
 
     Raises:
         PolicyError: with every problem of the file and its packs.
     """
-    path = path or SHIPPED
     return _assemble(read_document(path, PolicyFile), path.parent)
 
 
 def loads_policy(text: str, name: str = "<memory>") -> Policy:
-    """Read a policy from text; packs given as paths are relative to the working directory.
+    """Read a policy from text, which can have no targets; packs given as paths are relative to the working directory.
 
     Args:
         name: what to call the text in problems and origins.
@@ -140,18 +163,22 @@ def loads_policy(text: str, name: str = "<memory>") -> Policy:
     Raises:
         PolicyError: with every problem of the text and its packs.
     """
-    return _assemble(parse_document(text, name, PolicyFile), Path())
+    return _revised(resolve(_assemble(parse_document(text, name, PolicyFile), Path()), None))
 
 
 def canonical(policy: Policy) -> dict[str, Any]:
-    """Return everything effective as plain JSON: packs and overrides resolved, defaults written out, no origins.
+    """Return everything effective as plain JSON: packs, overrides, targets resolved, defaults written out, no origins.
 
     It is itself a policy file: reading it gives an equal policy, with the same revision.
     """
     plain: dict[str, Any] = TypeAdapter(Policy).dump_python(
         policy,
         mode="json",
-        exclude={"revision": True, "rules": {"__all__": {"origin"}}, "exempt": {"__all__": {"origin"}}},
+        exclude={
+            "revision": True,
+            "rules": {"__all__": {"origin", "target", "fitted"}},
+            "exempt": {"__all__": {"origin"}},
+        },
     )
     return {"version": 1} | plain
 
@@ -161,17 +188,21 @@ def _assemble(document: Document[PolicyFile], folder: Path) -> Policy:
     packed: list[Rule] = []
     for index, pack in enumerate(file.packs):
         try:
-            packed += _rules(read_document(_pack_path(pack, folder, document.at("packs", index)), PackFile))
+            contents = read_document(_pack_path(pack, folder, document.at("packs", index)), PackFile)
+            packed += _rules(contents)
+            problems += _torn(contents, [("rules", i) for i in range(len(contents.value.rules))])
         except PolicyError as error:
             problems += error.problems
     rules = [_overridden(rule, file.override) for rule in packed] + list(_rules(document))
+    problems += _torn(document, [("rules", i) for i in range(len(file.rules))])
+    problems += _torn(document, [("override", name) for name in file.override])
     problems += _repeated(rules)
     problems += _strange_replacements(rules)
     if not problems:  # with a pack missing, every override of its rules would look like a mistake
         problems += _aimless(document, {rule.id: rule for rule in packed})
     if problems:
         raise PolicyError(problems)
-    policy = Policy(
+    return Policy(
         name=file.name,
         rules=tuple(rules),
         message=file.message,
@@ -181,6 +212,9 @@ def _assemble(document: Document[PolicyFile], folder: Path) -> Policy:
         audit=file.audit,
         limits=file.limits,
     )
+
+
+def _revised(policy: Policy) -> Policy:
     return replace(policy, revision=sha256(rfc8785.dumps(canonical(policy))).hexdigest())
 
 
@@ -205,7 +239,16 @@ def _rules(document: Document[PackFile] | Document[PolicyFile]) -> Iterator[Rule
 def _overridden(rule: Rule, override: Mapping[str, Override]) -> Rule:
     change = override.get(rule.id, Override())
     given = {f.name: value for f in fields(change) if (value := getattr(change, f.name)) is not None}
+    if "threshold" in given:
+        given["target"] = None  # it takes the place of the pack's target
     return replace(rule, **given)
+
+
+def _torn(document: Document[PackFile] | Document[PolicyFile], places: Iterable[Loc]) -> Iterator[Problem]:
+    for place in places:
+        threshold, target = document.origins.get((*place, "threshold")), document.origins.get((*place, "target"))
+        if threshold and target:
+            yield Problem(target, "a rule has a 'threshold' or a 'target', not both")
 
 
 def _repeated(rules: list[Rule]) -> Iterator[Problem]:

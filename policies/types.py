@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from enum import StrEnum
 from typing import Annotated, Literal, NoReturn
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BeforeValidator, ConfigDict, StringConstraints
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
@@ -94,6 +95,79 @@ def _not_written(value: object) -> NoReturn:
 Written = Annotated[SkipJsonSchema[Origin], BeforeValidator(_not_written)]
 """An origin: the reader of a file sets it; it is not a key that a file may have."""
 
+Share = Annotated[float, Gt(0), Lt(1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a rule promises in place of a threshold, one of the two; `ringfence policy fit` finds the threshold.
+
+    Attributes:
+        max_false_positive_rate: of texts that are not of the category, at most this share may make the rule fire.
+        min_recall: of texts that are, at least this share must.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    max_false_positive_rate: Share | None = None
+    min_recall: Share | None = None
+
+    def __post_init__(self) -> None:
+        if (self.max_false_positive_rate is None) == (self.min_recall is None):
+            raise PydanticCustomError("target", "give one of 'max_false_positive_rate' and 'min_recall'")
+
+    def __str__(self) -> str:
+        if self.min_recall is None:
+            return f"max_false_positive_rate {self.max_false_positive_rate:g}"
+        return f"min_recall {self.min_recall:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The texts of one stage that a threshold was fitted to, and how it does on them.
+
+    Attributes:
+        rows: distinct texts with a label, and an answer of the check.
+        positives: those that are of the category.
+        unanswered: texts with a label that are not among the rows, as the check could not answer.
+        false_positive_rate: share of the negatives that fire; None where there are none.
+        recall: share of the positives that do; None where there are none.
+        bound: of the promised figure, what it keeps to with 95 % confidence.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    rows: int
+    positives: int
+    unanswered: int
+    false_positive_rate: float | None
+    recall: float | None
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """The threshold that keeps a rule's promise, and what that rests on.
+
+    Attributes:
+        target: the promise.
+        category: what the rule looked at.
+        samples: by stage of the rule; the promise holds at each.
+        data: sha256 of the labelled rows.
+        guard: revision of the check that gave the scores; None for a check that has none.
+        fitted: the day.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    threshold: Annotated[float, Ge(0), Le(1)]
+    target: Target
+    category: Category
+    samples: Annotated[Mapping[Stage, Sample], MinLen(1)]
+    data: str
+    guard: str | None
+    fitted: date
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -104,6 +178,7 @@ class Rule:
         category: the findings it looks at; a dotted prefix meets everything below it.
         stages: when it applies.
         threshold: it fires on a finding whose score is at or above this.
+        target: what to fit the threshold to, in place of naming one.
         action: what it asks for when it fires.
         message: what a blocked caller is told; None for the policy's default message.
         replacement: what a rewritten span becomes; `{category}` is filled in, upper-cased, dots as underscores.
@@ -112,6 +187,7 @@ class Rule:
         shadow: record that it would have fired, change nothing.
         why: the reason, for the reader and the auditor.
         origin: where it was written.
+        fitted: where the threshold comes from if there is a target; the lock file has it, not the policy's.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -126,7 +202,10 @@ class Rule:
     on_error: Literal[Action.ALLOW, Action.LOG, Action.BLOCK] = Action.BLOCK
     shadow: bool = False
     why: str = ""
+    # What decides is the threshold that a target came to; two policies that decide alike are one.
+    target: Target | None = field(default=None, compare=False)
     origin: Written = field(default_factory=Origin, compare=False)
+    fitted: Annotated[SkipJsonSchema[Fitted | None], BeforeValidator(_not_written)] = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

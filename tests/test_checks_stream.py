@@ -5,11 +5,14 @@ from hypothesis import strategies as st
 
 from ringfence.guard.actions import rewrite
 from ringfence.guard.check import Passage
+from ringfence.guard.checks.exfiltration import ExfiltrationCheck
+from ringfence.guard.checks.hidden import HiddenCheck
 from ringfence.guard.checks.pii import PiiCheck
 from ringfence.guard.checks.secrets import SecretsCheck
 from ringfence.guard.pipeline import Pipeline
 from ringfence.guard.stream import StreamGuard
-from ringfence.policies.load import loads_policy
+from ringfence.policies.cases import read_cases
+from ringfence.policies.load import PACKS, loads_policy
 from ringfence.policies.types import Stage
 
 POLICY = loads_policy("version: 1\nname: patterns\npacks: [pii, secrets]\n")
@@ -35,6 +38,27 @@ def judge(text):
 @given(st.lists(st.sampled_from(PIECES), min_size=10, max_size=60).map("".join), st.integers(1, 50))
 def test_stream_is_rewritten_as_the_whole_text_is(text, chunk):
     stream, released = StreamGuard(POLICY.stream), ""
+    for start in range(0, len(text) + 1, chunk):
+        stream.feed(text[start : start + chunk])
+        if start + chunk > len(text):
+            stream.close()
+        while window := stream.window():
+            released += stream.settle(window, judge(window.text))
+    assert released == rewrite(text, judge(text).rewrites)
+
+
+WAYS_OUT = loads_policy("version: 1\nname: ways-out\npacks: [hidden, exfiltration]\n")
+WAYS_OUT_PIPELINE = Pipeline(WAYS_OUT, {"hidden": HiddenCheck(), "exfiltration": ExfiltrationCheck()})
+LINES = [case.text for pack in ("hidden", "exfiltration") for case in read_cases(PACKS / f"{pack}.cases.yaml")]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(LINES), min_size=3, max_size=25).map("\n".join), st.integers(1, 50))
+def test_stream_with_hidden_text_and_ways_out_is_rewritten_as_the_whole_text_is(text, chunk):
+    def judge(text):
+        return WAYS_OUT_PIPELINE.judge(Stage.OUTPUT, [Passage(Stage.OUTPUT, "assistant", text)])
+
+    stream, released = StreamGuard(WAYS_OUT.stream), ""
     for start in range(0, len(text) + 1, chunk):
         stream.feed(text[start : start + chunk])
         if start + chunk > len(text):

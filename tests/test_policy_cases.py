@@ -4,6 +4,8 @@ import pytest
 
 from ringfence.guard.actions import rewrite
 from ringfence.guard.check import Passage
+from ringfence.guard.checks.exfiltration import ExfiltrationCheck
+from ringfence.guard.checks.hidden import HiddenCheck
 from ringfence.guard.checks.pii import PiiCheck
 from ringfence.guard.checks.secrets import SecretsCheck
 from ringfence.policies.cases import Outcome, cases_beside, read_cases, run_cases, suites_of, without_cases
@@ -23,7 +25,15 @@ def judge_by(policy, find):
     return judge
 
 
-@pytest.mark.parametrize(("pack", "check"), [("pii", PiiCheck()), ("secrets", SecretsCheck())])
+@pytest.mark.parametrize(
+    ("pack", "check"),
+    [
+        ("pii", PiiCheck()),
+        ("secrets", SecretsCheck()),
+        ("hidden", HiddenCheck()),
+        ("exfiltration", ExfiltrationCheck()),
+    ],
+)
 def test_every_case_of_the_pattern_packs_passes(pack, check):
     (suite,) = suites_of(loads_policy(HEAD + f"packs: [{pack}]\n"))
     results = list(run_cases(suite.cases, judge_by(suite.policy, check.find)))

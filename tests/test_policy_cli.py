@@ -7,6 +7,8 @@ from typer.testing import CliRunner
 from ringfence.guard.audit.record import record_of
 from ringfence.guard.audit.store import Store
 from ringfence.guard.check import Finding
+from ringfence.guard.checks.exfiltration import ExfiltrationCheck
+from ringfence.guard.checks.hidden import HiddenCheck
 from ringfence.guard.checks.pii import PiiCheck
 from ringfence.guard.checks.secrets import SecretsCheck
 from ringfence.guard.exchange import Exchange, Kind, Part
@@ -32,7 +34,9 @@ class SureOfWar:
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch):
-    checks = {check.name: check for check in (SureOfWar(), PiiCheck(), SecretsCheck())}
+    checks = {
+        check.name: check for check in (SureOfWar(), PiiCheck(), SecretsCheck(), HiddenCheck(), ExfiltrationCheck())
+    }
     monkeypatch.setattr(cli, "load_checks", lambda: checks)
 
 

@@ -149,7 +149,18 @@ def everywhere(text):
     one.request.append(Part(Kind.TEXT, text, (text,), text))
     one.coverage.append(Coverage(text, Judged.UNJUDGED, text))
     one.decisions.append(
-        Decision(Stage.OUTPUT, Action.BLOCK, (text,), (text,), {text: Action.LOG}, (finding,), (), (text,), text, text)
+        Decision(
+            stage=Stage.OUTPUT,
+            action=Action.BLOCK,
+            rules=(text,),
+            logged=(text,),
+            unanswered={text: Action.BLOCK},
+            shadow={text: Action.LOG},
+            findings=(finding,),
+            errors=(text,),
+            message=text,
+            revision=text,
+        )
     )
     return one
 

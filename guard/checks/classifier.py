@@ -1,12 +1,17 @@
-"""The check that asks the guard model. Scores become findings; it knows no thresholds and loads late."""
+"""The check that asks the guard model. Scores become findings; it knows no thresholds and loads late.
+
+A text in disguise is judged in the clear as well, and each category has the worse of the two.
+"""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from threading import Lock
 from typing import Protocol
 
 from ringfence.guard.check import Finding, Passage, Span
 from ringfence.guard.classifier.heads import HAZARDS
 from ringfence.guard.classifier.scorer import Scorer, Scores
+from ringfence.guard.normalise import Variant, variants
 from ringfence.policies.types import Stage
 
 LEAST = 0.05
@@ -54,8 +59,29 @@ class ClassifierCheck:
     def find(self, passage: Passage) -> Sequence[Finding]:
         """Judge a passage: as a response where an assistant said it, else as a prompt. Scores have four decimals."""
         response = passage.stage is Stage.OUTPUT or passage.role == "assistant"
-        scores = self.warm().score(passage.text, passage.prompt if response else None, passage.until)
-        return list(findings(scores, passage.part, response))
+        prompt = passage.prompt if response else None
+        judge = self.warm()
+        found = list(findings(judge.score(passage.text, prompt, passage.until), passage.part, response))
+        for variant in variants(passage.text):
+            seen = findings(judge.score(variant.text, prompt, passage.until), passage.part, response)
+            found += [in_disguise(finding, variant) for finding in seen]
+        return list(worst(found))
+
+
+def in_disguise(finding: Finding, variant: Variant) -> Finding:
+    """Say of a finding in the clear where the text has it."""
+    spans = tuple(Span(span.part, *variant.span(span.start, span.end)) for span in finding.spans)
+    return replace(finding, spans=spans, detail=", ".join(filter(None, (f"read as {variant.kind}", finding.detail))))
+
+
+def worst(found: Sequence[Finding]) -> Iterator[Finding]:
+    """Yield of each category the finding with the highest score, the first of equals, and every error once."""
+    best: dict[str, Finding] = {}
+    for finding in found:
+        if finding.error is None and (finding.category not in best or finding.score > best[finding.category].score):
+            best[finding.category] = finding
+    yield from best.values()
+    yield from {finding.category: finding for finding in found if finding.error is not None}.values()
 
 
 def findings(scores: Scores, part: int, response: bool) -> Iterator[Finding]:

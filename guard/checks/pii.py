@@ -1,12 +1,14 @@
-"""Finds what identifies a person by its form: e-mail, phone, card, bank account, social security number, IP address.
+"""Finds what identifies a person by its form: e-mail, phone, card, bank account, IP address, what a state gave them.
 
-It knows forms and check digits; it does not know names, postal addresses or dates of birth, which have none.
+It knows forms, check digits and the words that name a number; it does not know names and postal addresses, which have
+no form. Phones, and what a state's registers know of a person, have modules of their own and rows in the table here.
 
 Scores say how sure the form alone makes it:
     0.99  a check digit or a country's length rule agrees (IBAN, grouped card number)
     0.95  a form that hardly anything else has (e-mail address, hyphenated SSN)
     0.9   a valid value, written as people write it (phone number with its separators, global IP address)
-    0.8   the right shape, though not a number that is in use (555-123-4567)
+    0.8   the right shape, though not a number that is in use (555-123-4567), or one that has no check digit, after a
+          word that names it (a passport's, a date of birth)
     0.3   digits only, or digits and dots, that could as well be an order number or a version: below any usual threshold
 """
 
@@ -14,12 +16,13 @@ import re
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 
-from phonenumbers import Leniency, PhoneNumberMatcher, PhoneNumberType, number_type
 from stdnum import iban, luhn
 from stdnum.us import ssn
 
 from ringfence.guard.check import Finding, Passage
-from ringfence.guard.checks.formats import Finder, Format, Hit, before, by_pattern, find_formats
+from ringfence.guard.checks.formats import Format, Hit, before, find_formats
+from ringfence.guard.checks.identity import IDENTITY
+from ringfence.guard.checks.phones import phones_of
 
 GUESS = 0.3
 
@@ -33,18 +36,12 @@ CARD = re.compile(
     r"|35(?:2[89]|[3-8]\d)\d{12}"  # JCB
     r"|62\d{14,17}"  # UnionPay
 )
-NUMBER_OF_ELSE = re.compile(
-    r"(?:order|invoice|isbn|issn|doi|tracking|ticket|serial|part|sku|version|#|№)[^,;\n]{0,12}\Z"
-)
-NUMBER_OF_PHONE = re.compile(
-    r"(?:phone|call|tel|mobile|cell|fax|whatsapp|sms|text me|reach me|my number)[^,;\n]{0,16}\Z"
-)
-NUMBER_OF_SSN = re.compile(r"(?:ssn|social security|social)[^,;\n]{0,20}\Z")
+NUMBER_OF_SSN = re.compile(r"(?:ssn|s\.s\.n\.|ss (?:number|no)|social security|social)[^,;\n]{0,28}\Z")
 VERSION = re.compile(r"(?:version|release|build|firmware|section|chapter|clause|v|§)[ .:]*\Z")
 
 
 class PiiCheck:
-    """Reports `pii.email`, `pii.iban`, `pii.card`, `pii.ssn`, `pii.ip`, `pii.phone`.
+    """Reports `pii.email`, `.iban`, `.card`, `.ssn`, `.ip`, `.phone`, `.national_id`, `.passport`, `.birth_date`.
 
     Args:
         region: whose national phone numbers are recognised without a country code, as ISO 3166 says it.
@@ -54,7 +51,7 @@ class PiiCheck:
     categories = frozenset({"pii"})
 
     def __init__(self, region: str = "US") -> None:
-        self._formats = (*FORMATS, Format("pii.phone", "phone number", _phones_of(region)))
+        self._formats = (*FORMATS, Format("pii.phone", "phone number", phones_of(region)))
 
     def find(self, passage: Passage) -> Sequence[Finding]:
         """Return every stretch of the passage that has one of the forms. Time is linear in its length."""
@@ -64,15 +61,22 @@ class PiiCheck:
 def _cards(text: str) -> Iterator[Hit]:
     for match in CARD_SHAPE.finditer(text):
         digits = re.sub(r"\D", "", match[0])
-        if CARD.fullmatch(digits) and luhn.is_valid(digits):
+        if not luhn.is_valid(digits):
+            continue
+        if CARD.fullmatch(digits):
             yield Hit(*match.span(), 0.9 if match[0] == digits else 0.99)
+        # Maestro's ranges are so wide that ungrouped digits of them need a word.
+        elif MAESTRO.fullmatch(digits) and (match[0] != digits or CARD_WORD.search(before(text, match.start(), 32))):
+            yield Hit(*match.span(), 0.9)
 
 
 CARD_SHAPE = re.compile(
     r"(?<![\w+])(?<!\d[.,-])"
-    r"(?:[0-9]{4}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{4}|3[0-9]{3}([ -])[0-9]{6}\2[0-9]{4,5}|[0-9]{13,19})"
-    r"(?!\w|[.,-]\d)"
+    r"(?:[0-9]{4}([ .-])[0-9]{4}\1[0-9]{4}\1[0-9]{4}(?:\1[0-9]{1,3})?|3[0-9]{3}([ .-])[0-9]{6}\2[0-9]{4,5}"
+    r"|[0-9]{13,19})(?!\w|[.,-]\d)"
 )
+MAESTRO = re.compile(r"(?:50|5[6-8]|6[37])\d{10,17}")
+CARD_WORD = re.compile(r"(?:card|maestro|karte|kaart|carte|tarjeta|cart[aã]o?|kort|kart[aey]?)\b[^,;\n]{0,16}\Z")
 
 
 def _ibans(text: str) -> Iterator[Hit]:
@@ -80,91 +84,105 @@ def _ibans(text: str) -> Iterator[Hit]:
         # In capitals a following word looks like one more group, so the longest beginning that is valid is taken.
         for end in range(match.end(), match.start() + 14, -1):
             whole = end == match.end() or not text[end].isalnum()
-            if whole and iban.is_valid(text[match.start() : end].strip()) and text[end - 1] != " ":
+            if whole and text[end - 1].isalnum() and iban.is_valid(text[match.start() : end]):
                 yield Hit(match.start(), end, 0.99)
                 break
 
 
 IBAN_SHAPE = re.compile(
-    r"(?<!\w)(?:[A-Z]{2}[0-9]{2}(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?|[A-Za-z]{2}[0-9]{2}[A-Za-z0-9]{11,30})(?!\w)"
+    r"(?<!\w)(?:[A-Z]{2}[0-9]{2}([ .-])[A-Z0-9]{4}(?:\1[A-Z0-9]{4}){1,6}(?:\1[A-Z0-9]{1,3})?"
+    r"|[A-Za-z]{2}[0-9]{2}[A-Za-z0-9]{11,30})(?!\w)"
 )
 
 
 def _social_security_numbers(text: str) -> Iterator[Hit]:
     for match in SSN_SHAPE.finditer(text):
-        said = NUMBER_OF_SSN.search(before(text, match.start(), 32))
+        said = NUMBER_OF_SSN.search(before(text, match.start(), 48))
         if (match[1] == "-" or said) and ssn.is_valid(re.sub(r"\D", "", match[0])):
             yield Hit(*match.span(), 0.95)
 
 
-SSN_SHAPE = re.compile(r"(?<![\w+])(?<!\w-)[0-9]{3}([- ]?)[0-9]{2}\1[0-9]{4}(?!\w|-\w)")
+SSN_SHAPE = re.compile(r"(?<![\w+])(?<!\w-)[0-9]{3}([-./ ]?)[0-9]{2}\1[0-9]{4}(?!\w|[-./]\w)")
 
 
 def _addresses(text: str) -> Iterator[Hit]:
     for match in IP_SHAPE.finditer(text):
         try:
-            address = ip_address(match[0])
+            address = ip_address(DEFANGED_DOT.sub(".", match[0]))
         except ValueError:
             continue
         # Addresses that mean the same machine or building to everybody identify nobody.
         if address.is_global:
-            version_like = len(match[0]) == len("1.2.3.4") or VERSION.search(before(text, match.start()))
+            version_like = len(match[0]) == len("1.2.3.4") or _is_version(text, match.start())
             yield Hit(*match.span(), GUESS if version_like else 0.9)
 
 
+def _is_version(text: str, start: int) -> bool:
+    return bool(VERSION.search(before(text, start)) or UPGRADE.search(before(text, start, 64)))
+
+
 IP_SHAPE = re.compile(
-    r"(?<![\w.-])(?<![^/]/)(?<!==)[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![\w-]|\.\d)"
+    r"(?<![\w.-])(?<![^/]/)(?<!==)[0-9]{1,3}(?:(?:\.|\[\.\]|\(\.\)|\[dot\])[0-9]{1,3}){3}(?![\w-]|\.\d)"
     r"|(?<![\w:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?![\w:]|\.\d)"
 )
-
-
-def _phones_of(region: str) -> Finder:
-    def well_grouped(number: str) -> bool:
-        return PhoneNumberMatcher(number, region, leniency=Leniency.STRICT_GROUPING).has_next()
-
-    def find(text: str) -> Iterator[Hit]:
-        # The library gives up after so many wrong tries; text full of digits must not be a way past it.
-        for match in PhoneNumberMatcher(text, region, leniency=Leniency.VALID, max_tries=len(text) + 1):
-            number, said = match.raw_string, before(text, match.start)
-            if number_type(match.number) in PUBLIC_NUMBERS or NUMBER_OF_ELSE.search(said):
-                continue
-            # Without a country code, digits grouped as no phone number is are a row of a table or a case number.
-            if number.startswith(("+", "(+")) or well_grouped(number):
-                bare = number.isdigit() and not NUMBER_OF_PHONE.search(said)
-                yield Hit(match.start, match.end, GUESS if bare else 0.9)
-        yield from _north_american(text)
-
-    return find
-
-
-# Lines that everybody may call, help lines among them: taking those out of an answer would harm.
-PUBLIC_NUMBERS = {
-    PhoneNumberType.TOLL_FREE,
-    PhoneNumberType.PREMIUM_RATE,
-    PhoneNumberType.SHARED_COST,
-    PhoneNumberType.UAN,
-}
-
-# The numbers that films, forms and examples use; in use or not, whoever writes one means a phone.
-_north_american = by_pattern(
-    r"(?<![\w.+/-])(?:\+?1[ .-])?(?!\(?8(?:00|33|44|55|66|77|88)\D)(?:\([0-9]{3}\) ?|[0-9]{3}[.-])"
-    r"[0-9]{3}[.-][0-9]{4}(?!\w|[.-]\d)",
-    score=0.8,
+# Written so that nobody follows it by mistake: `93[.]184[.]216[.]34`.
+DEFANGED_DOT = re.compile(r"\[\.\]|\(\.\)|\[dot\]")
+# `Upgraded libfoo from 9.0.0.12 to 9.0.0.13`: what is moved from or to a number is a version.
+UPGRADE = re.compile(
+    r"(?:upgrad|downgrad|bump|roll(?:ed|ing)? ?back|migrat)\w*(?: [\w@/-]+){0,3} (?:from|to)(?: [\w-]+)?"
+    r"(?: [\d.]+ to)? \Z"
 )
 
-FORMATS = (
-    Format(
-        "pii.email",
-        "e-mail address",
-        by_pattern(
-            r"[\w%+-][\w.%+'-]{0,63}@(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?![\w-])",
-            score=0.95,
-            valid=lambda address: not address.startswith("git@"),  # `git@host:path` is a place, not a person
-            hint="@",
-        ),
+
+def _mailboxes(text: str) -> Iterator[Hit]:
+    if "@" in text or "%40" in text:
+        for match in EMAIL.finditer(text):
+            if not match[0].startswith("git@"):  # `git@host:path` is a place, not a person
+                yield Hit(*match.span(), 0.95)
+    if DOT_WORD.search(text):
+        for shape in DISGUISED:
+            for match in shape.finditer(text):
+                yield Hit(*match.span(), 0.9)
+        for match in SPOKEN.finditer(text):
+            # "Look at example dot com" names a site; a name in parts, or a word for mail before it, names a box.
+            if SPOKEN_PARTS.search(match[1]) or MAIL_WORD.search(before(text, match.start(), 32)):
+                yield Hit(*match.span(), 0.8)
+
+
+EMAIL = re.compile(
+    r"(?:[\w%+-][\w.%+'-]{0,63}(?:@|%40)|(?<![\w\"])\"[^\"@\n]{1,62}\"@)"
+    r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?![\w-])"
+)
+# The words for the two signs, in the languages that put them into brackets.
+_AT = r"[\[({<] ?(?:at|ät|arroba|arobase|chiocciola|kukac|małpa|apenstaartje|snabel-?a|собака|@) ?[\])}>]"
+_DOT_WORDS = r"(?:dot|punkt|punt|punto|point|ponto|kropka|piste|prik|pont|точка)"
+_DOT = rf"(?: ?[\[({{<] ?(?:{_DOT_WORDS}|\.) ?[\])}}>] ?|\.| {_DOT_WORDS} )"
+DOT_WORD = re.compile(rf"[\[({{<] ?(?:at|ät|@)|[\[({{< _]{_DOT_WORDS}[\])}}> _]", re.IGNORECASE)
+DISGUISED = (
+    re.compile(
+        rf"(?<![\w.])\w[\w.+-]{{0,40}} ?{_AT} ?[^\W_][\w-]{{0,40}}(?:{_DOT}[^\W_][\w-]{{0,40}}){{0,4}}?"
+        rf"{_DOT}[^\W\d_]{{2,24}}(?![\w-])(?!{_DOT}\w)",
+        re.IGNORECASE,
     ),
+    re.compile(
+        r"(?<![^\W_])(?=[A-Z]*[a-z0-9._])[^\W_][\w.+-]{0,40}?(?: AT |_AT_)[^\W_][A-Za-z0-9-]{0,40}"
+        r"(?:(?: DOT |_DOT_)[A-Za-z0-9-]{2,24}){1,4}"
+    ),
+)
+SPOKEN = re.compile(
+    rf"(?<!\w)(\w[\w.+-]{{0,40}}(?: (?:dot|punkt|point|punto|ponto|underscore|dash) [\w-]{{1,40}}){{0,4}})"
+    rf" (?:at|arobase|arroba|chiocciola) [^\W_][\w-]{{0,40}}(?: {_DOT_WORDS} [^\W_][\w-]{{1,40}}){{1,4}}(?![\w-])",
+    re.IGNORECASE,
+)
+SPOKEN_PARTS = re.compile(r"\w[._]\w| (?:dot|punkt|point|punto|ponto|underscore|dash) ", re.IGNORECASE)
+MAIL_WORD = re.compile(r"(?:e-?mail|mail|courriel|correo|reach (?:me|us|him|her)|write to|contact)\b[^.;\n]{0,20}\Z")
+
+
+FORMATS = (
+    Format("pii.email", "e-mail address", _mailboxes),
     Format("pii.iban", "bank account (IBAN)", _ibans),
     Format("pii.card", "payment card number", _cards),
     Format("pii.ssn", "US social security number", _social_security_numbers),
     Format("pii.ip", "IP address", _addresses),
+    *IDENTITY,
 )

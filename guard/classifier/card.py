@@ -30,7 +30,8 @@ LIMITS = (
     "Role-play and long instructions to a model are taken for attacks too often (see qualifire_injections).",
     "Hazards other than S1, S2, S7 and S10 were learnt from few rows each.",
     "A part of a harmful response under 400 characters was never shown as harmful on its own.",
-    "Letters in disguise are seen through only as far as Unicode compatibility forms go; leetspeak and base64 are not.",
+    "By themselves the weights see through letters in disguise only as far as Unicode compatibility forms go; the "
+    "check that asks them undoes look-alikes, leetspeak, spacing and common encodings first.",
 )
 
 

@@ -1,15 +1,20 @@
-"""`ringfence policy`: what a policy says, whether it holds together, whether it does what its cases say, and why."""
+"""`ringfence policy`: what a policy says, whether it holds together, whether it does what its cases say, and why;
+and the thresholds that its targets come to."""
 
 import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
@@ -17,17 +22,23 @@ from rich.text import Text
 from ringfence.guard.actions import rewrite
 from ringfence.guard.audit.record import decisions_of
 from ringfence.guard.check import Check, Passage, UnknownCheck, load_checks
-from ringfence.guard.pipeline import Pipeline
+from ringfence.guard.classifier.rows import RowError
+from ringfence.guard.classifier.scorer import WeightsError
+from ringfence.guard.pipeline import Pipeline, revision_of
 from ringfence.policies.cases import Judge, Outcome, Result, run_cases, suites_of, without_cases
 from ringfence.policies.explain import Change, Explanation, Flip, Verdict
 from ringfence.policies.explain import explain as explain_decisions
 from ringfence.policies.lint import lint as warnings_of
-from ringfence.policies.load import SHIPPED, PolicyError, canonical, load_policy
+from ringfence.policies.load import SHIPPED, PolicyError, canonical, load_draft, load_policy
+from ringfence.policies.lock import LockFile, dumps_lock, lock_beside
 from ringfence.policies.schema import schema_of
-from ringfence.policies.types import Action, Decision, Policy, Stage
+from ringfence.policies.types import Action, Decision, Fitted, Policy, Stage
 from ringfence.proxy.cli.audit import DEFAULT_DB, Db, opened, refuse
 from ringfence.proxy.review.visible import visible
 from ringfence.proxy.settings import policy_path
+
+if TYPE_CHECKING:
+    from ringfence.proxy.cli.curve import Curves
 
 app = typer.Typer(no_args_is_help=True, help="Read, check and try out a policy.")
 
@@ -64,7 +75,11 @@ def show(path: PolicyPath = None, as_json: Json = False) -> None:
         return
     console = Console(highlight=False)
     console.print(f"[bold]{policy.name}[/]  [dim]revision {policy.revision[:16]}[/]\n")
-    console.print(_rule_table(policy))
+    table = _rule_table(policy)
+    # Half an id or half a place is none: where the screen is too narrow, it breaks the line itself.
+    widest = Measurement.get(console, console.options.update(max_width=1_000), table).maximum
+    console.width = max(console.width, widest)
+    console.print(table)
     console.print(_settings_table(policy))
 
 
@@ -140,12 +155,76 @@ def schema(
     typer.echo(json.dumps(schema_of("pack" if pack else "cases" if cases else "policy"), indent=2))
 
 
+@app.command()
+def fit(
+    data: Annotated[Path, typer.Option(help="Rows {text, response, prompt_label, response_label, …}, file or folder.")],
+    path: PolicyPath = None,
+    png: Annotated[Path | None, typer.Option(help="Draw the curves into this file.")] = None,
+    day: Annotated[
+        datetime | None, typer.Option("--date", formats=["%Y-%m-%d"], help="What the lock file says; else today.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a threshold to every target of a policy, on labelled rows, and write the lock file beside the policy.
+
+    Exit status: 0 written, 1 the rows cannot promise the targets and nothing is written, 2 there is nothing to fit.
+    """
+    # Imported here: scipy is slow to load, and the other commands do without.
+    from ringfence.guard.labelled import digest, read_labelled, score
+    from ringfence.policies.fit import CannotPromise
+    from ringfence.policies.fit import fit as threshold_of
+    from ringfence.proxy.cli.curve import Curves, NoPlots, draw, require_plots
+
+    path = policy_path(path) or SHIPPED
+    try:
+        if png:
+            require_plots()
+        with _told():
+            rules = [rule for rule in load_draft(path).rules if rule.target]
+            pipeline = Pipeline(replace(load_draft(path), rules=tuple(rules)), load_checks())
+        if not rules:
+            refuse(f"{path}: no rule has a 'target': there is nothing to fit")
+        texts = read_labelled(data, rules)
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            known = progress.track(texts, description="texts")
+            scored = score(rules, known, lambda passage: pipeline.judge(passage.stage, [passage]).findings)
+        sha256, on = digest(data), day.date() if day else date.today()
+    except (RowError, NoPlots, WeightsError, OSError) as error:
+        refuse(str(error))
+    found, reasons = dict[str, Fitted](), list[str]()
+    for rule in rules:
+        assert rule.target
+        try:
+            threshold, samples = threshold_of(rule.target, scored[rule.id])
+        except CannotPromise as error:
+            reasons += [f"{rule.origin}: rule '{rule.id}', {line}" for line in str(error).splitlines()]
+        else:
+            revision = revision_of(pipeline.check_of(rule.category))
+            found[rule.id] = Fitted(threshold, rule.target, rule.category, samples, sha256, revision, on)
+    if reasons:
+        typer.echo("\n".join([*reasons, "nothing was written"]), err=True)
+        raise typer.Exit(1)
+    lock = LockFile(rules=found)
+    curves: Curves = {(name, stage): one for name in found for stage, one in scored[name].items()}
+    try:
+        if png:
+            draw(png, curves, found)
+        lock_beside(path).write_text(dumps_lock(lock))
+    except OSError as error:
+        refuse(str(error))
+    if as_json:
+        typer.echo(json.dumps(TypeAdapter(LockFile).dump_python(lock, mode="json")))
+        return
+    _print_fits(curves, found)
+    typer.echo(f"wrote {lock_beside(path)}")
+
+
 @contextmanager
 def _told() -> Iterator[None]:
     """Turn what is wrong with a policy into its text on standard error and exit status 2."""
     try:
         yield
-    except (PolicyError, UnknownCheck) as error:
+    except (PolicyError, UnknownCheck, WeightsError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
 
@@ -269,6 +348,34 @@ def _change_as_json(change: Change) -> dict[str, Any]:
     return {"rule": change.rule, "key": change.key, "from": change.old, "to": change.new}
 
 
+def _print_fits(curves: "Curves", found: Mapping[str, Fitted]) -> None:
+    from ringfence.policies.fit import interval
+    from ringfence.proxy.cli.curve import as_text
+
+    console = Console(highlight=False)
+    for (rule, stage), scored in curves.items():
+        one, sample = found[rule], found[rule].samples[stage]
+        console.print(
+            f"[bold]{rule}[/] · {stage}: from [bold]{one.threshold:g}[/] on, for {one.target}", soft_wrap=True
+        )
+        left_out = f"; {sample.unanswered} more that the check had no answer to" if sample.unanswered else ""
+        console.print(f"{sample.rows} rows, {sample.positives} of them positive{left_out}")
+        # The promised figure chose the threshold: its bound is the one that was settled beforehand.
+        promised = f"; {'at least' if one.target.min_recall else 'at most'} {sample.bound:.2%} with 95 % confidence"
+        shares = (
+            ("others", sample.false_positive_rate, sample.rows - sample.positives, one.target.min_recall is None),
+            ("positives", sample.recall, sample.positives, one.target.min_recall is not None),
+        )
+        for what, share, rows, is_promised in shares:
+            if share is not None:
+                low, high = interval(round(share * rows), rows)
+                console.print(
+                    f"fires on {share:.2%} of {what}" + (promised if is_promised else f" ({low:.1%} to {high:.1%})")
+                )
+        console.print(as_text(scored, one.threshold))
+        console.print()
+
+
 def _coloured(action: Action) -> Text:
     return Text(action, COLOURS[action])
 
@@ -282,7 +389,8 @@ def _rule_table(policy: Policy) -> Table:
         action += f" (on error: {rule.on_error})" if rule.on_error is not Action.BLOCK else ""
         stage = "both" if set(rule.stages) == set(Stage) else rule.stages[0]
         origin = f"{_short(rule.origin.file)}:{rule.origin.line}"
-        table.add_row(rule.id, rule.category, stage, f"{rule.threshold:g}", action, escape(origin))
+        start = f"{rule.threshold:g}" + (f" ({rule.target})" if rule.target else "")
+        table.add_row(rule.id, rule.category, stage, start, action, escape(origin))
     return table
 
 

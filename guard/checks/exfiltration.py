@@ -1,0 +1,413 @@
+"""Finds addresses that carry data away: images that load by themselves and links that wait for a click.
+
+It reads what a model says and what a tool returned, where an injected instruction gets its way out; what a user writes
+is the user's own. It knows addresses, and asks nobody who owns a host; it does not know data spread over many
+addresses, a letter each, nor text in a cipher of its own.
+
+An image is whatever loads without a click: `![](…)`, its reference, `<img src>`, `srcset`, `poster`, CSS `url(…)`. A
+finding's span is the address and nothing else, so that any other can stand in its place.
+
+Scores say how sure the address alone makes it, for an image:
+    0.99  base64, base32 or hex that reads as text; the words of the prompt
+    0.9   a sentence; a placeholder or a field for the conversation, a password or a cookie; base64 of JSON
+    0.6   an e-mail address; 256 characters or more of no known meaning
+    0.3   65 characters or more of no known meaning, as signed addresses have; anything that a known service draws
+A link needs a click and is often meant to carry things, so what it carries scores one grade less: 0.9, 0.6, 0.3, 0.1.
+
+What an address is scores the same in both:
+    0.99  a script (`javascript:`)
+    0.9   a document in itself (`data:text/html`); a user name that looks like a host; a host in mixed scripts or in
+          lookalike letters; an IP address in disguise
+    0.6   a password before the host; an image from an IP address
+    0.3   a link to an IP address
+Ordinary addresses are no finding: hashes and ids up to 64 characters, `utm_…`, searches, badges, embedded pictures,
+names in one script, private IP addresses. An address that the prompt holds too brings nothing out that was not there.
+"""
+
+import re
+from base64 import b32decode, b64decode
+from binascii import Error as NotEncoded
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import unescape
+from ipaddress import ip_address
+from typing import NamedTuple
+from unicodedata import name, normalize
+from urllib.parse import SplitResult, unquote, unquote_plus, urlsplit
+
+from ringfence.guard.check import Finding, Passage, Span
+from ringfence.policies.types import Stage
+
+SURE, LIKELY, ODD, GUESS, FAINT = 0.99, 0.9, 0.6, 0.3, 0.1
+LESS = {SURE: LIKELY, LIKELY: ODD, ODD: GUESS, GUESS: FAINT}
+
+TOOLS = {"tool", "function"}
+
+# A destination as CommonMark has it, and with placeholders that hold spaces. Nothing need follow it, so that nothing
+# is read twice: that is what keeps it linear.
+_DESTINATION = r"(?:\([^\s()]*\)|\{[^{}\n()]{0,80}\}|<[^<>\n]{0,80}>|\[[A-Za-z _]{1,80}\]|[^\s()<>])+"
+MARKDOWN = re.compile(
+    r"\\[\[\]\\!]"
+    r"|(?P<open>!?\[)"
+    rf"|\](?:\([ \t]{{0,8}}\n?[ \t]{{0,8}}(?:<(?P<angle>[^<>\n]*)|(?P<inline>{_DESTINATION}))"
+    r"|\[(?P<to>[^\[\]\n]{0,200})\]|(?P<define>:))?"
+    r"|\n[ \t]*\n"
+)
+DEFINITION = re.compile(r"(?m)^ {0,3}\[(?P<label>[^\[\]\n]{1,200})\]:[ \t]{0,8}\n?[ \t]{0,8}<?(?P<url>[^\s<>]+)")
+ATTRIBUTE = re.compile(
+    r"(?<![\w-])(?P<name>src|srcset|poster|background|href|xlink:href|action|formaction)\s{0,4}=\s{0,4}"
+    r"(?:\"(?P<double>[^\"\n]*)|'(?P<single>[^'\n]*)|(?P<bare>[^\s\"'<>]+))"
+    r"|(?<![\w-])url\(\s{0,4}[\"']?(?P<css>[^\s\"'()]+)",
+    re.IGNORECASE,
+)
+LOADS = {"src", "srcset", "poster", "background"}
+# An address without syntax around it ends before what a sentence ends with.
+BARE = re.compile(r"(?<![A-Za-z0-9])(?:https?|ftp)://[^\s<>\"'`\[\](){}|^]+", re.IGNORECASE)
+TRAILING = ".,;:!?*_~"
+SCHEME = re.compile(r"(?:[a-z][a-z0-9+.-]{0,30}:|//|\\\\)", re.IGNORECASE)
+SLASHES = re.compile(r"(https?:|ftp:)?[/\\]*", re.IGNORECASE)  # `https:\\host` and `https:/host` lead there too
+AROUND = "".join(map(chr, range(0x21)))
+SCRIPTS = ("javascript:", "vbscript:", "livescript:")
+NO_SCRIPT = re.compile(r"javascript:\s*(?:void\s*\(?\s*0?\s*\)?|//|#|undefined|false)?;?\s*", re.IGNORECASE)
+
+# Services that draw what the address says, and searches: their addresses carry text, and nobody else reads it there.
+_GOOGLE = r"(?:(?:www|m|maps|scholar|translate)\.)?google\.(?:com|[a-z]{2}|co\.[a-z]{2}|com\.[a-z]{2})"
+DRAWN_BY = re.compile(
+    r"(?:img\.shields\.io|badgen\.net|badge\.fury\.io|latex\.codecogs\.com|(?:via\.)?placeholder\.com|placehold\.co"
+    r"|dummyimage\.com|quickchart\.io|chart\.googleapis\.com/chart|api\.qrserver\.com|image\.pollinations\.ai"
+    r"|mermaid\.ink|kroki\.io|www\.plantuml\.com|maps\.googleapis\.com/maps/api/staticmap|ui-avatars\.com)(?:/|$)"
+)
+SEARCHED_BY = re.compile(
+    rf"(?:{_GOOGLE}/(?:search|maps|scholar|$)|(?:www\.)?bing\.com/(?:search|images|maps)|duckduckgo\.com/"
+    r"|(?:www\.)?youtube\.com/results|[a-z-]+\.(?:m\.)?wikipedia\.org/|github\.com/(?:search|[^/]+/[^/]+/issues)"
+    r"|stackoverflow\.com/search|(?:www\.)?amazon\.[a-z.]{2,6}/s|(?:twitter|x)\.com/(?:intent|share|search)"
+    r"|search\.[a-z]+\.com/|wa\.me/|t\.me/share|(?:www\.)?(?:facebook|linkedin|reddit)\.com/)"
+)
+
+# What an instruction calls what it wants: `?q={conversation}`, `?history=…`.
+_WANTED = (
+    r"conversations?|chats?|chat_?history|history|prompts?|system_?prompt|secrets?|passwords?|passwd|pwd|cookies?"
+    r"|credentials?|creds|ssn|stolen|leak(?:ed)?|exfil\w*|user_?(?:data|info|input|secrets?)|private_?(?:data|key)"
+    r"|transcript|memor(?:y|ies)|context"
+)
+WANTED = re.compile(rf"(?:{_WANTED})", re.IGNORECASE)
+PLACEHOLDER = re.compile(
+    r"\{\{?[^{}]{1,80}\}|\$\{?[A-Za-z_]{3,40}|<[^<>]{1,80}>|\[[A-Za-z _]{3,80}\]|%[A-Za-z_]{3,40}%"
+    r"|(?<![A-Z_-])(?:INSERT|BASE64|ENCODED|YOUR|DATA|REPLACE)(?:[_-][A-Z0-9]{1,30}){1,6}(?![a-z])"
+)
+ANYTHING_SAID = re.compile(
+    rf"(?<![a-z])(?:{_WANTED}|data|base_?64|encoded?|messages?|summary|answers?|e-?mails?|tokens?|everything"
+    r"|user_?name|text|above|previous|documents?|content)(?![a-z])",
+    re.IGNORECASE,
+)
+EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[A-Za-z0-9-]{1,63}\.[A-Za-z0-9.-]{2,64}")
+ENCODED = re.compile(r"[A-Za-z0-9+/_-]{20,}={0,2}")
+OPAQUE = re.compile(r"[A-Za-z0-9+/_.~=-]{65,}")
+DIGEST = re.compile(r"[0-9a-fA-F]{1,128}")
+WEB_TOKEN = re.compile(r"eyJ[\w-]*\.[\w-]*\.[\w-]*")
+WORD = re.compile(r"[^\W\d_]{2,}")
+BETWEEN = re.compile(r"[\W_]+")
+FILE = re.compile(r"\.[A-Za-z0-9]{2,5}\Z")
+CYRILLIC_LIKE_LATIN = frozenset("асԁеһіјӏорԛѕԝхуѵ")
+LOOKALIKE_SCRIPTS = {"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE"}
+DISGUISED_IP = re.compile(r"(?:0x[0-9a-f]+|[0-9]+)(?:\.(?:0x[0-9a-f]+|[0-9]+)){0,3}")
+EXAMPLE_LOGIN = re.compile(
+    r"(?:(?:your_?)?(?:db_?)?(?:user|username|name|login))?:(?:(?:your_?)?(?:db_?)?(?:pass|password|pw))?"
+)
+
+
+class Address(NamedTuple):
+    """An address, `[start, end)` in code points of the text, and whether it loads by itself."""
+
+    start: int
+    end: int
+    image: bool
+
+
+class Reason(NamedTuple):
+    """What speaks against an address, and how much."""
+
+    score: float
+    what: str
+
+
+NONE = Reason(0.0, "")
+
+
+class ExfiltrationCheck:
+    """Reports `exfiltration.image` and `exfiltration.link` in what a model says and in what a tool returned."""
+
+    name = "exfiltration"
+    categories = frozenset({"exfiltration"})
+
+    def find(self, passage: Passage) -> Sequence[Finding]:
+        """Return every address of the passage that something speaks against. Time is linear in its length."""
+        if passage.stage is Stage.INPUT and passage.role not in TOOLS:
+            return ()
+        prompt = Prompt(passage.prompt)
+        findings = []
+        for start, end, image in addresses(passage.text):
+            score, what = judged(passage.text[start:end], image, prompt)
+            if score:
+                category = "exfiltration.image" if image else "exfiltration.link"
+                findings.append(Finding(self.name, category, score, (Span(passage.part, start, end),), what))
+        return findings
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the user said, read at the first address that needs it."""
+
+    text: str
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """Its words in lower case."""
+        return frozenset(BETWEEN.split(self.text.lower()))
+
+    @cached_property
+    def addresses(self) -> frozenset[str]:
+        """The addresses in it."""
+        return frozenset(self.text[start:end] for start, end, _ in addresses(self.text))
+
+
+def addresses(text: str) -> list[Address]:
+    """Return every address in a text, by its start; none overlaps another."""
+    found: list[Address] = []
+    taken = bytearray(len(text))
+    images = set[str]()
+    for start, end, image in (*_inline(text, images), *_defined(text, images), *_attributes(text), *_bare(text)):
+        if start < end and taken.find(1, start, end) < 0:
+            taken[start:end] = b"\1" * (end - start)
+            found.append(Address(start, end, image))
+    return sorted(found)
+
+
+def _inline(text: str, images: set[str]) -> Iterator[Address]:
+    """Yield the destinations of inline links and images, and note the labels that images refer to."""
+    if "](" not in text and "![" not in text:
+        return
+    opened: list[tuple[bool, int]] = []
+    for match in MARKDOWN.finditer(text):
+        if match["open"]:
+            opened.append((match["open"] == "![", match.end()))
+        elif match[0][0] == "]":
+            image, start = opened.pop() if opened else (False, match.start())
+            for group in ("angle", "inline"):
+                if match[group] and SCHEME.match(_read(match[group][:80])):
+                    yield Address(*match.span(group), image)
+            if image:
+                label = match["to"] or text[start : min(match.start(), start + 200)]
+                images.add(_label(label))
+        elif match[0][0] == "\n":
+            opened.clear()
+
+
+def _defined(text: str, images: set[str]) -> Iterator[Address]:
+    for match in DEFINITION.finditer(text) if "]:" in text else ():
+        if SCHEME.match(match["url"]):
+            yield Address(*match.span("url"), _label(match["label"]) in images)
+
+
+def _label(label: str) -> str:
+    return " ".join(label.casefold().split())
+
+
+def _attributes(text: str) -> Iterator[Address]:
+    for match in ATTRIBUTE.finditer(text):
+        group = next(g for g in ("double", "single", "bare", "css") if match[g] is not None)
+        image = group == "css" or match["name"].lower() in LOADS
+        start, end = match.span(group)
+        if match["name"] and match["name"].lower() == "srcset":
+            yield from (Address(start + m.start(), start + m.end(), True) for m in BARE.finditer(text[start:end]))
+        elif SCHEME.match(_read(text[start : min(end, start + 80)])):
+            yield Address(start, end, image)
+
+
+def _bare(text: str) -> Iterator[Address]:
+    for match in BARE.finditer(text) if "://" in text else ():
+        yield Address(match.start(), match.start() + len(match[0].rstrip(TRAILING)), False)
+
+
+def judged(written: str, image: bool, prompt: Prompt) -> Reason:
+    """Return the strongest of what speaks against an address; a score of 0 where nothing does.
+
+    Args:
+        written: the address as it stands in the text.
+        image: whether it loads by itself.
+    """
+    address = _read(written)
+    scheme = address[:40].lower()
+    if scheme.startswith(SCRIPTS):
+        return NONE if NO_SCRIPT.fullmatch(address) else Reason(SURE, "a script in place of an address")
+    if scheme.startswith("data:"):
+        return _embedded(scheme, image)
+    if not (scheme.startswith(("http:", "https:", "ftp:", "//", "\\\\"))):
+        return NONE
+    try:
+        head, *query = re.split(r"(?=[?#])", address, maxsplit=1)
+        head = SLASHES.sub(lambda match: f"{match[1] or ''}//", head, count=1).replace("\\", "/")
+        parts = urlsplit("".join([head, *query]))
+        host = normalize("NFKC", unquote_plus(parts.hostname or "")).rstrip(".")
+    except ValueError:
+        return NONE  # no browser goes there either
+    reasons = [_host(host, image), _login(parts, host)]
+    if written not in prompt.addresses:
+        reasons += _carried(parts, host, image, prompt)
+    return max(reasons, key=lambda reason: reason.score)
+
+
+def _read(written: str) -> str:
+    """Return an address as a browser reads it: it leaves out breaks and tabs, and what stands around."""
+    return re.sub(r"[\t\n\r]", "", unescape(written)).strip(AROUND)
+
+
+def _embedded(scheme: str, image: bool) -> Reason:
+    if scheme.startswith("data:image/"):
+        svg_link = scheme.startswith("data:image/svg") and not image
+        return Reason(ODD, "a drawing that can hold a script, as a link") if svg_link else NONE
+    if image and scheme.startswith(("data:font/", "data:audio/", "data:video/")):
+        return NONE
+    active = re.match(r"data:(?:text/html|text/xml|application/xhtml|application/xml|text/javascript)", scheme)
+    return (
+        Reason(LIKELY, "a document in place of an address") if active else Reason(GUESS, "data in place of an address")
+    )
+
+
+def _host(host: str, image: bool) -> Reason:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        if DISGUISED_IP.fullmatch(host):
+            return Reason(LIKELY, "an IP address in disguise")
+        return max((_label_of_host(label) for label in host.split(".")), key=lambda reason: reason.score)
+    if not address.is_global:
+        return NONE
+    return Reason(ODD if image else GUESS, "an IP address in place of a host name")
+
+
+def _label_of_host(label: str) -> Reason:
+    if label.startswith("xn--"):
+        try:
+            label = label[4:].encode("ascii").decode("punycode")
+        except (UnicodeError, ValueError, OverflowError):
+            return Reason(ODD, "a host name that cannot be read")
+    if label.isascii():
+        return NONE
+    scripts = {name(c, "").split(" ")[0] for c in label if c.isalpha()}
+    if "LATIN" in scripts and scripts & (LOOKALIKE_SCRIPTS - {"LATIN"}):
+        return Reason(LIKELY, "a host name in mixed scripts")
+    if set(label) - set("0123456789-") <= CYRILLIC_LIKE_LATIN:
+        return Reason(LIKELY, "a host name in letters that look like others")
+    return NONE
+
+
+def _login(parts: SplitResult, host: str) -> Reason:
+    login, at, _ = parts.netloc.rpartition("@")
+    if not at:
+        return NONE
+    user, _, password = unquote_plus(login).partition(":")
+    if re.search(r"\w\.[A-Za-z]{2,}", user):
+        return Reason(LIKELY, "a user name that looks like a host")
+    local = host in ("localhost", "127.0.0.1") or EXAMPLE_LOGIN.fullmatch(re.sub(r"[^\w:]", "", login.lower()))
+    return Reason(ODD, "a password in an address") if password and not local else NONE
+
+
+def _carried(parts: SplitResult, host: str, image: bool, prompt: Prompt) -> Iterator[Reason]:
+    """Yield what an address carries, as a link or as an image."""
+    place = f"{host}{parts.path[:200]}"
+    known = DRAWN_BY.match(place) if image else SEARCHED_BY.match(place) or DRAWN_BY.match(place)
+
+    def graded(reason: Reason) -> Reason:
+        if reason.score and known:
+            return Reason(GUESS if image else FAINT, reason.what)
+        return reason if image else reason._replace(score=LESS.get(reason.score, 0.0))
+
+    for field, value in _fields(parts.query):
+        # A campaign's name is words with hyphens between; anywhere else in a query that is a way to write a sentence.
+        yield graded(_value(value, image, prompt, slugs=field.startswith("utm_")))
+        if len(value) >= 6 and WANTED.fullmatch(field):
+            yield graded(Reason(LIKELY, "a field for what was said"))
+    for step in (*parts.path.split("/"), *host.split(".")):
+        yield graded(_value(unquote(step), image, prompt, slugs=True))
+
+
+def _fields(query: str) -> Iterator[tuple[str, str]]:
+    for pair in re.split("[&;]", query):
+        field, equals, value = pair.partition("=")
+        yield (unquote_plus(field), unquote_plus(value)) if equals else ("", unquote_plus(field))
+
+
+def _value(value: str, image: bool, prompt: Prompt, slugs: bool) -> Reason:
+    """Judge one field of the query, or one step of the path or host, as an image's.
+
+    Args:
+        slugs: whether words joined by hyphens are ordinary there.
+    """
+    if len(value) < 6:
+        return NONE
+    if placeholder := PLACEHOLDER.search(value):
+        if ANYTHING_SAID.search(placeholder[0]):
+            return Reason(LIKELY, "a placeholder for what was said")
+        return Reason(GUESS, "a placeholder") if image else NONE
+    token = WEB_TOKEN.fullmatch(value)
+    if not token and (read := _decoded(value)):
+        return Reason(LIKELY, "encoded JSON") if read[:1] in "{[" else Reason(SURE, "encoded text")
+    if EMAIL.search(value):
+        return Reason(ODD, "an e-mail address")
+    words = [word for word in BETWEEN.split(value.lower()) if len(word) > 1 and word.isalpha()]
+    spaced = " " in value.strip() or (image and not slugs)
+    file = slugs and bool(FILE.search(value))
+    said = sum(word in prompt.words for word in words) if len(words) >= 4 else 0
+    if spaced and not file and said >= max(4 if image else 8, 0.8 * len(words)):
+        return Reason(SURE, "words of the prompt")
+    if spaced and len(words) >= (6 if image and not file else 12):
+        return Reason(LIKELY, "a sentence")
+    if OPAQUE.fullmatch(value) and any(map(str.isdigit, value)) and any(map(str.isalpha, value)):
+        if DIGEST.fullmatch(value):
+            return NONE
+        long = len(value) >= 256 and not token
+        return Reason(ODD if long else GUESS, "many characters of no known meaning")
+    return NONE
+
+
+def _decoded(value: str) -> str:
+    """Return the text that a value is an encoding of; empty where it is none."""
+    value = value.partition(".")[0].replace(" ", "+")
+    if not ENCODED.fullmatch(value):
+        return ""
+    bare = value.rstrip("=")
+    for decode in (_from_hex, _from_base32, _from_base64):
+        try:
+            read = decode(bare)
+        except (ValueError, NotEncoded):
+            continue
+        if len(read) >= 10 and (text := _readable(read)):
+            return text
+    return ""
+
+
+def _from_hex(value: str) -> bytes:
+    return bytes.fromhex(value)
+
+
+def _from_base32(value: str) -> bytes:
+    return b32decode(value.upper() + "=" * (-len(value) % 8))
+
+
+def _from_base64(value: str) -> bytes:
+    value = value.replace("-", "+").replace("_", "/")
+    # A cut-off value has a character too many; what stands before it can be read.
+    return b64decode(value[: len(value) - (len(value) % 4 == 1)] + "=" * (-len(value) % 4), validate=True)
+
+
+def _readable(read: bytes) -> str:
+    """Return bytes as text where they are UTF-8, or for the most part ASCII, and are made of words."""
+    try:
+        text = read.decode()
+    except UnicodeDecodeError:
+        text = read.decode("ascii", "replace")
+    printable = sum((c.isprintable() and c != "\ufffd") or c in "\n\t\r" for c in text)
+    wordy = sum(map(len, WORD.findall(text)))
+    return text if printable >= 0.9 * len(text) and wordy >= 0.4 * len(text) else ""

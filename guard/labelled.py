@@ -1,0 +1,138 @@
+"""Turns labelled rows into the scores that thresholds are fitted to. Knows rows and checks, and no statistics."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from math import inf, isnan
+from pathlib import Path
+from types import MappingProxyType
+
+from ringfence.guard.check import Finding, Passage
+from ringfence.guard.classifier.files import read_path
+from ringfence.guard.classifier.rows import Row, RowError, zero_or_one
+from ringfence.policies.decide import covers, decide
+from ringfence.policies.fit import Scored
+from ringfence.policies.types import Policy, Rule, Stage
+
+FIELDS: Mapping[tuple[str, Stage], str] = MappingProxyType(
+    {
+        ("harm", Stage.INPUT): "prompt_label",
+        ("harm", Stage.OUTPUT): "response_label",
+        ("refusal", Stage.OUTPUT): "refusal",
+    }
+)
+"""Which field says whether a text is of a category. Else the field called like the category, `response_` before it for
+the response; `harm.S9` is what `category` or `categories` say of a text that is harmful."""
+
+WORDS: Mapping[object, int] = MappingProxyType({"none": 0, "jailbreak": 1, "injection": 1})
+"""What `attack` may be called in place of 0 and 1."""
+
+Find = Callable[[Passage], Sequence[Finding]]
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A text and what it is, 0 or 1, by the ids of the rules that it has a label for."""
+
+    passage: Passage
+    labels: Mapping[str, int]
+
+
+def field_of(category: str, stage: Stage) -> str:
+    """Name the field of a row that says whether its text is of a category."""
+    root = "harm" if covers("harm", category) else category
+    return FIELDS.get((root, stage), category if stage is Stage.INPUT else f"response_{category}")
+
+
+def read_labelled(path: Path, rules: Sequence[Rule]) -> list[Labelled]:
+    """Read from a file or folder of rows every text that is labelled for a rule; a text that comes again counts once.
+
+    Raises:
+        RowError: a row is not as expected, or a text is labelled both ways; the message begins with `FILE:line`.
+    """
+    found: dict[tuple[Stage, str, str], Labelled] = {}
+    for where, row in read_path(path):
+        for passage in _passages(row, where):
+            try:
+                read = {rule.id: label_of(row, rule.category, passage.stage) for rule in rules if _reads(rule, passage)}
+            except ValueError as error:
+                raise RowError(f"{where}: {error}") from error
+            labels = {rule: label for rule, label in read.items() if label is not None}
+            key = (passage.stage, passage.text, passage.prompt)
+            known = found[key].labels if key in found else {}
+            if torn := [rule for rule in labels if known.get(rule, labels[rule]) != labels[rule]]:
+                raise RowError(f"{where}: the same text is labelled otherwise before, for rule '{torn[0]}'")
+            if labels:
+                found[key] = Labelled(passage, {**known, **labels})
+    return list(found.values())
+
+
+def label_of(row: Row, category: str, stage: Stage) -> int | None:
+    """Return whether the text of a stage is of a category, 1 or 0; None where the row does not say.
+
+    Raises:
+        ValueError: a label is neither 0, 1 nor null.
+    """
+    name = field_of(category, stage)
+    if name == "attack" and isinstance(row.get(name), str) and row[name] in WORDS:
+        return WORDS[row[name]]
+    label = zero_or_one(row, name)
+    if not category.startswith("harm.") or label != 1:
+        return label
+    one, several = row.get("category"), row.get("categories")
+    hazards = [*(several if isinstance(several, list) else []), *([one] if one else [])]
+    return int(category.removeprefix("harm.") in hazards) if hazards else None
+
+
+def score(rules: Sequence[Rule], texts: Iterable[Labelled], find: Find) -> Mapping[str, Mapping[Stage, Scored]]:
+    """Return the scores of the labelled texts by rule and stage; a stage without any is there all the same."""
+    kept: dict[tuple[str, Stage], tuple[list[float], list[float]]] = {
+        (rule.id, stage): ([], []) for rule in rules for stage in rule.stages
+    }
+    unanswered = dict.fromkeys(kept, 0)
+    by_id = {rule.id: rule for rule in rules}
+    for text in texts:
+        findings = find(text.passage)
+        for name, label in text.labels.items():
+            where = (name, text.passage.stage)
+            highest = _highest(by_id[name], text.passage.stage, findings)
+            if highest is None:
+                unanswered[where] += 1
+            else:
+                kept[where][label].append(highest)
+    return {
+        rule.id: {
+            stage: Scored(tuple(kept[rule.id, stage][0]), tuple(kept[rule.id, stage][1]), unanswered[rule.id, stage])
+            for stage in rule.stages
+        }
+        for rule in rules
+    }
+
+
+def digest(path: Path) -> str:
+    """Return the sha256 of a file; of a folder, that of what `sha256sum` prints of its files in order of name."""
+    if not path.is_dir():
+        return sha256(path.read_bytes()).hexdigest()
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    return sha256("".join(f"{digest(file)}  {file.name}\n" for file in files).encode()).hexdigest()
+
+
+def _passages(row: Row, where: str) -> Iterator[Passage]:
+    text, response = row.get("text"), row.get("response")
+    if not isinstance(text, str) or not (response is None or isinstance(response, str)):
+        raise RowError(f"{where}: text must be a string, response a string or null")
+    yield Passage(Stage.INPUT, "user", text)
+    if response is not None:
+        yield Passage(Stage.OUTPUT, "assistant", response, text)
+
+
+def _reads(rule: Rule, passage: Passage) -> bool:
+    return passage.stage in rule.stages
+
+
+def _highest(rule: Rule, stage: Stage, findings: Sequence[Finding]) -> float | None:
+    """Return the highest score that the rule looks at; None where the check behind it could not answer in full."""
+    if decide(Policy(rule.id, (replace(rule, shadow=False),)), stage, findings).unanswered:
+        return None
+    scores = [finding.score for finding in findings if covers(rule.category, finding.category)]
+    return max((inf if isnan(one) else one for one in scores), default=-inf)

@@ -1,0 +1,154 @@
+"""Finds the threshold that keeps a promise, from scores with labels. Pure; knows no file, no check and no text.
+
+How many errors n texts may hold is settled before their scores are seen: k, the most whose exact upper bound is within
+the target. The threshold is then put beside the (k + 1)-th score. An order statistic has the distribution that the
+Clopper-Pearson bound is made of, so that a threshold which the scores chose keeps the bound as one fixed beforehand
+would, whatever the scores' distribution; ties and rounding only make it safer.
+
+Source: C. J. Clopper and E. S. Pearson, Biometrika 26 (1934); S. S. Wilks, Annals of Mathematical Statistics 12 (1941).
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Decimal
+
+from scipy.special import bdtr, betaincinv
+
+from ringfence.policies.explain import STEP
+from ringfence.policies.types import Sample, Stage, Target
+
+CONFIDENCE = 0.95
+
+
+class CannotPromise(ValueError):
+    """No threshold keeps the target with confidence; the message says why, and how many rows are needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scores of labelled texts of one stage: of each, the highest that the rule looks at.
+
+    Minus infinity where nothing was found; infinity where a score is not a number, which fires at any threshold.
+
+    Attributes:
+        negatives: of texts that are not of the category.
+        positives: of texts that are.
+        unanswered: how many texts the check had no answer to.
+    """
+
+    negatives: tuple[float, ...] = ()
+    positives: tuple[float, ...] = ()
+    unanswered: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """How a threshold does on a sample; None where there is no such text."""
+
+    threshold: float
+    false_positive_rate: float | None
+    recall: float | None
+
+
+def fit(target: Target, scored: Mapping[Stage, Scored]) -> tuple[float, Mapping[Stage, Sample]]:
+    """Return the threshold that keeps the target at each stage, and how it does there.
+
+    Of those that keep a false-positive rate it is the lowest, of those that keep a recall the highest, in steps of
+    `STEP`. At each stage by itself the promise holds with a probability of `CONFIDENCE` over the drawing of the rows.
+
+    Raises:
+        CannotPromise: with one line for each stage that has too few rows, or scores that no threshold parts.
+    """
+    thresholds, bounds, reasons = list[float](), dict[Stage, float](), list[str]()
+    for stage, one in scored.items():
+        try:
+            threshold, bounds[stage] = _fit_one(target, one)
+            thresholds.append(threshold)
+        except CannotPromise as error:
+            reasons.append(f"{stage}: {error}")
+    if reasons:
+        raise CannotPromise("\n".join(reasons))
+    threshold = max(thresholds) if target.min_recall is None else min(thresholds)
+    samples = {
+        stage: Sample(
+            rows=len(one.negatives) + len(one.positives),
+            positives=len(one.positives),
+            unanswered=one.unanswered,
+            false_positive_rate=share(one.negatives, threshold),
+            recall=share(one.positives, threshold),
+            bound=bounds[stage],
+        )
+        for stage, one in scored.items()
+    }
+    return threshold, samples
+
+
+def errors_allowed(rows: int, rate: float) -> int:
+    """Return how many of the rows may be errors for the true rate to be within `rate` with confidence; -1: none may.
+
+    The largest k with `upper_bound(k, rows) <= rate`.
+    """
+    return bisect_right(range(rows), 1 - CONFIDENCE, key=lambda errors: float(bdtr(errors, rows, rate))) - 1
+
+
+def rows_needed(rate: float) -> int:
+    """Return the fewest rows that can promise a rate, which they do if none of them is an error."""
+    return math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-rate))
+
+
+def upper_bound(errors: int, rows: int) -> float:
+    """Return what the true rate of errors does not exceed, with one-sided confidence."""
+    return 1.0 if errors >= rows else float(betaincinv(errors + 1, rows - errors, CONFIDENCE))
+
+
+def interval(hits: int, rows: int) -> tuple[float, float]:
+    """Return the bounds that a true rate lies between, each with one-sided confidence."""
+    return 1 - upper_bound(rows - hits, rows), upper_bound(hits, rows)
+
+
+def share(scores: Sequence[float], threshold: float) -> float | None:
+    """Return which share of the scores fires; None of no scores."""
+    return sum(score >= threshold for score in scores) / len(scores) if scores else None
+
+
+def curve(scored: Scored, thresholds: Iterable[float]) -> list[Point]:
+    """Return how each threshold does."""
+    return [Point(at, share(scored.negatives, at), share(scored.positives, at)) for at in thresholds]
+
+
+def _fit_one(target: Target, scored: Scored) -> tuple[float, float]:
+    """Return the threshold of one stage, and the bound of the promised figure."""
+    if target.max_false_positive_rate is not None:
+        allowed = _allowed(len(scored.negatives), target.max_false_positive_rate, "without the category", target)
+        edge = sorted(scored.negatives, reverse=True)[allowed]  # may not fire
+        if edge >= 1:
+            raise CannotPromise(
+                f"more than {allowed} of {len(scored.negatives)} rows without the category score 1 or above: "
+                "no threshold keeps the target; look at these rows' labels"
+            )
+        # Every score above the edge is allowed to fire; nothing is gained by a threshold of 0, which fires on all.
+        return float(_floor(max(edge, 0.0)) + STEP), upper_bound(allowed, len(scored.negatives))
+    rate = 1 - (target.min_recall or 0.0)
+    allowed = _allowed(len(scored.positives), rate, "with the category", target)
+    edge = sorted(scored.positives)[allowed]  # must fire
+    if edge < 0:
+        raise CannotPromise(
+            f"in more than {allowed} of {len(scored.positives)} rows with the category nothing was found: "
+            "no threshold keeps the target; lower it, or use a check that finds them"
+        )
+    return float(_floor(min(edge, 1.0))), 1 - upper_bound(allowed, len(scored.positives))
+
+
+def _allowed(rows: int, rate: float, which: str, target: Target) -> int:
+    if (allowed := errors_allowed(rows, rate)) < 0:
+        raise CannotPromise(
+            f"{rows} rows {which} cannot promise {target} with {CONFIDENCE:.0%} confidence; "
+            f"it takes at least {rows_needed(rate)}"
+        )
+    return allowed
+
+
+def _floor(score: float) -> Decimal:
+    return Decimal(repr(score)).quantize(STEP, ROUND_FLOOR)

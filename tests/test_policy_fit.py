@@ -1,0 +1,474 @@
+"""Targets: that the fitted threshold keeps its promise, that too little data is refused, that a lock is never stale."""
+
+import json
+from dataclasses import replace
+from datetime import date
+from hashlib import sha256
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import beta, binom
+from typer.testing import CliRunner
+
+from ringfence.guard.check import Finding
+from ringfence.guard.classifier.rows import RowError
+from ringfence.guard.labelled import digest, label_of, read_labelled, score
+from ringfence.guard.pipeline import Pipeline
+from ringfence.policies.fit import (
+    CannotPromise,
+    Scored,
+    curve,
+    errors_allowed,
+    fit,
+    interval,
+    rows_needed,
+    share,
+    upper_bound,
+)
+from ringfence.policies.load import PolicyError, canonical, load_draft, load_policy, loads_policy
+from ringfence.policies.lock import LockFile, dumps_lock, lock_beside
+from ringfence.policies.types import Action, Fitted, Rule, Sample, Span, Stage, Target
+from ringfence.proxy.cli import policy as cli
+
+HEAD = "version: 1\nname: tiny\n"
+FEW_ALARMS = Target(max_false_positive_rate=0.05)
+MOST_FOUND = Target(min_recall=0.9)
+
+rates = st.floats(0.001, 0.5)
+scores = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.7312, 0.9999, 1.0, float("-inf")]) | st.floats(0, 1)
+
+
+# The maths
+
+
+@given(st.integers(1, 3000), rates)
+def test_allowed_errors_are_the_most_whose_exact_bound_keeps_the_rate(rows, rate):
+    allowed = errors_allowed(rows, rate)
+    if allowed >= 0:
+        assert binom.cdf(allowed, rows, rate) <= 0.05 + 1e-9
+        assert upper_bound(allowed, rows) <= rate + 1e-9
+    assert binom.cdf(allowed + 1, rows, rate) > 0.05 - 1e-9
+
+
+@given(st.integers(1, 500), st.data())
+def test_bound_is_the_quantile_of_clopper_and_pearson(rows, data):
+    errors = data.draw(st.integers(0, rows - 1))
+    assert upper_bound(errors, rows) == pytest.approx(beta.ppf(0.95, errors + 1, rows - errors))
+    low, high = interval(errors, rows)
+    assert low <= errors / rows <= high
+    assert upper_bound(errors, rows) < upper_bound(errors + 1, rows)
+    assert upper_bound(errors, rows + 1) < upper_bound(errors, rows)
+
+
+@given(rates)
+def test_rows_needed_are_the_fewest_that_can_promise(rate):
+    needed = rows_needed(rate)
+    assert errors_allowed(needed, rate) >= 0
+    assert errors_allowed(needed - 1, rate) == -1
+
+
+def test_half_a_per_cent_takes_598_rows():
+    assert rows_needed(0.005) == 598
+
+
+def missed(target, draw, rate_at, rng, times=4000):
+    """How often, of many samples, the threshold that was fitted does not keep the target on the population."""
+    broken = 0
+    for _ in range(times):
+        drawn = tuple(draw(rng))
+        one = Scored(negatives=drawn) if target.min_recall is None else Scored(positives=drawn)
+        threshold, _ = fit(target, {Stage.INPUT: one})
+        broken += rate_at(threshold)
+    return broken / times
+
+
+def test_promise_of_few_false_positives_is_kept_by_nineteen_samples_of_twenty_and_hardly_more():
+    rng = np.random.default_rng(7)
+    # Uniform scores: a share of 1 - t of the population lies at or above t.
+    share_broken = missed(FEW_ALARMS, lambda r: r.random(200).tolist(), lambda t: 1 - t > 0.05, rng)
+    expected = binom.cdf(errors_allowed(200, 0.05), 200, 0.05)  # exact: what is lost to whole errors is not lost
+    assert share_broken == pytest.approx(expected, abs=0.01)
+    assert share_broken <= 0.05 + 0.01
+
+
+def test_promise_of_recall_is_kept_by_nineteen_samples_of_twenty_and_hardly_more():
+    rng = np.random.default_rng(8)
+    share_broken = missed(MOST_FOUND, lambda r: r.random(150).tolist(), lambda t: 1 - t < 0.9, rng)
+    assert share_broken == pytest.approx(binom.cdf(errors_allowed(150, 0.1), 150, 0.1), abs=0.01)
+
+
+def test_promise_holds_where_scores_are_coarse_and_tied():
+    rng = np.random.default_rng(9)
+    values, weights = [0.1, 0.5, 0.8, 0.9], [0.7, 0.2, 0.06, 0.04]
+
+    def fires(threshold):
+        return sum(weight for value, weight in zip(values, weights, strict=True) if value >= threshold)
+
+    drawn = missed(FEW_ALARMS, lambda r: r.choice(values, 200, p=weights).tolist(), lambda t: fires(t) > 0.05, rng)
+    assert drawn <= 0.05 + 0.01
+
+
+@given(st.lists(scores, min_size=60, max_size=120), rates)
+def test_threshold_lets_no_more_false_positives_pass_than_were_allowed(negatives, rate):
+    target, allowed = Target(max_false_positive_rate=rate), errors_allowed(len(negatives), rate)
+    try:
+        threshold, samples = fit(target, {Stage.INPUT: Scored(tuple(negatives))})
+    except CannotPromise:
+        assert allowed < 0 or sum(one >= 1 for one in negatives) > allowed
+        return
+    assert 0 < threshold <= 1
+    assert sum(one >= threshold for one in negatives) <= allowed
+    assert samples[Stage.INPUT].bound <= rate + 1e-9
+    lower = threshold - 0.0002  # and none much lower would do
+    assert lower < 0.0001 or sum(one >= lower for one in negatives) > allowed
+
+
+@given(st.lists(scores, min_size=60, max_size=120), st.floats(0.5, 0.95))
+def test_threshold_misses_no_more_than_were_allowed(positives, recall):
+    target, allowed = Target(min_recall=recall), errors_allowed(len(positives), 1 - recall)
+    try:
+        threshold, samples = fit(target, {Stage.INPUT: Scored(positives=tuple(positives))})
+    except CannotPromise:
+        assert allowed < 0 or sum(one < 0 for one in positives) > allowed
+        return
+    assert sum(one < threshold for one in positives) <= allowed
+    assert samples[Stage.INPUT].bound >= recall - 1e-9
+    assert threshold == 1 or sum(one < threshold + 0.0002 for one in positives) > allowed
+
+
+@given(st.lists(scores, min_size=100, max_size=150), st.floats(0.05, 0.4), st.floats(0.05, 0.4))
+def test_stricter_target_never_gives_a_lower_threshold(negatives, one, other):
+    def at(rate):
+        try:
+            return fit(Target(max_false_positive_rate=rate), {Stage.INPUT: Scored(tuple(negatives))})[0]
+        except CannotPromise:
+            return float("inf")
+
+    assert at(min(one, other)) >= at(max(one, other))
+
+
+def test_too_few_rows_are_refused_with_the_number_that_it_takes():
+    given_rows = {Stage.INPUT: Scored(negatives=(0.1,) * 597), Stage.OUTPUT: Scored(positives=(0.9,) * 10)}
+    with pytest.raises(CannotPromise) as caught:
+        fit(Target(max_false_positive_rate=0.005), given_rows)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("input: 597 rows without the category cannot promise max_false_positive_rate 0.005")
+    assert first.endswith("at least 598")
+    assert second.startswith("output: 0 rows")
+    with pytest.raises(CannotPromise, match=r"10 rows with the category .* at least 29$"):
+        fit(MOST_FOUND, {Stage.OUTPUT: Scored(positives=(0.9,) * 10)})
+
+
+def test_scores_that_no_threshold_parts_are_refused():
+    with pytest.raises(CannotPromise, match="score 1 or above"):
+        fit(FEW_ALARMS, {Stage.INPUT: Scored(negatives=(1.0,) * 5 + (0.1,) * 95)})
+    with pytest.raises(CannotPromise, match="nothing was found"):
+        fit(MOST_FOUND, {Stage.INPUT: Scored(positives=(float("-inf"),) * 20 + (0.9,) * 80)})
+
+
+def test_score_that_is_no_number_counts_as_one_that_fires():
+    with pytest.raises(CannotPromise, match="no threshold"):
+        fit(FEW_ALARMS, {Stage.INPUT: Scored(negatives=(float("inf"),) * 60)})
+
+
+def test_promise_holds_at_each_stage_so_the_stricter_threshold_wins():
+    low, high = Scored((0.2,) * 100, (0.9,) * 100), Scored((0.6,) * 100, (0.7,) * 100)
+    both = {Stage.INPUT: low, Stage.OUTPUT: high}
+    assert fit(FEW_ALARMS, both)[0] == 0.6001
+    threshold, samples = fit(MOST_FOUND, both)
+    assert threshold == 0.7
+    assert (samples[Stage.OUTPUT].recall, samples[Stage.OUTPUT].false_positive_rate) == (1.0, 0.0)
+    assert (samples[Stage.INPUT].rows, samples[Stage.INPUT].positives) == (200, 100)
+
+
+def test_curve_falls_from_threshold_to_threshold():
+    points = curve(Scored((0.1, 0.4, 0.6), (0.5, 0.9)), [0.0, 0.5, 0.95])
+    assert [point.recall for point in points] == [1.0, 1.0, 0.0]
+    assert [point.false_positive_rate for point in points] == [1.0, pytest.approx(1 / 3), 0.0]
+    assert share((), 0.5) is None
+
+
+# Rows
+
+
+class Scale:
+    """Finds harm as sure as the number in the text says; cannot answer of what holds none."""
+
+    name = "classifier"
+    categories = frozenset({"harm", "attack"})
+    revision = "aaaa"
+
+    def find(self, passage):
+        number = passage.text.split()[-1]
+        if number == "nothing":
+            return []
+        span = (Span(0, 0, len(passage.text)),)
+        if not number.replace(".", "").isdigit():
+            return [Finding(self.name, "harm", 0.0, error="no number")]
+        return [Finding(self.name, "harm", float(number), span), Finding(self.name, "harm.S9", float(number) / 2, span)]
+
+
+@pytest.mark.parametrize(
+    ("row", "category", "stage", "expected"),
+    [
+        ({"prompt_label": 1}, "harm", Stage.INPUT, 1),
+        ({"prompt_label": 1}, "harm", Stage.OUTPUT, None),
+        ({"response_label": "0"}, "harm", Stage.OUTPUT, 0),
+        ({"prompt_label": 1, "categories": ["S1", "S9"]}, "harm.S9", Stage.INPUT, 1),
+        ({"prompt_label": 1, "category": "S1"}, "harm.S9", Stage.INPUT, 0),
+        ({"prompt_label": 1, "categories": []}, "harm.S9", Stage.INPUT, None),
+        ({"prompt_label": 0}, "harm.S9", Stage.INPUT, 0),
+        ({"attack": 1}, "attack", Stage.INPUT, 1),
+        ({"attack": "none"}, "attack", Stage.INPUT, 0),
+        ({"attack": "injection"}, "attack", Stage.INPUT, 1),
+        ({"attack": 1}, "attack", Stage.OUTPUT, None),
+        ({"refusal": 1}, "refusal", Stage.OUTPUT, 1),
+        ({"pii.email": 1, "response_pii.email": 0}, "pii.email", Stage.INPUT, 1),
+        ({"pii.email": 1, "response_pii.email": 0}, "pii.email", Stage.OUTPUT, 0),
+    ],
+)
+def test_label_speaks_of_the_category_and_the_stage(row, category, stage, expected):
+    assert label_of(row, category, stage) == expected
+
+
+@pytest.fixture
+def rows(tmp_path):
+    def write(*given_rows):
+        path = tmp_path / "labelled.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in given_rows))
+        return path
+
+    return write
+
+
+def test_rows_become_the_highest_scores_that_the_rule_looks_at(rows):
+    harm, hazard = Rule("harm", "harm", Action.BLOCK), Rule("arms", "harm.S9", Action.LOG, stages=(Stage.INPUT,))
+    path = rows(
+        {"text": "say 0.8", "prompt_label": 1, "category": "S9", "response": "said 0.2", "response_label": 0},
+        {"text": "say nothing", "prompt_label": 0},
+        {"text": "what?", "prompt_label": 0},
+        {"text": "unlabelled 0.1"},
+        {"text": "say 0.8", "prompt_label": 1, "category": "S9"},  # counts once
+    )
+    scored = score([harm, hazard], read_labelled(path, [harm, hazard]), Scale().find)
+    assert scored["harm"][Stage.INPUT] == Scored((float("-inf"),), (0.8,), unanswered=1)
+    assert scored["harm"][Stage.OUTPUT] == Scored((0.2,), ())
+    assert scored["arms"] == {Stage.INPUT: Scored((float("-inf"),), (0.4,), unanswered=1)}
+
+
+def test_rows_that_contradict_each_other_or_are_none_are_refused_with_their_place(rows):
+    harm = Rule("harm", "harm", Action.BLOCK)
+    twice = rows({"text": "a 0.1", "prompt_label": 0}, {"text": "a 0.1", "prompt_label": 1})
+    with pytest.raises(RowError, match=r"labelled\.jsonl:2: the same text is labelled otherwise"):
+        read_labelled(twice, [harm])
+    with pytest.raises(RowError, match=r"labelled\.jsonl:1: prompt_label must be 0, 1 or null"):
+        read_labelled(rows({"text": "a", "prompt_label": 2}), [harm])
+    with pytest.raises(RowError, match=r"labelled\.jsonl:1: text must be a string"):
+        read_labelled(rows({"prompt_label": 1}), [harm])
+
+
+def test_digest_of_a_file_is_its_sha256_and_that_of_a_folder_changes_with_any_file(rows, tmp_path):
+    path = rows({"text": "a"})
+    assert digest(path) == sha256(path.read_bytes()).hexdigest()
+    before = digest(tmp_path)
+    rows({"text": "b"})
+    assert digest(tmp_path) != before
+
+
+# The policy and its lock file
+
+
+TARGETED = "rules:\n  - {id: harm, category: harm, stages: [input], action: block, target: {min_recall: 0.9}}\n"
+
+
+def fitted(**changes):
+    sample = Sample(rows=100, positives=60, unanswered=0, false_positive_rate=0.0, recall=0.95, bound=0.91)
+    one = Fitted(0.4321, MOST_FOUND, "harm", {Stage.INPUT: sample}, "ab" * 32, "aaaa", date(2026, 11, 21))
+    return replace(one, **changes)
+
+
+@pytest.fixture
+def policy(tmp_path):
+    def write(text=TARGETED, lock=None):
+        path = tmp_path / "policy.yaml"
+        path.write_text(HEAD + text)
+        if lock is not None:
+            lock_beside(path).write_text(dumps_lock(LockFile(rules={"harm": lock})))
+        return path
+
+    return write
+
+
+def test_target_becomes_the_threshold_of_the_lock_file(policy):
+    (rule,) = load_policy(policy(lock=fitted())).rules
+    assert (rule.threshold, rule.target, rule.fitted) == (0.4321, MOST_FOUND, fitted())
+
+
+def test_effective_policy_holds_the_threshold_and_reads_back_without_a_lock(policy):
+    path = policy(lock=fitted())
+    loaded = load_policy(path)
+    plain = loads_policy(HEAD + TARGETED.replace("target: {min_recall: 0.9}", "threshold: 0.4321"))
+    again = loads_policy(yaml.safe_dump(canonical(loaded)))
+    assert again == loaded == plain
+    assert again.revision == loaded.revision == plain.revision
+    policy(lock=fitted(threshold=0.5))
+    assert load_policy(path).revision != loaded.revision
+
+
+@pytest.mark.parametrize(
+    ("lock", "what"),
+    [
+        (None, "has a target (min_recall 0.9) that no threshold was fitted to"),
+        (fitted(target=Target(min_recall=0.8)), "from min_recall 0.8 · harm · input to min_recall 0.9 · harm · input"),
+        (fitted(target=FEW_ALARMS), "from max_false_positive_rate 0.05 · harm · input to"),
+        (fitted(category="harm.S9"), "from min_recall 0.9 · harm.S9 · input to"),
+        (fitted(samples={Stage.OUTPUT: fitted().samples[Stage.INPUT]}), "from min_recall 0.9 · harm · output to"),
+    ],
+)
+def test_target_without_a_threshold_of_its_own_is_an_error_that_says_what_to_run(policy, lock, what):
+    path = policy(lock=lock)
+    with pytest.raises(PolicyError) as caught:
+        load_policy(path)
+    assert str(caught.value).startswith(f"{path}:4:5: rule 'harm' ")
+    assert what in str(caught.value)
+    assert str(caught.value).endswith(f"; run: ringfence policy fit {path} --data LABELLED.jsonl")
+
+
+def test_broken_lock_file_is_told_with_its_place(policy):
+    path = policy(lock=fitted())
+    lock_beside(path).write_text(lock_beside(path).read_text().replace("0.4321", "4.321"))
+    with pytest.raises(PolicyError, match=r"policy\.lock\.yaml:5:5: 'threshold' must be at most 1, got 4\.321"):
+        load_policy(path)
+
+
+def test_lock_file_reads_back_as_it_was_written(policy):
+    path = policy(lock=fitted())
+    assert load_policy(path).rules[0].fitted == fitted()
+    assert lock_beside(path).name == "policy.lock.yaml"
+
+
+def test_text_without_a_file_can_have_no_target():
+    with pytest.raises(PolicyError, match="write a 'threshold'"):
+        loads_policy(HEAD + TARGETED)
+
+
+@pytest.mark.parametrize("revision", ["bbbb", None])
+def test_threshold_fitted_on_another_guard_is_refused_where_the_policy_is_put_to_use(policy, revision):
+    loaded = load_policy(policy(lock=fitted(guard=revision)))
+    with pytest.raises(
+        PolicyError, match=r"policy\.yaml:4:5: the threshold of rule 'harm' was fitted to .* aaaa is in"
+    ):
+        Pipeline(loaded, {"classifier": Scale()})
+    Pipeline(load_policy(policy(lock=fitted())), {"classifier": Scale()})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (TARGETED.replace("0.9}", "0.9}, threshold: 0.5"), "a rule has a 'threshold' or a 'target', not both"),
+        (TARGETED.replace("{min_recall: 0.9}", "{}"), "'target': give one of"),
+        (TARGETED.replace("0.9}", "0.9, max_false_positive_rate: 0.1}"), "'target': give one of"),
+        (TARGETED.replace("0.9}", "1}"), "'min_recall' must be less than 1, got 1"),
+        (TARGETED.replace("0.9}", "0}"), "'min_recall' must be more than 0, got 0"),
+        (TARGETED.replace("min_recall", "min_recal"), "unknown key 'min_recal'; did you mean 'min_recall'?"),
+        (TARGETED.replace("}}", "}, fitted: {}}"), "unknown key 'fitted'"),
+        (
+            "packs: [injection]\noverride: {attack: {threshold: 0.5, target: {min_recall: 0.9}}}\n",
+            "a rule has a 'threshold' or a 'target', not both",
+        ),
+    ],
+)
+def test_malformed_target_is_told_with_its_place(text, expected):
+    with pytest.raises(PolicyError) as caught:
+        loads_policy(HEAD + text, "p.yaml")
+    assert str(caught.value).startswith("p.yaml:4:")
+    assert expected in str(caught.value)
+
+
+def test_override_puts_a_target_in_place_of_a_threshold_and_the_other_way_round(policy, tmp_path):
+    path = policy("packs: [injection]\noverride: {attack: {target: {min_recall: 0.9}}}\n")
+    assert load_draft(path).rules[0].target == MOST_FOUND
+    (tmp_path / "ours.yaml").write_text(HEAD + TARGETED)
+    back = load_policy(policy("packs: [./ours.yaml]\noverride: {harm: {threshold: 0.7}}\n"))
+    assert (back.rules[0].threshold, back.rules[0].target) == (0.7, None)
+
+
+# The command
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch):
+    monkeypatch.setattr(cli, "load_checks", lambda: {"classifier": Scale()})
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def sample_of(positives):
+    found = [{"text": f"bad {number} 0.{number:03d}", "prompt_label": 1} for number in range(300, 300 + positives)]
+    return [*found, *({"text": f"good {number} 0.1", "prompt_label": 0} for number in range(20))]
+
+
+def test_fit_writes_a_lock_file_that_the_policy_loads_with(policy, rows):
+    path, data = policy(), rows(*sample_of(100))
+    assert run("lint", path).exit_code == 2
+    result = run("fit", path, "--data", data, "--date", "2026-11-21")
+    assert result.exit_code == 0, result.output
+    assert f"wrote {lock_beside(path)}" in result.stdout
+    (rule,) = load_policy(path).rules
+    # Of a hundred, four misses may be promised to be ten per cent at most; the fifth-lowest score is 0.304.
+    assert (errors_allowed(100, 0.1), rule.threshold) == (4, 0.304)
+    assert rule.fitted == Fitted(
+        0.304,
+        MOST_FOUND,
+        "harm",
+        {Stage.INPUT: Sample(120, 100, 0, 0.0, 0.96, rule.fitted.samples[Stage.INPUT].bound)},
+        digest(data),
+        "aaaa",
+        date(2026, 11, 21),
+    )
+    assert rule.fitted.samples[Stage.INPUT].bound == pytest.approx(beta.ppf(0.05, 96, 5))  # Clopper-Pearson, 96 of 100
+    assert run("lint", path).exit_code == 0
+    assert "0.304 (min_recall 0.9)" in run("show", path).stdout
+
+
+def test_fit_as_json_is_the_lock_file(policy, rows):
+    path = policy()
+    told = json.loads(run("fit", path, "--data", rows(*sample_of(100)), "--json", "--date", "2026-11-21").stdout)
+    assert told == yaml.safe_load(lock_beside(path).read_text())
+
+
+def test_fit_refuses_a_small_sample_says_how_many_rows_it_takes_and_writes_nothing(policy, rows):
+    path = policy()
+    result = run("fit", path, "--data", rows(*sample_of(28)))
+    assert result.exit_code == 1
+    assert f"{path}:4:5: rule 'harm', input: 28 rows with the category cannot promise min_recall 0.9" in result.stderr
+    assert "it takes at least 29" in result.stderr
+    assert result.stderr.endswith("nothing was written\n")
+    assert not lock_beside(path).exists()
+
+
+def test_fit_without_a_target_or_without_readable_rows_exits_2(policy, rows, tmp_path):
+    plain = policy(TARGETED.replace("target: {min_recall: 0.9}", "threshold: 0.5"))
+    assert "no rule has a 'target'" in run("fit", plain, "--data", rows()).stderr
+    broken = run("fit", policy(), "--data", rows({"text": 3}))
+    assert (broken.exit_code, "labelled.jsonl:1: text must be" in broken.stderr) == (2, True)
+    assert run("fit", policy(), "--data", tmp_path / "none.jsonl").exit_code == 2
+
+
+@pytest.mark.skipif(find_spec("matplotlib") is not None, reason="it is installed")
+def test_picture_without_matplotlib_is_refused_before_anything_is_judged(policy, rows, tmp_path):
+    result = run("fit", policy(), "--data", rows(*sample_of(100)), "--png", tmp_path / "curve.png")
+    assert (result.exit_code, "pip install 'ringfence[plots]'" in result.stderr) == (2, True)
+
+
+@pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs the extra 'plots'")
+def test_picture_is_drawn(policy, rows, tmp_path):
+    result = run("fit", policy(), "--data", rows(*sample_of(100)), "--png", tmp_path / "curve.png")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
