@@ -24,6 +24,8 @@ def _lines(card: Card) -> Iterator[str]:
     yield f"- **Heads**: {', '.join(card['heads'])}"
     plan = card["plan"]
     yield f"- **Trained on** {training['examples']:,} texts, {plan['epochs']} times over, seed {plan['seed']}"
+    if note := card.get("note"):
+        yield f"- **Note**: {note}"
     yield f"- **Calibrated on** {sum(card['calibration']['families'].values()):,} other texts (Platt scaling by head)"
     yield "- **Speed**: {ms} ms for one text of {tokens} tokens, {cores} cores of {on}".format(**card["latency"])
     yield ""
