@@ -1,7 +1,7 @@
 """Turns labelled rows into the scores that thresholds are fitted to. Knows rows and checks, and no statistics."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from math import inf, isnan
 from pathlib import Path
@@ -9,10 +9,10 @@ from types import MappingProxyType
 
 from ringfence.guard.check import Finding, Passage
 from ringfence.guard.classifier.files import read_path
-from ringfence.guard.classifier.rows import Row, RowError, zero_or_one
-from ringfence.policies.decide import covers, decide
+from ringfence.guard.classifier.rows import Row, RowError, exchange_of, zero_or_one
+from ringfence.policies.decide import alone, covers
 from ringfence.policies.fit import Scored
-from ringfence.policies.types import Policy, Rule, Stage
+from ringfence.policies.types import Rule, Stage
 
 FIELDS: Mapping[tuple[str, Stage], str] = MappingProxyType(
     {
@@ -118,9 +118,7 @@ def digest(path: Path) -> str:
 
 
 def _passages(row: Row, where: str) -> Iterator[Passage]:
-    text, response = row.get("text"), row.get("response")
-    if not isinstance(text, str) or not (response is None or isinstance(response, str)):
-        raise RowError(f"{where}: text must be a string, response a string or null")
+    text, response = exchange_of(row, where)
     yield Passage(Stage.INPUT, "user", text)
     if response is not None:
         yield Passage(Stage.OUTPUT, "assistant", response, text)
@@ -132,7 +130,7 @@ def _reads(rule: Rule, passage: Passage) -> bool:
 
 def _highest(rule: Rule, stage: Stage, findings: Sequence[Finding]) -> float | None:
     """Return the highest score that the rule looks at; None where the check behind it could not answer in full."""
-    if decide(Policy(rule.id, (replace(rule, shadow=False),)), stage, findings).unanswered:
+    if alone(rule, stage, findings).unanswered:
         return None
     scores = [finding.score for finding in findings if covers(rule.category, finding.category)]
     return max((inf if isnan(one) else one for one in scores), default=-inf)

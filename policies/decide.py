@@ -1,6 +1,7 @@
 """Says what a policy makes of findings. Pure: precedence, defaults and error rules live here and nowhere else."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from ringfence.policies.types import Action, Decision, Finding, Policy, Rewrite, Rule, Span, Stage
 
@@ -36,6 +37,11 @@ def decide(policy: Policy, stage: Stage, findings: Iterable[Finding]) -> Decisio
         message=next((rule.message for rule in deciding if rule.message), policy.message) if blocked else "",
         revision=policy.revision,
     )
+
+
+def alone(rule: Rule, stage: Stage, findings: Iterable[Finding]) -> Decision:
+    """Return what one rule by itself says, in shadow or not."""
+    return decide(Policy(rule.id, (replace(rule, shadow=False),)), stage, findings)
 
 
 def reasons(decision: Decision) -> tuple[str, ...]:

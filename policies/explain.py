@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from decimal import ROUND_FLOOR, Decimal
 from typing import Literal
 
-from ringfence.policies.decide import covers, decide, strongest
+from ringfence.policies.decide import alone, covers, decide, strongest
 from ringfence.policies.types import Action, Decision, Finding, Policy, Rule, Stage
 
 STEP = Decimal("0.0001")
@@ -116,14 +116,14 @@ def _judgement(policy: Policy, recorded: Decision) -> Judgement:
 
 def _verdict(rule: Rule, stage: Stage, findings: Sequence[Finding]) -> Verdict:
     answered = [finding for finding in findings if finding.error is None]
-    failed = [f for f in findings if f.error is not None and _alone(rule, stage, [f]).unanswered]
+    failed = [f for f in findings if f.error is not None and alone(rule, stage, [f]).unanswered]
     seen = [finding for finding in answered if covers(rule.category, finding.category)]
-    alone = _alone(rule, stage, answered)
+    by_itself = alone(rule, stage, answered)
     return Verdict(
         rule=rule,
         # What is not a number fires, so it counts as the highest.
         finding=max(seen, key=lambda f: math.inf if math.isnan(f.score) else f.score, default=None),
-        asks=alone.action if alone.rules else None,
+        asks=by_itself.action if by_itself.rules else None,
         unanswered=rule.on_error if failed else None,
         errors=tuple(dict.fromkeys(f"{finding.check}: {finding.error}" for finding in failed)),
     )
@@ -139,9 +139,9 @@ def _milder(policy: Policy, outcome: Action, recorded: Sequence[Decision]) -> Po
     def soften(rule: Rule) -> Rule:
         if rule.shadow or _asked(rule, recorded) is not outcome:
             return rule
-        if rule.on_error is outcome and any(_alone(rule, d.stage, d.findings).unanswered for d in recorded):
+        if rule.on_error is outcome and any(alone(rule, d.stage, d.findings).unanswered for d in recorded):
             rule = replace(rule, on_error=softer)
-        above = sorted({_floor(score) + STEP for score in _scores(rule, recorded)})
+        above = sorted({floor(score) + STEP for score in _scores(rule, recorded)})
         raised = [replace(rule, threshold=float(at)) for at in above if rule.threshold < float(at) <= 1]
         tried = [rule, *raised, replace(rule, action=softer)]
         return next(one for one in tried if _asked(one, recorded).strength < outcome.strength)
@@ -161,7 +161,7 @@ def _stronger(policy: Policy, outcome: Action, recorded: Sequence[Decision]) -> 
         replace(rule, threshold=at)
         for rule in live
         for score in _scores(rule, recorded)
-        if 0 < (at := float(_floor(score))) < rule.threshold  # at 0 it would fire on everything
+        if 0 < (at := float(floor(score))) < rule.threshold  # at 0 it would fire on everything
     ]
     of = {rule.id: rule for rule in live}
     candidates = [
@@ -188,11 +188,7 @@ def _flip(policy: Policy, changed: Policy, recorded: Sequence[Decision]) -> Flip
 
 def _asked(rule: Rule, recorded: Iterable[Decision]) -> Action:
     """Return the strongest that the rule asks for in any of the decisions, in shadow or not."""
-    return strongest(_alone(rule, one.stage, one.findings).action for one in recorded)
-
-
-def _alone(rule: Rule, stage: Stage, findings: Iterable[Finding]) -> Decision:
-    return decide(Policy(rule.id, (replace(rule, shadow=False),)), stage, findings)
+    return strongest(alone(rule, one.stage, one.findings).action for one in recorded)
 
 
 def _scores(rule: Rule, recorded: Iterable[Decision]) -> Iterator[float]:
@@ -203,5 +199,6 @@ def _scores(rule: Rule, recorded: Iterable[Decision]) -> Iterator[float]:
                     yield finding.score
 
 
-def _floor(score: float) -> Decimal:
+def floor(score: float) -> Decimal:
+    """Round a score down to a threshold that it reaches."""
     return Decimal(repr(score)).quantize(STEP, ROUND_FLOOR)

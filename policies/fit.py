@@ -12,11 +12,10 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_FLOOR, Decimal
 
 from scipy.special import bdtr, betaincinv
 
-from ringfence.policies.explain import STEP
+from ringfence.policies.explain import STEP, floor
 from ringfence.policies.types import Sample, Stage, Target
 
 CONFIDENCE = 0.95
@@ -129,7 +128,7 @@ def _fit_one(target: Target, scored: Scored) -> tuple[float, float]:
                 "no threshold keeps the target; look at these rows' labels"
             )
         # Every score above the edge is allowed to fire; nothing is gained by a threshold of 0, which fires on all.
-        return float(_floor(max(edge, 0.0)) + STEP), upper_bound(allowed, len(scored.negatives))
+        return float(floor(max(edge, 0.0)) + STEP), upper_bound(allowed, len(scored.negatives))
     rate = 1 - (target.min_recall or 0.0)
     allowed = _allowed(len(scored.positives), rate, "with the category", target)
     edge = sorted(scored.positives)[allowed]  # must fire
@@ -138,7 +137,7 @@ def _fit_one(target: Target, scored: Scored) -> tuple[float, float]:
             f"in more than {allowed} of {len(scored.positives)} rows with the category nothing was found: "
             "no threshold keeps the target; lower it, or use a check that finds them"
         )
-    return float(_floor(min(edge, 1.0))), 1 - upper_bound(allowed, len(scored.positives))
+    return float(floor(min(edge, 1.0))), 1 - upper_bound(allowed, len(scored.positives))
 
 
 def _allowed(rows: int, rate: float, which: str, target: Target) -> int:
@@ -148,7 +147,3 @@ def _allowed(rows: int, rate: float, which: str, target: Target) -> int:
             f"it takes at least {rows_needed(rate)}"
         )
     return allowed
-
-
-def _floor(score: float) -> Decimal:
-    return Decimal(repr(score)).quantize(STEP, ROUND_FLOOR)

@@ -22,7 +22,7 @@ from ringfence.guard.classifier.correction import Line, Texts, Vector, cross_val
 from ringfence.guard.classifier.files import read_path
 from ringfence.guard.classifier.heads import HEADS, TASKS
 from ringfence.guard.classifier.ordinary import ALONE, ANSWERS, ORDINARY, read_ordinary
-from ringfence.guard.classifier.rows import RowError, zero_or_one
+from ringfence.guard.classifier.rows import RowError, exchange_of, zero_or_one
 from ringfence.guard.classifier.scorer import CALIBRATION, GRAPH, HEADS_FILE, TOKENIZER, Curve, Heads, Scorer
 
 FEWEST = 20
@@ -82,9 +82,7 @@ def read_labelled(path: Path) -> list[Labelled]:
     """
     found: list[Labelled] = []
     for where, row in read_path(path):
-        text, response = row.get("text"), row.get("response")
-        if not isinstance(text, str) or not (response is None or isinstance(response, str)):
-            raise RowError(f"{where}: text must be a string, response a string or null")
+        text, response = exchange_of(row, where)
         try:
             read = {head: zero_or_one(row, LABELS.get(head, head)) for head in TASKS}
         except ValueError as error:

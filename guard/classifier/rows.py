@@ -31,6 +31,18 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
         raise RowError(f"{path}: {error}") from error
 
 
+def exchange_of(row: Row, where: str) -> tuple[str, str | None]:
+    """Read `text` and the `response` to it, None where there is none.
+
+    Raises:
+        RowError: they are something else.
+    """
+    text, response = row.get("text"), row.get("response")
+    if not isinstance(text, str) or not (response is None or isinstance(response, str)):
+        raise RowError(f"{where}: text must be a string, response a string or null")
+    return text, response
+
+
 def zero_or_one(row: Row, key: str) -> int | None:
     """Read a label: 0, 1 or null, or, where a file holds strings only, "0", "1" or nothing.
 

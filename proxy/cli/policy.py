@@ -180,8 +180,9 @@ def fit(
         if png:
             require_plots()
         with _told():
-            rules = [rule for rule in load_draft(path).rules if rule.target]
-            pipeline = Pipeline(replace(load_draft(path), rules=tuple(rules)), load_checks())
+            draft = load_draft(path)
+            rules = [rule for rule in draft.rules if rule.target]
+            pipeline = Pipeline(replace(draft, rules=tuple(rules)), load_checks())
         if not rules:
             refuse(f"{path}: no rule has a 'target': there is nothing to fit")
         texts = read_labelled(data, rules)
