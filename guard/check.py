@@ -1,15 +1,31 @@
 """What a check is: it reads a passage and says what it found. It decides nothing."""
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import entry_points
+from operator import itemgetter
 from typing import Protocol, cast, runtime_checkable
 
+from ringfence.policies.own import OwnCheck
 from ringfence.policies.types import Finding, Span, Stage
 
-__all__ = ["Check", "Finding", "Passage", "Span", "UnknownCheck", "Versioned", "Warm", "load_checks"]
+__all__ = [
+    "Calibrated",
+    "Check",
+    "Finding",
+    "Passage",
+    "Span",
+    "UnknownCheck",
+    "Versioned",
+    "Warm",
+    "load_checks",
+    "own_checks",
+]
 
 ENTRY_POINTS = "ringfence.checks"
+KINDS = "ringfence.kinds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,23 +36,36 @@ class Passage:
         role: who said it (`user`, `system`, `assistant`, `tool` …).
         text: what is judged; spans of findings count its code points.
         prompt: on the output stage, what the text answers: the last thing the user said.
+        system: on the output stage, what the operator told the model: system and developer messages, one per line.
         part: index of the text within its exchange; a finding's spans carry it on.
         until: when nobody waits for the findings any more, in seconds of `time.monotonic`; None where somebody always
             will. A check that may be slow stops then.
         rewritable: the stretches `[start, end)` that can be rewritten, each by itself; None where all of it can.
+        before: code points of the whole text that stand before this stretch of it, which are not judged again.
+        voice: as rules name whose text it is: `tool_call` for what a model hands to a tool, else the role.
     """
 
     stage: Stage
     role: str
     text: str
     prompt: str = ""
+    system: str = ""
     part: int = 0
     rewritable: tuple[tuple[int, int], ...] | None = None
     until: float | None = None
+    before: int = 0
+    voice: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.voice:
+            object.__setattr__(self, "voice", self.role)
 
     def can_rewrite(self, span: Span) -> bool:
         """Whether a span lies within one stretch that can be rewritten."""
-        return self.rewritable is None or any(start <= span.start and span.end <= end for start, end in self.rewritable)
+        if self.rewritable is None:
+            return True
+        at = bisect_right(self.rewritable, span.start, key=itemgetter(0)) - 1  # a tool call may have very many
+        return at >= 0 and span.end <= self.rewritable[at][1]
 
 
 class Check(Protocol):
@@ -71,6 +100,15 @@ class Versioned(Protocol):
 
 
 @runtime_checkable
+class Calibrated(Protocol):
+    """A check whose scores were made probabilities on labelled texts: beyond the scores of those nobody knows."""
+
+    def reach(self, category: str) -> tuple[float, float] | None:
+        """Return the lowest and the highest score that those texts of the category had; None where there were none."""
+        ...
+
+
+@runtime_checkable
 class Warm(Protocol):
     """A check with something to load: done before the first exchange, so that none has to wait for it."""
 
@@ -86,3 +124,22 @@ class UnknownCheck(LookupError):
 def load_checks() -> Mapping[str, Check]:
     """Instantiate every installed check: `ringfence.checks` entry points name zero-argument factories."""
     return {point.name: cast(Check, point.load()()) for point in entry_points(group=ENTRY_POINTS)}
+
+
+def own_checks(wanted: Iterable[OwnCheck]) -> Mapping[str, Check]:
+    """Make the checks that a policy brings along: `ringfence.kinds` entry points name who makes a kind.
+
+    Returns:
+        them by names of their own, so that one whose category an installed check has does not take its place unseen.
+
+    Raises:
+        PolicyError: one cannot be made as the policy has it.
+    """
+    return {f"checks.{check.category}": _made(check) for check in wanted}
+
+
+@lru_cache(maxsize=256)
+def _made(wanted: OwnCheck) -> Check:
+    # Kept, so that a policy that is read again does not learn its examples anew, or forget a judge's verdicts.
+    makers = {point.name: point for point in entry_points(group=KINDS)}
+    return cast(Check, makers[wanted.kind].load()(wanted))

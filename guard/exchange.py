@@ -140,10 +140,15 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whose exchange it is."""
+    """Whose exchange it is.
+
+    Attributes:
+        user: whom the request names as its user, in whatever words the caller has for that; on no record.
+    """
 
     tenant: str = "default"
     key: str = ""
+    user: str = ""
 
 
 @dataclass(slots=True)
@@ -177,6 +182,22 @@ class Exchange:
     receipt: str = ""
 
     @property
+    def who(self) -> dict[str, str]:
+        """What a policy's scopes ask for."""
+        return {
+            "tenant": self.subject.tenant,
+            "key": self.subject.key,
+            "model": self.model,
+            "route": self.dialect,
+        }
+
+    @property
     def prompt(self) -> str:
         """The last thing the user said; empty where the user said nothing."""
         return next((p.text for p in reversed(self.request) if p.kind is Kind.TEXT and p.role == "user"), "")
+
+    @property
+    def system(self) -> str:
+        """What the operator told the model: the system and developer messages, one per line."""
+        told = [p.text for p in self.request if p.kind is Kind.TEXT and p.role in ("system", "developer")]
+        return "\n".join(told)

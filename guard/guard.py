@@ -7,17 +7,21 @@ The proxy and the decorator both walk it; so does anything else that wants to.
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path as FilePath
 from typing import Any, Protocol
 
 from ringfence.guard.actions import rewrite_body
 from ringfence.guard.audit.record import Body, Receipt, record_of
 from ringfence.guard.audit.store import StoreError
-from ringfence.guard.check import Check, Finding, Passage, Span, Versioned, Warm, load_checks
+from ringfence.guard.check import Check, Finding, Passage, Span, Versioned, Warm, load_checks, own_checks
 from ringfence.guard.exchange import Coverage, Exchange, Judged, Kind, Part, Path
+from ringfence.guard.history import History
 from ringfence.guard.pipeline import Pipeline
+from ringfence.guard.placeholders import Originals, Restorer, about_others, numbered, originals, restored
 from ringfence.guard.stream import StreamGuard
 from ringfence.policies.load import load_policy
+from ringfence.policies.overlay import about, effective
 from ringfence.policies.types import Action, Decision, Exemption, Policy, Stage
 
 log = logging.getLogger(__name__)
@@ -58,6 +62,7 @@ class Guard:
         policy: a policy, the path of one, or None for the one that ships.
         checks: by name; None for every installed one.
         store: where the record of each exchange goes; None keeps none.
+        history: what was counted so far, where another guard did so before.
 
     Raises:
         PolicyError: the policy file is wrong.
@@ -70,16 +75,32 @@ class Guard:
         *,
         checks: Mapping[str, Check] | None = None,
         store: Memory | None = None,
+        history: History | None = None,
     ) -> None:
         self.policy = policy if isinstance(policy, Policy) else load_policy(FilePath(policy) if policy else None)
-        self.pipeline = Pipeline(self.policy, load_checks() if checks is None else checks)
+        self._checks = {**(load_checks() if checks is None else checks), **own_checks(self.policy.checks)}
+        self.pipeline = Pipeline(self.policy, self._checks)
+        self._pipelines: dict[tuple[str, ...], Pipeline] = {(): self.pipeline}
+        for overlay in self.policy.overlays:
+            self._pipeline((overlay.id,))  # what is wrong with one is said now, not at its first exchange
+        self.history = history or History()
         self.store = store
 
     def warm(self) -> None:
         """Load what the checks need, so that the first exchange does not wait for it."""
-        for check in self.pipeline.checks:
-            if isinstance(check, Warm):
-                check.warm()
+        for pipeline in self._pipelines.values():
+            for check in pipeline.checks:
+                if isinstance(check, Warm):
+                    check.warm()
+
+    def pipeline_of(self, exchange: Exchange) -> Pipeline:
+        """Return what judges an exchange: the policy with the overlays that are about it."""
+        return self._pipeline(about(self.policy, exchange.who)) if self.policy.overlays else self.pipeline
+
+    def _pipeline(self, applied: tuple[str, ...]) -> Pipeline:
+        if applied not in self._pipelines:  # two threads may both make it; they make the same
+            self._pipelines[applied] = Pipeline(effective(self.policy, applied), self._checks, self.pipeline.pool)
+        return self._pipelines[applied]
 
     def check(self, text: str, stage: Stage = Stage.INPUT, prompt: str = "") -> Decision:
         """Judge one text by itself; no record is kept.
@@ -108,43 +129,34 @@ class Guard:
         judged = [(i, p) for i, p in enumerate(parts) if p.kind.is_text and p.role not in exempt]
         # Without a span: nothing in it can be rewritten, so a rule that asks for that blocks.
         unread = [Finding("guard", UNJUDGED[p.kind], 1.0, detail=p.where) for p in parts if not p.kind.is_text]
-        decision = self.pipeline.judge(
+        pipeline = self.pipeline_of(exchange)
+        decision = pipeline.judge(
             Stage.INPUT,
             [_passage(p, i, Stage.INPUT, exchange.prompt if p.role == "assistant" else "") for i, p in judged],
-            known=unread,
+            known=[*unread, *self.history.findings(self.policy.counters, exchange.subject)],
+            who=exchange.who,
         )
+        decision = numbered(decision, exchange, dict(judged), pipeline.policy.rules)
         exchange.decisions.append(decision)
-        exchange.revisions |= {c.name: c.revision for c in self.pipeline.checks if isinstance(c, Versioned)}
-        exchange.coverage = [self._coverage_of(part, exempt.get(part.role), decision) for part in parts]
+        exchange.revisions |= {c.name: c.revision for c in pipeline.checks if isinstance(c, Versioned)}
+        exchange.coverage = [_coverage_of(part, exempt.get(part.role), decision, pipeline) for part in parts]
         if decision.action is Action.REWRITE and exchange.body:
             exchange.body = rewrite_body(exchange.body, parts, decision)
         return decision
-
-    def _coverage_of(self, part: Part, exemption: Exemption | None, decision: Decision) -> Coverage:
-        if not part.kind.is_text:
-            return Coverage(part.where, Judged.UNJUDGED, f"no check reads {part.kind}")
-        if exemption:
-            return Coverage(part.where, Judged.EXEMPT, f"{exemption.origin}: {exemption.why}")
-        return self.coverage(part.where, decision)
-
-    def coverage(self, where: str, decision: Decision) -> Coverage:
-        """Say of one text that a decision is about whether it was judged."""
-        if decision.errors:
-            return Coverage(where, Judged.UNJUDGED, "; ".join(decision.errors))
-        if not self.pipeline.reads(decision.stage):
-            return Coverage(where, Judged.UNJUDGED, f"no rule of the policy has a check read the {decision.stage}")
-        return Coverage(where, Judged.JUDGED)
 
     def open_reply(self, exchange: Exchange) -> "ReplyGuard":
         """Return the guard for the reply to this exchange."""
         return ReplyGuard(self, exchange)
 
     def record(self, exchange: Exchange) -> Receipt | None:
-        """Remember the exchange; None where nothing is remembered.
+        """Count what its rules did, and remember the exchange; None where nothing is remembered.
 
         Raises:
             StoreError: the record could not be written, and the policy requires that it is.
         """
+        fired = {rule for d in exchange.decisions for rule in (*d.rules, *d.logged, *d.shadow)}
+        self.history.note(self.policy.counters, exchange.subject, fired)
+        exchange.revisions["policy"] = self.policy.revision  # also where nothing came to be decided
         if self.store is None:
             return None
         try:
@@ -168,7 +180,9 @@ class ReplyGuard:
     def __init__(self, guard: Guard, exchange: Exchange) -> None:
         self._guard = guard
         self._exchange = exchange
+        self._pipeline = guard.pipeline_of(exchange)
         self._streams: dict[Path, tuple[Kind, StreamGuard]] = {}
+        self._restorers: dict[Path, Restorer] = {}
         self._wholes: list[tuple[Part, Decision]] = []
         self.stopped: Decision | None = None
 
@@ -176,6 +190,7 @@ class ReplyGuard:
         """Take more of the text at `path` of the reply."""
         if path not in self._streams:
             self._streams[path] = (kind, StreamGuard(self._guard.policy.stream))
+            self._restorers[path] = Restorer(self._originals)
         self._streams[path][1].feed(text)
 
     def due(self, path: Path) -> bool:
@@ -205,10 +220,12 @@ class ReplyGuard:
         window = stream.window()
         if window is None:
             return ""
-        passage = Passage(Stage.OUTPUT, "assistant", window.text, self._exchange.prompt)
-        released = stream.settle(window, self._guard.pipeline.judge(Stage.OUTPUT, [passage]))
+        passage = Passage(
+            Stage.OUTPUT, "assistant", window.text, self._exchange.prompt, self._exchange.system, before=window.start
+        )
+        released = stream.settle(window, self._judge(passage))
         self.stopped = stream.stopped
-        return released
+        return "" if self.stopped else self._restorers[path].feed(released, last=window.last)
 
     def paths(self) -> Iterable[Path]:
         """The paths fed so far, in order of first appearance."""
@@ -220,12 +237,25 @@ class ReplyGuard:
         Args:
             body: what the paths of the part's pieces lead into. It may leave only while `stopped` is None.
         """
-        passage = _passage(part, 0, Stage.OUTPUT, self._exchange.prompt)
-        decision = self._guard.pipeline.judge(Stage.OUTPUT, [passage])
+        passage = _passage(part, 0, Stage.OUTPUT, self._exchange.prompt, self._exchange.system)
+        decision = self._judge(passage)
         self._wholes.append((part, decision))
         if decision.action is Action.BLOCK:
             self.stopped = decision
-        return rewrite_body(body, [part], decision) if decision.action is Action.REWRITE else body
+        body = rewrite_body(body, [part], decision) if decision.action is Action.REWRITE else body
+        return restored(body, self._originals) if self._originals else body
+
+    @cached_property
+    def _originals(self) -> Originals:
+        # Not before the request was judged: a reply is opened earlier than that.
+        return originals(self._exchange, self._pipeline.policy.rules)
+
+    def _judge(self, passage: Passage) -> Decision:
+        """Judge what the model wrote: its placeholders as they are, what they stand for being the caller's own."""
+        findings = self._pipeline.find(Stage.OUTPUT, [passage], who=self._exchange.who)
+        return self._pipeline.decide(
+            Stage.OUTPUT, [passage], about_others(tuple(findings), passage.text, self._originals)
+        )
 
     def finish(self) -> None:
         """Write parts, coverage and decisions of the reply into the exchange; once, when nothing more will come."""
@@ -237,12 +267,12 @@ class ReplyGuard:
                 why = "it came, but was neither judged nor released"
                 self._remember(part, None, Coverage(part.where, Judged.UNJUDGED, why))
                 continue
-            coverage = self._guard.coverage(part.where, stream.decision)
+            coverage = _coverage(part.where, stream.decision, self._pipeline)
             if more := len(stream.text) - stream.judged:
                 coverage = replace(coverage, why=f"{more} more characters came, neither judged nor released")
             self._remember(part, stream.decision, coverage)
         for part, decision in self._wholes:
-            self._remember(part, decision, self._guard.coverage(part.where, decision))
+            self._remember(part, decision, _coverage(part.where, decision, self._pipeline))
 
     def _remember(self, part: Part, decision: Decision | None, coverage: Coverage) -> None:
         if decision is not None:
@@ -251,9 +281,27 @@ class ReplyGuard:
         self._exchange.coverage.append(coverage)
 
 
-def _passage(part: Part, index: int, stage: Stage, prompt: str = "") -> Passage:
+def _passage(part: Part, index: int, stage: Stage, prompt: str = "", system: str = "") -> Passage:
     rewritable = tuple((piece.start, piece.end) for piece in part.pieces if piece.path is not None)
-    return Passage(stage, part.role, part.text, prompt, index, rewritable if part.pieces else None)
+    voice = "tool_call" if part.kind is Kind.TOOL_CALL else part.role
+    return Passage(stage, part.role, part.text, prompt, system, index, rewritable if part.pieces else None, voice=voice)
+
+
+def _coverage_of(part: Part, exemption: Exemption | None, decision: Decision, pipeline: Pipeline) -> Coverage:
+    if not part.kind.is_text:
+        return Coverage(part.where, Judged.UNJUDGED, f"no check reads {part.kind}")
+    if exemption:
+        return Coverage(part.where, Judged.EXEMPT, f"{exemption.origin}: {exemption.why}")
+    return _coverage(part.where, decision, pipeline)
+
+
+def _coverage(where: str, decision: Decision, pipeline: Pipeline) -> Coverage:
+    """Say of one text that a decision is about whether it was judged."""
+    if decision.errors:
+        return Coverage(where, Judged.UNJUDGED, "; ".join(decision.errors))
+    if not pipeline.reads(decision.stage):
+        return Coverage(where, Judged.UNJUDGED, f"no rule of the policy has a check read the {decision.stage}")
+    return Coverage(where, Judged.JUDGED)
 
 
 def _at_part(decision: Decision, part: int) -> Decision:

@@ -10,9 +10,10 @@ from types import MappingProxyType
 from ringfence.guard.check import Finding, Passage
 from ringfence.guard.classifier.files import read_path
 from ringfence.guard.classifier.rows import Row, RowError, exchange_of, zero_or_one
-from ringfence.policies.decide import alone, covers
+from ringfence.policies.decide import alone
 from ringfence.policies.fit import Scored
 from ringfence.policies.types import Rule, Stage
+from ringfence.policies.words import covers
 
 FIELDS: Mapping[tuple[str, Stage], str] = MappingProxyType(
     {

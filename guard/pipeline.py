@@ -4,18 +4,23 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Overrun
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from time import monotonic
 
 from ringfence.guard.check import Check, Finding, Passage, UnknownCheck, Versioned
+from ringfence.guard.classifier.language import language
+from ringfence.guard.exceptions import Exceptions, Who
 from ringfence.policies.decide import decide
 from ringfence.policies.document import PolicyError, Problem
-from ringfence.policies.types import Decision, Policy, Rule, Stage
+from ringfence.policies.types import Condition, Decision, Degrade, Policy, Rule, Stage
+from ringfence.policies.words import root
 
 log = logging.getLogger(__name__)
 
-BUILT_IN = frozenset({"unjudged"})
-"""Roots that no check answers for: what nobody can read is found by whoever lists the parts of an exchange."""
+BUILT_IN = frozenset({"unjudged", "count"})
+"""Roots that no check answers for: whoever lists the parts of an exchange finds what nobody can read, and a history
+what was counted."""
 
 
 class Pipeline:
@@ -24,82 +29,143 @@ class Pipeline:
     Args:
         policy: what to decide by.
         checks: every check there is, by name; only those behind a rule of the stage are run.
+        pool: the threads that checks run on; of its own where None.
 
     Raises:
         UnknownCheck: a rule looks at a category that no check answers for, or two checks answer for one.
-        PolicyError: a threshold was fitted to the scores of another revision of its check.
+        PolicyError: a threshold was fitted to the scores of another revision of its check; an exception's pattern is
+            none.
     """
 
-    def __init__(self, policy: Policy, checks: Mapping[str, Check]) -> None:
+    def __init__(self, policy: Policy, checks: Mapping[str, Check], pool: ThreadPoolExecutor | None = None) -> None:
         self.policy = policy
         owners = self._owners = _owners(checks.values())
         for rule in policy.rules:
-            if _root(rule.category) not in owners.keys() | BUILT_IN:
-                known = ", ".join(sorted(owners.keys() | BUILT_IN))
-                raise UnknownCheck(
-                    f"{rule.origin}: rule '{rule.id}' looks at category '{rule.category}', "
-                    f"which no check answers for; known categories: {known}"
-                )
+            for category in categories_of(rule):
+                if root(category) not in owners.keys() | BUILT_IN:
+                    known = ", ".join(sorted(owners.keys() | BUILT_IN))
+                    raise UnknownCheck(
+                        f"{rule.origin}: rule '{rule.id}' looks at category '{category}', "
+                        f"which no check answers for; known categories: {known}"
+                    )
         if problems := list(_unfitted(policy.rules, owners)):
             raise PolicyError(problems)
-        self._checks: dict[Stage, list[tuple[Check, tuple[str, ...]]]] = {}
-        for stage in Stage:
-            wanted: dict[str, list[str]] = {}
-            for rule in policy.rules:
-                if stage in rule.stages and (owner := owners.get(_root(rule.category))):
-                    wanted.setdefault(owner.name, []).append(rule.category)
-            self._checks[stage] = [
-                (check, tuple(dict.fromkeys(wanted[check.name]))) for check in checks.values() if check.name in wanted
-            ]
-        # A check that hangs keeps its thread; the pool is wide so that it takes many to stop the others,
-        # and when they are all gone every check overruns, which fails closed.
-        self._pool = ThreadPoolExecutor(max_workers=32, thread_name_prefix="check")
+        self._exceptions = Exceptions(policy.exceptions)
+        self._speaks_several = any(isinstance(m, Mapping) for m in (policy.message, *(r.message for r in policy.rules)))
+        self._orders = {stage: tuple(_orders(policy, stage, checks.values(), owners)) for stage in Stage}
+        self.pool = pool or new_pool()
 
     @property
     def checks(self) -> list[Check]:
         """The checks behind at least one rule."""
-        return list({check.name: check for stage in self._checks.values() for check, _ in stage}.values())
+        return list({order.check.name: order.check for stage in self._orders.values() for order in stage}.values())
 
     def check_of(self, category: str) -> Check | None:
         """Return the check that answers for a category; None for what no check reads."""
-        return self._owners.get(_root(category))
+        return self._owners.get(root(category))
 
     def reads(self, stage: Stage) -> bool:
         """Whether any check reads texts of this stage: where no rule asks for one, nothing is judged."""
-        return bool(self._checks[stage])
+        return bool(self._orders[stage])
 
-    def judge(self, stage: Stage, passages: Sequence[Passage], known: Sequence[Finding] = ()) -> Decision:
-        """Run the stage's checks over the passages and decide.
+    def judge(
+        self, stage: Stage, passages: Sequence[Passage], known: Sequence[Finding] = (), who: Who | None = None
+    ) -> Decision:
+        """Run the stage's checks over the passages and decide; see `find` and `decide`."""
+        return self.decide(stage, passages, self.find(stage, passages, known, who))
+
+    def find(
+        self, stage: Stage, passages: Sequence[Passage], known: Sequence[Finding] = (), who: Who | None = None
+    ) -> list[Finding]:
+        """Run the stage's checks over the passages.
 
         Args:
-            known: findings made elsewhere (parts that nobody can read), decided together with the rest.
+            known: findings made elsewhere (parts that nobody can read), which come first.
+            who: whose exchange it is, for exceptions that are about some.
 
         Returns:
-            the decision; spans of its findings and rewrites carry the part index of their passage. A check that
-            raises or overruns `limits.check_seconds` becomes one finding with an error for each category asked of it.
+            the findings; their spans carry the part index of their passage. A check that raises or overruns its time
+            becomes one finding with an error for each category asked of it.
         """
-        deadline = monotonic() + self.policy.limits.check_seconds
-        passages = [replace(passage, until=deadline) for passage in passages]
+        now = monotonic()
         running = [
-            (check, categories, self._pool.submit(_read, check, passages))
-            for check, categories in self._checks[stage]
+            (order, self.pool.submit(_read, order.check, [replace(p, until=now + order.seconds) for p in passages]))
+            for order in self._orders[stage]
             if passages
         ]
         findings = list(known)
-        for check, categories, future in running:
-            findings.extend(_settle(check, categories, future, deadline))
-        return decide(self.policy, stage, findings)
+        for order, future in running:
+            findings.extend(_settle(order, future, now + order.seconds))
+        if self.policy.exceptions:
+            findings = self._exceptions.mark(findings, passages, who or {}, datetime.now(UTC).date())
+        return findings
+
+    def decide(self, stage: Stage, passages: Sequence[Passage], findings: Sequence[Finding]) -> Decision:
+        """Have the policy decide on what was found in the passages, and tell the caller in the user's language."""
+        return decide(self.policy, stage, findings, self._language(stage, passages))
+
+    def _language(self, stage: Stage, passages: Sequence[Passage]) -> str:
+        """Return the language of what the user said, where that matters; empty where it cannot be told."""
+        if not (self._speaks_several and passages):
+            return ""
+        said = [p.text for p in passages if p.role == "user"] if stage is Stage.INPUT else [passages[-1].prompt]
+        return (language(said[-1]) if said else None) or ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """One check to run at a stage, the categories that rules ask of it, and how long it may take."""
+
+    check: Check
+    categories: tuple[str, ...]
+    seconds: float
+
+
+def new_pool() -> ThreadPoolExecutor:
+    """Return threads to run checks on.
+
+    A check that hangs keeps its thread; the pool is wide so that it takes many to stop the others, and when they are
+    all gone every check overruns, which fails closed.
+    """
+    return ThreadPoolExecutor(max_workers=32, thread_name_prefix="check")
+
+
+def _orders(policy: Policy, stage: Stage, checks: Iterable[Check], owners: Mapping[str, Check]) -> Iterator[_Order]:
+    asking = [(rule, category) for rule in policy.rules if stage in rule.stages for category in categories_of(rule)]
+    for check in checks:
+        mine = [(rule, category) for rule, category in asking if owners.get(root(category)) is check]
+        if mine:
+            budgets = [rule.seconds for rule, _ in mine if rule.seconds is not None]
+            categories = tuple(dict.fromkeys(category for _, category in mine))
+            yield _Order(check, categories, min([*budgets, policy.limits.check_seconds]))
+
+
+def categories_of(rule: Rule) -> Iterator[str]:
+    """Yield every category that has to be looked for so that the rule can be decided."""
+    yield rule.category
+    if isinstance(rule.on_error, Degrade):
+        yield rule.on_error.degrade
+    if rule.when:
+        yield from _named(rule.when)
+
+
+def _named(condition: Condition) -> Iterator[str]:
+    if condition.category is not None:
+        yield condition.category
+    for inner in (*(condition.any or ()), *(condition.all or ()), *([condition.not_] if condition.not_ else ())):
+        yield from _named(inner)
 
 
 def _owners(checks: Iterable[Check]) -> dict[str, Check]:
     owners: dict[str, Check] = {}
     for check in checks:
-        for root in check.categories:
-            if other := owners.get(root):
+        for category in check.categories:
+            if other := owners.get(category):
                 raise UnknownCheck(
-                    f"the checks '{other.name}' and '{check.name}' both answer for category '{root}'; uninstall one"
+                    f"the checks '{other.name}' and '{check.name}' both answer for category '{category}'; "
+                    "uninstall one, or give the policy's own another category"
                 )
-            owners[root] = check
+            owners[category] = check
     return owners
 
 
@@ -110,7 +176,7 @@ def revision_of(check: Check | None) -> str | None:
 
 def _unfitted(rules: Iterable[Rule], owners: Mapping[str, Check]) -> Iterator[Problem]:
     for rule in rules:
-        if rule.fitted and (now := revision_of(owners.get(_root(rule.category)))) != (then := rule.fitted.guard):
+        if rule.fitted and (now := revision_of(owners.get(root(rule.category)))) != (then := rule.fitted.guard):
             what = f"the threshold of rule '{rule.id}' was fitted to scores of revision {_brief(then)} of its check"
             hint = "fit anew with `ringfence policy fit`"
             yield Problem(rule.origin, f"{what}, and revision {_brief(now)} is in use; {hint}")
@@ -120,34 +186,29 @@ def _brief(revision: str | None) -> str:
     return revision[:16] if revision else "none"
 
 
-def _root(category: str) -> str:
-    return category.split(".", 1)[0]
-
-
 def _read(check: Check, passages: Sequence[Passage]) -> list[Finding]:
     return [
         replace(
             finding,
             spans=tuple(replace(span, part=passage.part) for span in finding.spans),
             rewritable=all(map(passage.can_rewrite, finding.spans)),
+            role=passage.voice,
         )
         for passage in passages
         for finding in check.find(passage)
     ]
 
 
-def _settle(
-    check: Check, categories: Sequence[str], future: Future[list[Finding]], deadline: float
-) -> Iterator[Finding]:
+def _settle(order: _Order, future: Future[list[Finding]], deadline: float) -> Iterator[Finding]:
     try:
         yield from future.result(timeout=max(0.0, deadline - monotonic()))
         return
     except Overrun as overrun:
         future.cancel()
-        error = str(overrun) or "took longer than limits.check_seconds"
+        error = str(overrun) or f"took longer than its {order.seconds:g} s (limits.check_seconds, or a rule's seconds)"
     except Exception as failure:
         # Its words may quote the text; the record must not, and the server's log is the operator's own.
-        log.exception("check '%s' failed", check.name)
+        log.exception("check '%s' failed", order.check.name)
         error = f"failed with {type(failure).__name__}"
-    for category in categories:
-        yield Finding(check=check.name, category=category, score=0.0, error=error)
+    for category in order.categories:
+        yield Finding(check=order.check.name, category=category, score=0.0, error=error)

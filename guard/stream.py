@@ -172,6 +172,7 @@ def _together(verdicts: list[Decision], rewrites: list[Rewrite]) -> Decision:
         logged=tuple(rule for rule in fired if rule not in rules),
         unanswered={rule: asked for v in verdicts for rule, asked in v.unanswered.items()},
         shadow={rule: would for v in verdicts for rule, would in v.shadow.items()},
+        excepted={rule: exception for v in verdicts for rule, exception in v.excepted.items() if rule not in fired},
         findings=_best(f for v in verdicts for f in v.findings),
         rewrites=tuple(rewrites),
         errors=tuple(dict.fromkeys(error for v in verdicts for error in v.errors)),

@@ -3,17 +3,19 @@
 Knows no check and no pipeline: who judges is handed in.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated
 
 from pydantic import BeforeValidator, WithJsonSchema
 
-from ringfence.policies.decide import covers
 from ringfence.policies.document import read_document
-from ringfence.policies.types import STRICT_KEYS, Action, Decision, Name, Origin, Policy, Rule, Stage, Written
+from ringfence.policies.types import Action, Decision, Policy, Rule, Stage
+from ringfence.policies.words import STRICT_KEYS, Name, Origin, Written, root
 
 Judge = Callable[[Stage, str, str], tuple[Decision, str]]
 """Judges `(stage, text, prompt)`; returns the decision and the text as rewritten by it."""
@@ -30,6 +32,9 @@ Pieces = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
 """Text, or a list of pieces put together without a gap: a key in two pieces alarms no scanner of repositories."""
+
+UNREAD = frozenset({"unjudged", "count"})
+"""Roots that no text is of, so that no case can show their rules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +86,12 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A case, what came of it, and how that differs from what must."""
+    """A case, what came of it, how that differs from what must, and how many seconds judging took."""
 
     case: Case
     outcome: Outcome
     difference: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,20 @@ class Suite:
 
     policy: Policy
     cases: tuple[Case, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How many cases show what the rules over one root category do.
+
+    Attributes:
+        caught: cases that name one of these rules under `expect.rules`; or that name none and expect more than `allow`,
+            in a file about rules over this root alone.
+        left_alone: cases that expect `allow` and name no rule, in a file about these rules among others perhaps.
+    """
+
+    caught: int
+    left_alone: int
 
 
 def cases_beside(path: Path) -> Path:
@@ -132,22 +152,40 @@ def suites_of(policy: Policy, path: Path | None = None) -> Iterator[Suite]:
         yield Suite(policy, read_cases(cases_beside(path)))
 
 
-def run_cases(cases: Iterable[Case], judge: Judge) -> Iterator[Result]:
+def run_cases(cases: Iterable[Case], judge: Judge, clock: Callable[[], float] = perf_counter) -> Iterator[Result]:
     """Judge each case and compare."""
     for case in cases:
+        started = clock()
         decision, rewritten = judge(case.stage, case.text, case.prompt)
+        seconds = clock() - started
         if decision.errors:
-            yield Result(case, Outcome.ERROR, "; ".join(decision.errors))
+            yield Result(case, Outcome.ERROR, "; ".join(decision.errors), seconds)
         elif difference := "; ".join(_differences(case.expect, decision, rewritten)):
-            yield Result(case, Outcome.FAIL, difference)
+            yield Result(case, Outcome.FAIL, difference, seconds)
         else:
-            yield Result(case, Outcome.PASS)
+            yield Result(case, Outcome.PASS, seconds=seconds)
 
 
 def without_cases(policy: Policy, suites: Sequence[Suite]) -> list[Rule]:
     """Return the rules that no case names under `expect.rules`; of what nobody can read there are no cases."""
     named = {rule_id for suite in suites for case in suite.cases for rule_id in case.expect.rules}
-    return [rule for rule in policy.rules if rule.id not in named and not covers("unjudged", rule.category)]
+    return [rule for rule in policy.rules if rule.id not in named and root(rule.category) not in UNREAD]
+
+
+def coverage_of(policy: Policy, suites: Sequence[Suite]) -> dict[str, Shown]:
+    """Count the cases of each root category that the policy's rules look at, in the order of its rules."""
+    root_of = {rule.id: root(rule.category) for rule in policy.rules}
+    caught, left_alone = Counter[str](), Counter[str]()
+    for suite in suites:
+        roots = {root(rule.category) for rule in suite.policy.rules}
+        for case in suite.cases:
+            if named := {root_of[rule_id] for rule_id in case.expect.rules if rule_id in root_of}:
+                caught.update(named)
+            elif case.expect.action is Action.ALLOW:
+                left_alone.update(roots)
+            elif len(roots) == 1:
+                caught.update(roots)
+    return {name: Shown(caught[name], left_alone[name]) for name in root_of.values() if name not in UNREAD}
 
 
 def _differences(expect: Expected, decision: Decision, rewritten: str) -> Iterator[str]:

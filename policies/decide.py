@@ -1,47 +1,86 @@
 """Says what a policy makes of findings. Pure: precedence, defaults and error rules live here and nowhere else."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from ringfence.policies.types import Action, Decision, Finding, Policy, Rewrite, Rule, Span, Stage
+from ringfence.policies.types import (
+    Action,
+    Condition,
+    Decision,
+    Degrade,
+    Finding,
+    Message,
+    Policy,
+    Rewrite,
+    Rule,
+    RuleException,
+    Span,
+    Stage,
+)
+from ringfence.policies.words import covers, lineage
 
 
-def decide(policy: Policy, stage: Stage, findings: Iterable[Finding]) -> Decision:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What one rule asks for, having fired on `on`, or because it was left open: then on nothing."""
+
+    rule: Rule
+    action: Action
+    on: tuple[Finding, ...] = ()
+
+
+def decide(policy: Policy, stage: Stage, findings: Iterable[Finding], language: str = "") -> Decision:
     """Return what the policy says about one stage, given what the checks found.
 
-    A rule looks at findings of its own category and of those below it, and fires where a score reaches its
-    threshold. Where the check behind its category could not answer, it asks for its `on_error`, and has not fired. The
-    strongest action asked for wins, whatever the order of the rules; shadow rules are recorded and change nothing.
+    A rule looks at findings of its own category and of those below it, in texts of its roles, and fires where a score
+    reaches its threshold and its condition holds. Where a check behind it could not answer, so that nobody can say
+    whether it would have fired, it asks for its `on_error`, and has not fired. The strongest action asked for wins,
+    whatever the order of the rules; shadow rules are recorded and change nothing.
+
+    Args:
+        language: ISO 639 code of the language to tell the caller in, where a message comes in several.
     """
     found = tuple(findings)
-    looking = [rule for rule in policy.rules if stage in rule.stages]
-    fired = [(rule, strongest(asks)) for rule in looking if (asks := list(_asks(rule, found)))]
-    left_open = [(rule, rule.on_error) for rule in looking if any(_leaves_open(rule, finding) for finding in found)]
-    live = [(rule, action) for rule, action in fired if not rule.shadow]
-    unanswered = {rule.id: action for rule, action in left_open if not rule.shadow}
-    winner = strongest([Action.ALLOW, *(action for _, action in live), *unanswered.values()])
-    deciding = [rule for rule, action in live if action is winner]
-    rewriting = [rule for rule, _ in live if rule.action is Action.REWRITE]
-    weakest_first = sorted((*fired, *left_open), key=lambda one: one[1].strength)
-    blocked = winner is Action.BLOCK
+    touched, seen, failed, spared = _gather(policy, stage, found)
+    fired: list[_Asked] = []
+    left_open: list[_Asked] = []
+    for rule in touched:
+        on, holds = seen.get(rule.id, ()), True if rule.when is None else _holds(rule.when, found)
+        if on and holds:
+            fired.append(_Asked(rule, strongest(_asks(rule, finding) for finding in on), tuple(on)))
+        if (rule.id in failed and holds is not False) or (on and holds is None):
+            left_open.append(_Asked(rule, _on_error(rule, found)))
+    live = [one for one in fired if not one.rule.shadow]
+    unanswered = {one.rule.id: one.action for one in left_open if not one.rule.shadow}
+    winner = strongest([Action.ALLOW, *(one.action for one in live), *unanswered.values()])
+    deciding = sorted((one for one in live if one.action is winner), key=_surest_first)
     return Decision(
         stage=stage,
         action=winner,
-        rules=tuple(rule.id for rule in deciding),
-        logged=tuple(rule.id for rule, action in live if action is not winner),
+        rules=tuple(one.rule.id for one in deciding),
+        logged=tuple(one.rule.id for one in sorted(live, key=_surest_first) if one.action is not winner),
         unanswered=unanswered,
-        shadow={rule.id: action for rule, action in weakest_first if rule.shadow},
+        shadow={
+            one.rule.id: one.action
+            for one in sorted((*fired, *left_open), key=lambda one: one.action.strength)
+            if one.rule.shadow
+        },
+        excepted=spared,
+        overlays=policy.applied,
         findings=found,
-        rewrites=tuple(_disjoint(_rewrites(rewriting, found))),
+        rewrites=tuple(_disjoint(_rewrites(one for one in live if one.rule.action is Action.REWRITE))),
         errors=tuple(dict.fromkeys(f"{f.check}: {f.error}" for f in found if f.error is not None)),
-        message=next((rule.message for rule in deciding if rule.message), policy.message) if blocked else "",
+        message=_message(policy, deciding, language) if winner is Action.BLOCK else "",
         revision=policy.revision,
     )
 
 
-def alone(rule: Rule, stage: Stage, findings: Iterable[Finding]) -> Decision:
+def alone(
+    rule: Rule, stage: Stage, findings: Iterable[Finding], exceptions: tuple[RuleException, ...] = ()
+) -> Decision:
     """Return what one rule by itself says, in shadow or not."""
-    return decide(Policy(rule.id, (replace(rule, shadow=False),)), stage, findings)
+    return decide(Policy(rule.id, (replace(rule, shadow=False),), exceptions=exceptions), stage, findings)
 
 
 def reasons(decision: Decision) -> tuple[str, ...]:
@@ -56,37 +95,108 @@ def strongest(actions: Iterable[Action]) -> Action:
     return max(actions, key=lambda action: action.strength)
 
 
-def covers(category: str, other: str) -> bool:
-    """Whether the other category is this one or lies below it: `pii` covers `pii.email`, and not `piiish`."""
-    return other == category or other.startswith(f"{category}.")
+def _gather(
+    policy: Policy, stage: Stage, found: Sequence[Finding]
+) -> tuple[Iterable[Rule], Mapping[str, list[Finding]], set[str], Mapping[str, str]]:
+    """Return the rules that have to do with any finding; by their ids what makes them fire, whose check failed, and
+    because of which exception one does not fire."""
+    touched: dict[str, Rule] = {}
+    seen: dict[str, list[Finding]] = {}
+    failed: set[str] = set()
+    spared: dict[str, str] = {}
+    for finding in found:
+        for rule in _looking(policy, stage, finding):
+            if rule.roles and finding.role and finding.role not in rule.roles:
+                continue
+            if finding.error is not None:
+                failed.add(rule.id)
+            # Written as "not below", so that a score that is not a number fires: fail closed.
+            elif finding.score < rule.threshold:
+                continue
+            elif finding.excepted and (exception := _exception(policy, rule, finding)):
+                spared[rule.id] = min(exception, spared.get(rule.id, exception))
+            else:
+                seen.setdefault(rule.id, []).append(finding)
+            touched[rule.id] = rule
+    return touched.values(), seen, failed, spared
 
 
-def _asks(rule: Rule, findings: Iterable[Finding]) -> Iterator[Action]:
-    for finding in findings:
-        if _fires(rule, finding):
-            # A finding that leaves nothing to rewrite may not pass for a rewritten one.
-            possible = bool(finding.spans) and finding.rewritable
-            yield rule.action if possible or rule.action is not Action.REWRITE else Action.BLOCK
+def _looking(policy: Policy, stage: Stage, finding: Finding) -> Iterator[Rule]:
+    """Yield the rules that a finding concerns: those over its category, or over one above it."""
+    for category in lineage(finding.category):
+        yield from policy.looking.get((stage, category), ())
+    if finding.error is not None:
+        # A check that failed as `pii` has failed for a rule over `pii.email` too.
+        below = f"{finding.category}."
+        yield from (rule for rule in policy.rules if stage in rule.stages and rule.category.startswith(below))
 
 
-def _leaves_open(rule: Rule, finding: Finding) -> bool:
-    # A check that failed as `pii` has failed for a rule over `pii.email` too, and the other way round.
-    related = covers(rule.category, finding.category) or covers(finding.category, rule.category)
-    return finding.error is not None and related
+def _exception(policy: Policy, rule: Rule, finding: Finding) -> str | None:
+    meeting = (one.id for one in policy.exceptions if one.id in finding.excepted and rule.id in one.rules)
+    return min(meeting, default=None)
 
 
-def _fires(rule: Rule, finding: Finding) -> bool:
-    # Written as "not below", so that a score that is not a number fires: fail closed.
-    return finding.error is None and covers(rule.category, finding.category) and not finding.score < rule.threshold
+def _holds(condition: Condition, found: Sequence[Finding]) -> bool | None:
+    """Whether a condition holds; None where a failed check leaves that open (Kleene's three-valued logic)."""
+    if condition.not_ is not None:
+        inner = _holds(condition.not_, found)
+        return None if inner is None else not inner
+    if condition.any is not None:
+        return _either(_holds(one, found) for one in condition.any)
+    if condition.all is not None:
+        none = _either(None if (inner := _holds(one, found)) is None else not inner for one in condition.all)
+        return None if none is None else not none
+    threshold = 0.5 if condition.threshold is None else condition.threshold
+    category = condition.category or ""
+    return _either(_meets(category, threshold, finding) for finding in found)
 
 
-def _rewrites(rules: Sequence[Rule], findings: Iterable[Finding]) -> Iterator[Rewrite]:
-    for finding in findings:
-        for rule in rules:
-            if _fires(rule, finding):
-                name = finding.category.upper().replace(".", "_")
-                text = rule.replacement.replace("{category}", name)
-                yield from (Rewrite(span, text, rule.id) for span in finding.spans)
+def _meets(category: str, threshold: float, finding: Finding) -> bool | None:
+    if finding.error is None:
+        return not finding.score < threshold and covers(category, finding.category)
+    return None if covers(category, finding.category) or covers(finding.category, category) else False
+
+
+def _either(answers: Iterable[bool | None]) -> bool | None:
+    left_open = False
+    for answer in answers:
+        if answer:
+            return True
+        left_open = left_open or answer is None
+    return None if left_open else False
+
+
+def _asks(rule: Rule, finding: Finding) -> Action:
+    # A finding that leaves nothing to rewrite may not pass for a rewritten one.
+    possible = bool(finding.spans) and finding.rewritable
+    return rule.action if possible or rule.action is not Action.REWRITE else Action.BLOCK
+
+
+def _on_error(rule: Rule, found: Sequence[Finding]) -> Action:
+    if not isinstance(rule.on_error, Degrade):
+        return rule.on_error
+    instead = [_meets(rule.on_error.degrade, rule.threshold, finding) for finding in found]
+    if (meets := _either(instead)) is False:
+        return Action.ALLOW
+    # What stood in points at other stretches than the rule's own check would have: nothing to rewrite by.
+    return Action.BLOCK if meets is None or rule.action is Action.REWRITE else rule.action
+
+
+def _surest_first(one: _Asked) -> tuple[float, str]:
+    # What is not a number fires, so it counts as the highest.
+    return -max(math.inf if math.isnan(finding.score) else finding.score for finding in one.on), one.rule.id
+
+
+def _message(policy: Policy, deciding: Iterable[_Asked], language: str) -> str:
+    message: Message = next((one.rule.message for one in deciding if one.rule.message), policy.message)
+    return message if isinstance(message, str) else message.get(language, next(iter(message.values())))
+
+
+def _rewrites(asked: Iterable[_Asked]) -> Iterator[Rewrite]:
+    for one in asked:
+        for finding in one.on:
+            text = one.rule.replacement.replace("{category}", finding.category.upper().replace(".", "_"))
+            yield from (Rewrite(span, text, one.rule.id) for span in finding.spans)
 
 
 def _disjoint(rewrites: Iterable[Rewrite]) -> Iterator[Rewrite]:

@@ -2,29 +2,54 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from difflib import get_close_matches
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from types import UnionType
-from typing import Any, Generic, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic.fields import FieldInfo
 
-from ringfence.policies.types import Origin
+from ringfence.policies.words import NOT_WRITTEN, Origin
 
 T = TypeVar("T")
 Loc = tuple[str | int, ...]
 """The way to a value: `("rules", 0, "threshold")`."""
 
 DEEPEST = 16
-"""Nesting beyond this is no policy; PyYAML composes by recursion, and would run out of stack."""
+"""Nesting beyond this is no policy; reading goes by recursion, and would run out of stack."""
 
-NOT_WRITTEN = ("origin", "fitted")
-"""Fields that are no keys of a file."""
+LARGEST = 5_000_000
+"""Characters; some 30,000 rules. What is read takes a hundred times the room of its text."""
+
+MOST = 100
+"""Problems told at once: nobody reads on, and to guess what each could have meant takes time."""
+
+LONG = 200_000
+"""Characters that Python's parser is given a second for, to say what libyaml could not read."""
+
+MANY = 300
+"""Words among which a mistyped one is not looked for any more."""
+
+LONGEST_NUMBER = 1_000
+"""Digits; to read a number takes time with the square of them."""
+
+UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+"""What YAML may not hold (YAML 1.1, 5.1), and the byte order mark, which may only open a file."""
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml where PyYAML was built with it: some twenty times as fast as the parser in Python."""
+
+TEXT = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:timestamp", "!")
+"""Tags of what stays as it is written."""
 
 KINDS = {
     "string_type": "text in quotes",
@@ -34,6 +59,7 @@ KINDS = {
     "tuple_type": "a list",
     "dict_type": "a mapping",
     "dataclass_type": "a mapping",
+    "date_type": "a date",
 }
 
 
@@ -49,10 +75,16 @@ class Problem:
 
 
 class PolicyError(ValueError):
-    """A policy, pack or case file cannot be used; the text has one line a problem: `FILE:LINE:COLUMN: what`."""
+    """A policy, pack or case file cannot be used; the text has one line a problem: `FILE:LINE:COLUMN: what`.
+
+    Beyond `MOST` problems, the last line says that there are more.
+    """
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(problems)
+        self.problems = tuple(islice(problems, MOST + 1))
+        if len(self.problems) > MOST:
+            *told, more = self.problems
+            self.problems = (*told, Problem(more.origin, "there are more problems from here on"))
         super().__init__("\n".join(map(str, self.problems)))
 
 
@@ -92,30 +124,35 @@ def parse_document(text: str, name: str, kind: type[T]) -> Document[T]:
         kind: any type that pydantic can validate from JSON.
 
     Raises:
-        PolicyError: with every problem of the text.
+        PolicyError: with the problems of the text, in its order.
     """
-    origins: dict[Loc, Origin] = {(): Origin(name)}
-    problems: list[Problem] = []
-    data = _plain(_compose(text, name), (), name, origins, problems)
+    read, problems = _read(text, name)
+    found: list[tuple[Origin, str | _Refusal]] = [(problem.origin, problem.what) for problem in problems]
     try:
         # JSON, because its strict mode is the one that means what a file means: text names an enumeration's
         # member and a list makes a tuple, but "0.5" is no number and "yes" is no boolean.
-        document = Document(TypeAdapter(kind).validate_json(json.dumps(data), strict=True), origins)
+        adapter: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type]  # mypy takes no type for hashable
+        document = Document(adapter.validate_json(json.dumps(read.value), strict=True), read.origins)
     except ValidationError as error:
+        refusals = list(_refusals(error, read.value, kind))
         known = {problem.origin for problem in problems}
-        for detail in error.errors(include_url=False):
-            origin = Document(data, origins).at(*detail["loc"])
+        within = {refusal.loc[:end] for refusal in refusals for end in range(len(refusal.loc))}
+        for refusal in refusals:
             # A list whose items were refused is then also "too short"; that says nothing new.
-            if origin not in known and not (detail["type"] == "too_short" and detail["input"]):
-                problems.append(Problem(origin, _said(detail, kind)))
-    if problems:
-        raise PolicyError(sorted(problems, key=lambda p: (p.origin.line, p.origin.column)))
+            if not (refusal.type == "too_short" and refusal.loc in within):
+                at = read.at(*refusal.loc)
+                found += [] if at in known else [(at, refusal)]
+    if found:
+        found.sort(key=lambda one: (one[0].line, one[0].column))
+        raise PolicyError(Problem(at, what if isinstance(what, str) else _said(what)) for at, what in found)
     return document
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` where a known word is close, otherwise the list of those to choose from."""
+    """Return `; did you mean 'x'?` where a known word is close, otherwise those to choose from; nothing of too many."""
     known = list(known)
+    if len(known) > MANY:
+        return ""
     if close := get_close_matches(str(word), known, n=1):
         return f"; did you mean '{close[0]}'?"
     return f"; choose from: {', '.join(known)}" if known else ""
@@ -128,127 +165,261 @@ def name_of(path: Path) -> str:
     return str(path)
 
 
-class _Refused(yaml.MarkedYAMLError):
-    """YAML, but more of it than a policy needs."""
-
-
-class _Loader(yaml.SafeLoader):
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-        if getattr(event, "anchor", None) is not None:
-            # They make a small file as large as its author likes, and a policy is read by people: refused outright.
-            what = f"anchors and aliases are not allowed ('{event.anchor}'); write the value out"
-            raise _Refused(problem=what, problem_mark=event.start_mark)
-        if self.depth == DEEPEST:
-            what = f"nested deeper than {DEEPEST} levels"
-            raise _Refused(problem=what, problem_mark=event.start_mark)
-        self.depth += 1
-        node: yaml.Node | None = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-
-def _compose(text: str, name: str) -> yaml.Node:
+def _read(text: str, name: str) -> tuple[Document[Any], list[Problem]]:
+    """Return a text as JSON has it, and what in it no JSON can hold; what is not YAML at all is raised."""
+    text = text.removeprefix("\ufeff")
+    if len(text) > LARGEST:
+        raise PolicyError(
+            [Problem(Origin(name), f"{len(text):,} characters are too many; at most {LARGEST:,} are read")]
+        )
+    if bad := UNPRINTABLE.search(text):
+        what = f"character U+{ord(bad[0]):04X} is not allowed in YAML"
+        raise PolicyError([Problem(_after(text[: bad.start()], name), what)])
     try:
-        node: yaml.Node | None = _Loader(text).get_single_node()
+        try:
+            return _Reader(FAST(text), name).document()
+        except yaml.MarkedYAMLError:
+            if len(text) > LONG:
+                raise
+            # The two parsers differ in corners and in words; where one is at a loss, the other has the say.
+            return _Reader(yaml.SafeLoader(text), name).document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         origin = Origin(name, mark.line + 1, mark.column + 1) if mark else Origin(name)
-        problem = error.problem or str(error)
-        what = problem if isinstance(error, _Refused) else _explained(problem)
-        raise PolicyError([Problem(origin, what)]) from None
-    except yaml.reader.ReaderError as error:
-        what = f"character U+{ord(text[error.position]):04X} is not allowed in YAML"
-        raise PolicyError([Problem(_after(text[: error.position], name), what)]) from None
-    if node is None:
-        raise PolicyError([Problem(Origin(name), "the file is empty")])
-    return node
+        raise PolicyError([Problem(origin, _explained(error.problem or str(error)))]) from None
 
 
 def _explained(problem: str) -> str:
     if "'\\t'" in problem:
         return "a tab cannot indent YAML; use spaces"
-    if problem == "but found another document":
-        return "a second document begins here ('---'); a file holds one"
     return f"not YAML: {problem}"
 
 
-def _plain(
-    node: yaml.Node, loc: Loc, name: str, origins: dict[Loc, Origin], problems: list[Problem], at: str = ""
-) -> Any:
-    """Return the node as JSON has it, noting where every piece stands and what no JSON can hold."""
+class _Reader:
+    """Goes once through the events of a text, and notes where every piece stands and what no JSON can hold."""
 
-    def origin(of: yaml.Node) -> Origin:
-        return Origin(name, of.start_mark.line + 1, of.start_mark.column + 1)
+    def __init__(self, loader: Any, name: str, depth: int = 0) -> None:
+        self.loader = loader
+        self.take = loader.get_event
+        self.name = name
+        self.depth = depth
+        self.origins: dict[Loc, Origin] = {(): Origin(name)}
+        self.problems: list[Problem] = []
 
-    origins.setdefault(loc, origin(node))
-    if isinstance(node, yaml.MappingNode):
+    def document(self) -> tuple[Document[Any], list[Problem]]:
+        self.take()  # the stream starts
+        if isinstance(self.take(), yaml.StreamEndEvent):
+            raise PolicyError([Problem(Origin(self.name), "the file is empty")])
+        value = self.value(self.take(), ())
+        self.take()  # the document ends
+        if not isinstance(event := self.take(), yaml.StreamEndEvent):
+            raise self.refused(event, "a second document begins here ('---'); a file holds one")
+        return Document(value, self.origins), self.problems
+
+    def value(self, event: Any, loc: Loc) -> Any:
+        self.admit(event)
+        if isinstance(event, yaml.ScalarEvent):
+            value = self.scalar(event)
+            if value is Ellipsis:
+                # Told at the key, as every other problem of a value is, so that it is told once.
+                what = f"not text, a number, true or false: {_shown(event.value)}"
+                self.problems.append(Problem(self.origins[loc], what))
+                return None
+            return value
+        self.depth += 1
+        value = self.mapping(loc) if isinstance(event, yaml.MappingStartEvent) else self.sequence(loc)
+        self.depth -= 1
+        return value
+
+    def sequence(self, loc: Loc) -> list[Any]:
+        items: list[Any] = []
+        while not isinstance(event := self.take(), yaml.SequenceEndEvent):
+            here = (*loc, len(items))
+            self.origins[here] = self.origin(event)
+            items.append(self.value(event, here))
+        return items
+
+    def mapping(self, loc: Loc) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key is None or not _is_text(key):
-                problems.append(Problem(origin(key_node), "a key must be plain text"))
-            elif key in mapping:
-                first = origins[(*loc, key)]
-                problems.append(
-                    Problem(origin(key_node), f"key '{key}' is repeated; it is already on line {first.line}")
-                )
+        while not isinstance(event := self.take(), yaml.MappingEndEvent):
+            what = self.passed_over(event, mapping, loc)
+            if what is None:
+                here = (*loc, event.value)
+                self.origins[here] = self.origin(event)
+                mapping[event.value] = self.value(self.take(), here)
             else:
-                origins[(*loc, key)] = origin(key_node)
-                mapping[key] = _plain(value_node, (*loc, key), name, origins, problems)
+                self.problems.append(Problem(self.origin(event), what))
+                _Reader(self.loader, self.name, self.depth).value(self.take(), ())
         return mapping
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(item, (*loc, i), name, origins, problems) for i, item in enumerate(node.value)]
-    value = _scalar(node)
-    if value is Ellipsis:
-        # Told at the key, as every other problem of a value is, so that it is told once.
-        problems.append(Problem(origins[loc], f"not text, a number, true or false: {_shown(node.value)}"))
+
+    def passed_over(self, key: Any, mapping: Mapping[str, Any], loc: Loc) -> str | None:
+        """Return why a key and its value are none; a key that is no scalar is read to its end."""
+        if not isinstance(key, yaml.ScalarEvent):
+            _Reader(self.loader, self.name, self.depth).value(key, ())
+            return "a key must be plain text"
+        self.admit(key)
+        if not _is_text(key.value):
+            return "a key must be plain text"
+        if key.value in mapping:
+            return f"key '{key.value}' is repeated; it is already on line {self.origins[*loc, key.value].line}"
         return None
-    return value
 
+    def scalar(self, event: Any) -> Any:
+        """Return text, number, boolean or None; Ellipsis for what cannot be read as any of them."""
+        tag, text = event.tag, event.value
+        if tag is None:
+            tag = self.loader.resolve(yaml.ScalarNode, text, event.implicit)
+        if tag in TEXT:
+            return text if _is_text(text) else Ellipsis
+        if len(text) > LONGEST_NUMBER:
+            return Ellipsis
+        try:
+            value = self.loader.construct_object(yaml.ScalarNode(tag, text))
+        except (yaml.YAMLError, ValueError, OverflowError):
+            return Ellipsis
+        if value is None or isinstance(value, bool):
+            return value
+        # What canonical JSON cannot hold: infinity, not-a-number, integers that a double rounds.
+        return value if isinstance(value, int | float) and abs(value) <= 2**53 else Ellipsis
 
-def _scalar(node: yaml.Node) -> Any:
-    """Return text, number, boolean or None; Ellipsis for what cannot be read as any of them."""
-    constructor = yaml.constructor.SafeConstructor()
-    if node.tag == "tag:yaml.org,2002:timestamp":
-        return node.value
-    try:
-        value = constructor.construct_object(node)
-    except (yaml.YAMLError, ValueError, OverflowError):
-        return Ellipsis
-    match value:
-        case str():
-            return value if _is_text(value) else Ellipsis
-        case int() | float():
-            # What canonical JSON cannot hold: infinity, not-a-number, integers that a double rounds.
-            return value if abs(value) <= 2**53 else Ellipsis
-        case None:
-            return None
-    return Ellipsis
+    def admit(self, event: Any) -> None:
+        if event.anchor is not None:
+            # They make a small file as large as its author likes, and a policy is read by people: refused outright.
+            raise self.refused(event, f"anchors and aliases are not allowed ('{event.anchor}'); write the value out")
+        if self.depth == DEEPEST:
+            raise self.refused(event, f"nested deeper than {DEEPEST} levels")
+
+    def refused(self, event: Any, what: str) -> PolicyError:
+        return PolicyError([Problem(self.origin(event), what)])
+
+    def origin(self, event: Any) -> Origin:
+        mark = event.start_mark
+        return Origin(self.name, mark.line + 1, mark.column + 1)
 
 
 def _is_text(value: str) -> bool:
     # "\ud800" in double quotes is a lone surrogate: no text, and no canonical bytes.
-    return not any("\ud800" <= character <= "\udfff" for character in value)
+    return SURROGATE.search(value) is None
 
 
-def _said(detail: ErrorDetails, kind: Any) -> str:
-    """Return a pydantic error in the words of a file."""
-    loc, got, bounds = detail["loc"], detail["input"], detail.get("ctx", {})
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """What pydantic says of one value.
+
+    Attributes:
+        loc: where it stands in the text.
+        keys: those that the mapping around it may have.
+    """
+
+    type: str
+    loc: Loc
+    keys: tuple[str, ...]
+    got: Any
+    bounds: Mapping[str, Any]
+    words: str
+
+    @property
+    def of_another_kind(self) -> bool:
+        return self.type in KINDS or (self.type in ("literal_error", "enum") and not isinstance(self.got, str))
+
+
+def _refusals(error: ValidationError, value: Any, kind: Any) -> Iterator[_Refusal]:
+    """Yield what is refused; of a value that may be one thing or another, as the one that it looks like."""
+    unions: dict[Loc, dict[str | int, list[_Refusal]]] = {}
+    for detail in error.errors(include_url=False)[: 10 * MOST]:
+        loc, bounds = detail["loc"], detail.get("ctx", {})
+        if "discriminator" in bounds:  # told at the key that should say which of several things it is
+            loc = (*loc, bounds["discriminator"].strip("'"))
+        place, member, keys = _placed(loc, value, kind)
+        refusal = _Refusal(detail["type"], place, keys, detail["input"], bounds, detail["msg"])
+        if member is None:
+            yield refusal
+        else:
+            unions.setdefault(loc[:member], {}).setdefault(loc[member], []).append(refusal)
+    for members in unions.values():
+        ways = list(members.values())
+        yield from next((way for way in ways if not (len(way) == 1 and way[0].of_another_kind)), ways[0])
+
+
+def _placed(loc: Loc, value: Any, kind: Any) -> tuple[Loc, int | None, tuple[str, ...]]:
+    """Follow pydantic's way to a value, some of whose steps name no place but which of several types was tried.
+
+    Returns:
+        where the value stands; the index of the first such step, None where there is none; the keys that the mapping
+        around the value may have.
+    """
+    place: list[str | int] = []
+    member: int | None = None
+    kinds, around = _choices(kind), list[Any]()
+    for index, step in enumerate(loc):
+        there = isinstance(value, dict | list) and (step in value if isinstance(value, dict) else isinstance(step, int))
+        absent = index == len(loc) - 1 and isinstance(step, str) and any(step in _fields(one) for one in kinds)
+        if there or absent:
+            place.append(step)
+            value = value[step] if there else None
+            around, kinds = kinds, [inner for one in kinds for inner in _inside(one, step)]
+        elif step != "[key]":  # which is the key itself, of a mapping whose keys are restricted
+            member = index if member is None else member
+            kinds = [one for one in kinds if _is_called(one, step)]
+    return tuple(place), member, tuple(dict.fromkeys(key for one in around for key in _fields(one)))
+
+
+def _choices(kind: Any) -> list[Any]:
+    """Return the types that a value may have, without their restrictions."""
+    if get_origin(kind) is Annotated:
+        return _choices(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return [one for member in get_args(kind) for one in _choices(member)]
+    return [kind]
+
+
+def _inside(kind: Any, step: str | int) -> list[Any]:
+    if keys := _fields(kind):
+        return _choices(keys.get(str(step)))
+    inner = get_args(kind)[isinstance(step, str) :]
+    return _choices(inner[0]) if inner else []
+
+
+def _is_called(kind: Any, step: str | int) -> bool:
+    # As pydantic names members of a union: by their class, or by what they have under the key that tells them apart.
+    tags = (tag for hint in _fields(kind).values() if get_origin(hint) is Literal for tag in get_args(hint))
+    return getattr(kind, "__name__", None) == step or step in tags
+
+
+@cache
+def _fields(kind: Any) -> Mapping[str, Any]:
+    """Return the keys of a mapping that is read as a dataclass, with the types of their values; of others, none."""
+    if not is_dataclass(kind):
+        return {}
+    hints = get_type_hints(kind, include_extras=True)
+    notes = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    alias = {name: note.alias for name in hints for note in notes[name] if isinstance(note, FieldInfo)}
+    return {alias.get(name) or name: hint for name, hint in hints.items() if NOT_WRITTEN not in notes[name]}
+
+
+def _said(refusal: _Refusal) -> str:
+    """Return a refusal in the words of a file."""
+    loc, got, bounds = refusal.loc, refusal.got, refusal.bounds
     key = next((f"'{step}'" for step in reversed(loc) if isinstance(step, str)), "the file")
     if loc and isinstance(loc[-1], int):
         key = f"an item of {key}"
-    match detail["type"]:
-        case "missing":
+    match refusal.type:
+        case "missing" | "union_tag_not_found":
             return f"{key} is missing here"
         case "unexpected_keyword_argument":
-            return f"unknown key {key}{did_you_mean(loc[-1], _keys(kind, loc[:-1]))}"
+            return f"unknown key {key}{did_you_mean(loc[-1], refusal.keys)}"
         case "enum" | "literal_error":
             # A literal of enumeration members is shown as <Action.LOG: 'log'>, a plain one as 'log'.
             allowed = re.findall(r"'([^']*)'", bounds["expected"]) or [str(bounds["expected"])]
             return f"{key} cannot be {_shown(got)}{did_you_mean(got, allowed)}"
+        case "union_tag_invalid":
+            allowed = re.findall(r"'([^']*)'", bounds["expected_tags"])
+            return f"{key} cannot be {_shown(bounds['tag'])}{did_you_mean(bounds['tag'], allowed)}"
         case "greater_than_equal":
             return f"{key} must be at least {bounds['ge']:g}, got {_shown(got)}"
         case "greater_than":
@@ -257,30 +428,22 @@ def _said(detail: ErrorDetails, kind: Any) -> str:
             return f"{key} must be less than {bounds['lt']:g}, got {_shown(got)}"
         case "less_than_equal":
             return f"{key} must be at most {bounds['le']:g}, got {_shown(got)}"
-        case "string_too_short" | "too_short":
+        case "string_too_short" | "too_short" if bounds["min_length"] == 1:
             return f"{key} must not be empty"
+        case "too_short":
+            return f"{key} must have at least {bounds['min_length']} items, got {len(got)}"
+        case "too_long":
+            return f"{key} must have at most {bounds['max_length']} items, got {len(got)}"
         case "string_pattern_mismatch":
             return f"{key} must match {bounds['pattern']}, got {_shown(got)}"
         case type_error if type_error in KINDS:
             return f"{key} must be {KINDS[type_error]}, got {_shown(got)}"
-    return f"{key}: {detail['msg']}"
+    return f"{key}: {refusal.words}"
 
 
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode()
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _keys(kind: Any, loc: Loc) -> list[str]:
-    """Return the keys that a mapping at `loc` may have, following the types from the top."""
-    for step in loc:
-        if is_dataclass(kind):
-            kind = get_type_hints(kind).get(str(step))
-        else:
-            kind = get_args(kind)[1 if isinstance(step, str) else 0]
-        if isinstance(kind, UnionType):  # `Target | None`
-            kind = get_args(kind)[0]
-    return [f.name for f in fields(kind) if f.name not in NOT_WRITTEN] if is_dataclass(kind) else []
 
 
 def _after(text: str, name: str) -> Origin:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from decimal import ROUND_FLOOR, Decimal
 from typing import Literal
 
-from ringfence.policies.decide import alone, covers, decide, strongest
+from ringfence.policies.decide import alone, decide, strongest
 from ringfence.policies.types import Action, Decision, Finding, Policy, Rule, Stage
+from ringfence.policies.words import covers
 
 STEP = Decimal("0.0001")
 """What a proposed threshold is rounded to: the guard model's scores have as many digits."""
@@ -27,6 +28,7 @@ class Verdict:
         asks: what the rule asks for, having fired (a shadow rule only would); None where it did not fire.
         unanswered: what its `on_error` asks for, where a check behind it could not answer; None where all could.
         errors: one line for each check that could not.
+        excepted: the exception because of which it did not fire on something; None where there was none.
     """
 
     rule: Rule
@@ -34,11 +36,14 @@ class Verdict:
     asks: Action | None
     unanswered: Action | None
     errors: tuple[str, ...]
+    excepted: str | None
 
     @property
     def short_by(self) -> float | None:
-        """How far the highest score is below the threshold; None where the rule fired or had nothing to look at."""
-        return None if self.finding is None or self.asks else self.rule.threshold - self.finding.score
+        """How far the highest score is below the threshold; None where it reaches it, or there is none."""
+        if self.finding is None or not self.finding.score < self.rule.threshold:
+            return None
+        return self.rule.threshold - self.finding.score
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,22 +115,24 @@ def explain(policy: Policy, recorded: Sequence[Decision]) -> Explanation:
 
 def _judgement(policy: Policy, recorded: Decision) -> Judgement:
     looking = [rule for rule in policy.rules if recorded.stage in rule.stages]
-    verdicts = tuple(_verdict(rule, recorded.stage, recorded.findings) for rule in looking)
+    verdicts = tuple(_verdict(policy, rule, recorded.stage, recorded.findings) for rule in looking)
     return Judgement(recorded, decide(policy, recorded.stage, recorded.findings), verdicts)
 
 
-def _verdict(rule: Rule, stage: Stage, findings: Sequence[Finding]) -> Verdict:
+def _verdict(policy: Policy, rule: Rule, stage: Stage, findings: Sequence[Finding]) -> Verdict:
     answered = [finding for finding in findings if finding.error is None]
     failed = [f for f in findings if f.error is not None and alone(rule, stage, [f]).unanswered]
+    by_itself = alone(rule, stage, findings, policy.exceptions)
     seen = [finding for finding in answered if covers(rule.category, finding.category)]
-    by_itself = alone(rule, stage, answered)
     return Verdict(
         rule=rule,
         # What is not a number fires, so it counts as the highest.
         finding=max(seen, key=lambda f: math.inf if math.isnan(f.score) else f.score, default=None),
-        asks=by_itself.action if by_itself.rules else None,
-        unanswered=rule.on_error if failed else None,
+        # Beside a stronger `on_error` it only logs; then it is a rule that does not block, and asks for what it says.
+        asks=by_itself.action if by_itself.rules else rule.action if by_itself.logged else None,
+        unanswered=strongest(by_itself.unanswered.values()) if by_itself.unanswered else None,
         errors=tuple(dict.fromkeys(f"{finding.check}: {finding.error}" for finding in failed)),
+        excepted=by_itself.excepted.get(rule.id),
     )
 
 
@@ -137,14 +144,14 @@ def _milder(policy: Policy, outcome: Action, recorded: Sequence[Decision]) -> Po
     softer: Literal[Action.ALLOW, Action.LOG] = Action.ALLOW if outcome is Action.LOG else Action.LOG
 
     def soften(rule: Rule) -> Rule:
-        if rule.shadow or _asked(rule, recorded) is not outcome:
+        if rule.shadow or _asked(policy, rule, recorded) is not outcome:
             return rule
-        if rule.on_error is outcome and any(alone(rule, d.stage, d.findings).unanswered for d in recorded):
+        if any(outcome in alone(rule, d.stage, d.findings).unanswered.values() for d in recorded):
             rule = replace(rule, on_error=softer)
         above = sorted({floor(score) + STEP for score in _scores(rule, recorded)})
         raised = [replace(rule, threshold=float(at)) for at in above if rule.threshold < float(at) <= 1]
         tried = [rule, *raised, replace(rule, action=softer)]
-        return next(one for one in tried if _asked(one, recorded).strength < outcome.strength)
+        return next(one for one in tried if _asked(policy, one, recorded).strength < outcome.strength)
 
     return replace(policy, rules=tuple(map(soften, policy.rules)))
 
@@ -169,7 +176,7 @@ def _stronger(policy: Policy, outcome: Action, recorded: Sequence[Decision]) -> 
         *sorted(lowered, key=lambda rule: of[rule.id].threshold - rule.threshold),
         *(replace(rule, action=harder) for rule in live if rule.action.strength < harder.strength),
     ]
-    stronger = (one for one in candidates if _asked(one, recorded).strength > outcome.strength)
+    stronger = (one for one in candidates if _asked(policy, one, recorded).strength > outcome.strength)
     if (changed := next(stronger, None)) is None:
         return policy
     return replace(policy, rules=tuple(changed if rule.id == changed.id else rule for rule in policy.rules))
@@ -186,9 +193,9 @@ def _flip(policy: Policy, changed: Policy, recorded: Sequence[Decision]) -> Flip
     return Flip(changes, action) if changes else None
 
 
-def _asked(rule: Rule, recorded: Iterable[Decision]) -> Action:
+def _asked(policy: Policy, rule: Rule, recorded: Iterable[Decision]) -> Action:
     """Return the strongest that the rule asks for in any of the decisions, in shadow or not."""
-    return strongest(alone(rule, one.stage, one.findings).action for one in recorded)
+    return strongest(alone(rule, one.stage, one.findings, policy.exceptions).action for one in recorded)
 
 
 def _scores(rule: Rule, recorded: Iterable[Decision]) -> Iterator[float]:

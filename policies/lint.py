@@ -1,34 +1,78 @@
 """Warns of what a policy may say but hardly means. Reads a policy only; judges nothing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date
 
 from ringfence.policies.cases import Suite, without_cases
-from ringfence.policies.decide import covers
 from ringfence.policies.document import Problem
-from ringfence.policies.types import Origin, Policy, Rule
+from ringfence.policies.types import Action, Policy, Rule
+from ringfence.policies.words import Origin, covers, lineage
+
+Reach = Callable[[str], tuple[float, float] | None]
+"""The lowest and the highest score of a category that anything is known of; None where there are no such bounds."""
 
 
-def lint(policy: Policy, suites: Sequence[Suite]) -> Iterator[Problem]:
-    """Yield a warning for each rule that cannot decide anything, and for each that no case shows."""
+def lint(policy: Policy, suites: Sequence[Suite], today: date, reach: Reach = lambda _: None) -> Iterator[Problem]:
+    """Yield a warning for each rule that cannot decide anything, or always would, and for each that no case shows.
+
+    Args:
+        today: what has run out by then is told.
+    """
     if not policy.rules:
         yield Problem(Origin(policy.name), "the policy has no rule: everything passes unjudged")
+    over: dict[str, list[Rule]] = {}
     for rule in policy.rules:
-        if stronger := next((other for other in policy.rules if _always_beats(other, rule)), None):
+        over.setdefault(rule.category, []).append(rule)
+    for rule in policy.rules:
+        others = [other for category in lineage(rule.category) for other in over.get(category, ())]
+        if stronger := next((other for other in others if _always_beats(other, rule)), None):
             yield Problem(
                 rule.origin,
                 f"rule '{rule.id}' never decides: '{stronger.id}' ({stronger.origin}) asks for {stronger.action} "
                 f"from {stronger.threshold:g} on, where this one asks for {rule.action} from {rule.threshold:g}",
             )
+        elif same := next((other for other in others if _says_the_same(other, rule)), None):
+            what = f"rule '{rule.id}' adds nothing: '{same.id}' ({same.origin}) asks for {same.action} wherever it does"
+            yield Problem(rule.origin, what)
+        yield from _out_of_reach(rule, reach(rule.category))
+    for one in policy.exceptions:
+        if one.until < today:
+            yield Problem(one.origin, f"exception '{one.id}' ran out on {one.until}: renew it, or take it out")
     for rule in without_cases(policy, suites):
         yield Problem(rule.origin, f"rule '{rule.id}' has no case: add one with expect.rules: [{rule.id}]")
 
 
 def _always_beats(other: Rule, rule: Rule) -> bool:
+    return other.action.strength > rule.action.strength and _always_fires_with(other, rule)
+
+
+def _says_the_same(other: Rule, rule: Rule) -> bool:
+    # A rewriting rule replaces what the other does not; of two that are equal the first one counts.
+    same = other is not rule and other.action is rule.action is not Action.REWRITE
+    later = not _always_fires_with(rule, other) or _place(other) < _place(rule)
+    return same and other.message == rule.message and _always_fires_with(other, rule) and later
+
+
+def _always_fires_with(other: Rule, rule: Rule) -> bool:
     return (
         not other.shadow
         and not rule.shadow
-        and other.action.strength > rule.action.strength
+        and other.when is None
+        and (not other.roles or (bool(rule.roles) and set(other.roles) >= set(rule.roles)))
         and other.threshold <= rule.threshold
         and covers(other.category, rule.category)
         and set(other.stages) >= set(rule.stages)
     )
+
+
+def _place(rule: Rule) -> tuple[str, int]:
+    return rule.origin.file, rule.origin.line
+
+
+def _out_of_reach(rule: Rule, scores: tuple[float, float] | None) -> Iterator[Problem]:
+    if scores is None:
+        return
+    lowest, highest = scores
+    if not lowest < rule.threshold <= highest:
+        what = f"rule '{rule.id}' fires from {rule.threshold:g} on; '{rule.category}' was calibrated on texts that"
+        yield Problem(rule.origin, f"{what} scored {lowest:g} to {highest:g}: beyond, nobody knows what a score means")

@@ -3,14 +3,16 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
+from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import rfc8785
-from annotated_types import Ge, Le, MinLen
+from annotated_types import MinLen
 from pydantic import TypeAdapter
 
 from ringfence.policies.document import (
+    MOST,
     Document,
     Loc,
     PolicyError,
@@ -21,66 +23,34 @@ from ringfence.policies.document import (
     read_document,
 )
 from ringfence.policies.lock import resolve
+from ringfence.policies.overlay import changed
+from ringfence.policies.own import OwnCheck
 from ringfence.policies.types import (
     DEFAULT_MESSAGE,
-    STRICT_KEYS,
-    Action,
     AuditSettings,
+    Counter,
     Exemption,
     Limits,
-    Name,
-    Origin,
+    Message,
+    Overlay,
+    Override,
     Policy,
     Rule,
-    Stage,
+    RuleException,
     StreamSettings,
-    Target,
-    Text,
     UpstreamChoice,
 )
+from ringfence.policies.words import STRICT_KEYS, Name, Origin, Text, root
 
-__all__ = [
-    "Override",
-    "PackFile",
-    "PolicyError",
-    "PolicyFile",
-    "canonical",
-    "load_draft",
-    "load_policy",
-    "loads_policy",
-]
+__all__ = ["PackFile", "PolicyError", "PolicyFile", "canonical", "load_draft", "load_policy", "loads_policy"]
 
 SHIPPED = Path(__file__).parent.parent / "policy.yaml"
 PACKS = Path(__file__).parent / "packs"
 
+SETTINGS = ("upstream", "stream", "audit", "limits")
+"""Keys that hold keys of their own: what a policy leaves out of one, it has from the policy that it extends."""
 
-@dataclass(frozen=True, slots=True)
-class Override:
-    """What a policy changes about one rule of a pack; everything left out stays as the pack has it.
-
-    Attributes:
-        action: what it asks for when it fires.
-        threshold: it fires on a finding whose score is at or above this.
-        target: what to fit the threshold to, in place of naming one.
-        stages: when it applies.
-        message: what a blocked caller is told.
-        replacement: what a rewritten span becomes; `{category}` is filled in.
-        on_error: what it asks for when the check behind its category could not answer.
-        shadow: record that it would have fired, change nothing.
-        why: the reason, for the reader and the auditor.
-    """
-
-    __pydantic_config__ = STRICT_KEYS
-
-    action: Action | None = None
-    threshold: Annotated[float, Ge(0), Le(1)] | None = None
-    target: Target | None = None
-    stages: Annotated[tuple[Stage, ...], MinLen(1)] | None = None
-    message: Text | None = None
-    replacement: str | None = None
-    on_error: Literal[Action.ALLOW, Action.LOG, Action.BLOCK] | None = None
-    shadow: bool | None = None
-    why: Text | None = None
+Placed = TypeVar("Placed", Rule, OwnCheck, Counter, RuleException, Overlay, Exemption)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +61,7 @@ class PackFile:
         version: of this language.
         name: the pack's own.
         rules: what it judges by.
+        checks: what it looks for itself, beside the installed checks.
         why: the reason, for the reader and the auditor.
     """
 
@@ -99,6 +70,7 @@ class PackFile:
     version: Literal[1]
     name: Name
     rules: Annotated[tuple[Rule, ...], MinLen(1)]
+    checks: tuple[OwnCheck, ...] = ()
     why: str = ""
 
 
@@ -109,10 +81,17 @@ class PolicyFile:
     Attributes:
         version: of this language.
         name: the policy's own, for whoever reads it.
+        extends: another policy's path, relative to this one's folder: everything it says holds here too, but for what
+            is written here.
         packs: names of packs that ship, or paths (`./ours.yaml`) relative to the policy's folder.
         rules: the policy's own, after those of its packs.
-        override: changes to pack rules, by rule id.
-        message: what a blocked caller is told where the rule says nothing.
+        override: changes to rules of packs and of the policy that it extends, by rule id.
+        remove: ids of such rules that do not apply here.
+        checks: what the policy looks for itself, beside the installed checks.
+        counters: what is counted over several exchanges.
+        exceptions: what rules are not to fire on, for a time.
+        overlays: what is different for some tenants, keys, models or routes.
+        message: what a blocked caller is told where the rule says nothing, in one language or by language.
         exempt: roles whose text is not judged.
         upstream: who answers.
         stream: how far output is held back until it is judged.
@@ -124,10 +103,16 @@ class PolicyFile:
 
     version: Literal[1]
     name: Name
+    extends: Text | None = None
     packs: tuple[Text, ...] = ()
     rules: tuple[Rule, ...] = ()
     override: Mapping[str, Override] = field(default_factory=dict)
-    message: Text = DEFAULT_MESSAGE
+    remove: tuple[Name, ...] = ()
+    checks: tuple[OwnCheck, ...] = ()
+    counters: tuple[Counter, ...] = ()
+    exceptions: tuple[RuleException, ...] = ()
+    overlays: tuple[Overlay, ...] = ()
+    message: Message = DEFAULT_MESSAGE
     exempt: tuple[Exemption, ...] = ()
     upstream: UpstreamChoice = field(default_factory=UpstreamChoice)
     stream: StreamSettings = field(default_factory=StreamSettings)
@@ -151,11 +136,11 @@ def load_draft(path: Path) -> Policy:
     Raises:
         PolicyError: with every problem of the file and its packs.
     """
-    return _assemble(read_document(path, PolicyFile), path.parent)
+    return _assemble(read_document(path, PolicyFile), path.parent, (path.resolve(),))
 
 
 def loads_policy(text: str, name: str = "<memory>") -> Policy:
-    """Read a policy from text, which can have no targets; packs given as paths are relative to the working directory.
+    """Read a policy from text, which can have no targets; paths in it are relative to the working directory.
 
     Args:
         name: what to call the text in problems and origins.
@@ -163,7 +148,7 @@ def loads_policy(text: str, name: str = "<memory>") -> Policy:
     Raises:
         PolicyError: with every problem of the text and its packs.
     """
-    return _revised(resolve(_assemble(parse_document(text, name, PolicyFile), Path()), None))
+    return _revised(resolve(_assemble(parse_document(text, name, PolicyFile), Path(), ()), None))
 
 
 def canonical(policy: Policy) -> dict[str, Any]:
@@ -171,47 +156,85 @@ def canonical(policy: Policy) -> dict[str, Any]:
 
     It is itself a policy file: reading it gives an equal policy, with the same revision.
     """
-    plain: dict[str, Any] = TypeAdapter(Policy).dump_python(
-        policy,
-        mode="json",
-        exclude={
-            "revision": True,
-            "rules": {"__all__": {"origin", "target", "fitted"}},
-            "exempt": {"__all__": {"origin"}},
-        },
-    )
-    return {"version": 1} | plain
+    plain = _PLAIN.dump_python(policy, mode="json", by_alias=True, exclude=_NOT_CANONICAL)
+    return {"version": 1} | {key: value for key, value in plain.items() if value is not None}
 
 
-def _assemble(document: Document[PolicyFile], folder: Path) -> Policy:
+_PLAIN = TypeAdapter(Policy)
+_NO_PLACE = {"__all__": {"origin"}}
+_RULES = {"__all__": {"origin", "origins", "target", "fitted"}}
+_NOT_CANONICAL: Any = {
+    "revision": True,
+    "files": True,
+    "applied": True,
+    "origins": True,
+    "looking": True,
+    "rules": _RULES,
+    "checks": _NO_PLACE,
+    "counters": _NO_PLACE,
+    "exceptions": _NO_PLACE,
+    "overlays": {"__all__": {"origin": True, "rules": _RULES}},
+    "exempt": _NO_PLACE,
+}
+
+
+def _assemble(document: Document[PolicyFile], folder: Path, above: tuple[Path, ...]) -> Policy:
+    """Make a policy of a file, of what it extends, and of its packs.
+
+    Args:
+        above: the files that led here by extending each other, this one last; none for a text.
+    """
     file, problems = document.value, list[Problem]()
-    packed: list[Rule] = []
-    for index, pack in enumerate(file.packs):
+    base = Policy(file.name, (), message=DEFAULT_MESSAGE)
+    packs: list[Document[PackFile]] = []
+    files = list(above[-1:])
+    try:
+        if file.extends:
+            base = _extended(file.extends, folder, document.at("extends"), above)
+    except PolicyError as error:
+        problems += error.problems
+    for index, name in enumerate(file.packs):
         try:
-            contents = read_document(_pack_path(pack, folder, document.at("packs", index)), PackFile)
-            packed += _rules(contents)
-            problems += _torn(contents, [("rules", i) for i in range(len(contents.value.rules))])
+            path = _pack_path(name, folder, document.at("packs", index))
+            packs.append(read_document(path, PackFile))
+            files.append(path)
         except PolicyError as error:
             problems += error.problems
-    rules = [_overridden(rule, file.override) for rule in packed] + list(_rules(document))
-    problems += _torn(document, [("rules", i) for i in range(len(file.rules))])
-    problems += _torn(document, [("override", name) for name in file.override])
-    problems += _repeated(rules)
-    problems += _strange_replacements(rules)
-    if not problems:  # with a pack missing, every override of its rules would look like a mistake
-        problems += _aimless(document, {rule.id: rule for rule in packed})
-    if problems:
-        raise PolicyError(problems)
-    return Policy(
+    inherited = [*base.rules, *(rule for pack in packs for rule in _placed(pack, "rules", pack.value.rules))]
+    kept = [rule for rule in inherited if rule.id not in file.remove]
+    rules = [_overridden(rule, document) for rule in kept]
+    rules += _placed(document, "rules", file.rules)
+    given = {str(loc[0]) for loc in document.origins if len(loc) == 1}
+    policy = Policy(
         name=file.name,
         rules=tuple(rules),
-        message=file.message,
-        exempt=tuple(replace(e, origin=document.at("exempt", i)) for i, e in enumerate(file.exempt)),
-        upstream=file.upstream,
-        stream=file.stream,
-        audit=file.audit,
-        limits=file.limits,
+        checks=(
+            *base.checks,
+            *(check for pack in packs for check in _placed(pack, "checks", pack.value.checks)),
+            *_placed(document, "checks", file.checks),
+        ),
+        counters=(*base.counters, *_placed(document, "counters", file.counters)),
+        exceptions=(*base.exceptions, *_placed(document, "exceptions", file.exceptions)),
+        overlays=(*base.overlays, *_overlays(document)),
+        message=file.message if "message" in given else base.message,
+        exempt=(*base.exempt, *_placed(document, "exempt", file.exempt)),
+        upstream=_merged(base.upstream, file.upstream, document, "upstream"),
+        stream=_merged(base.stream, file.stream, document, "stream"),
+        audit=_merged(base.audit, file.audit, document, "audit"),
+        limits=_merged(base.limits, file.limits, document, "limits"),
+        files=(*base.files, *files),
+        origins={**base.origins, **{key: document.at(key) for key in given}, **_settings_written(document)},
     )
+    for one in packs:
+        problems += _torn(one, [("rules", i) for i in range(len(one.value.rules))])
+    problems += _torn(document, [("rules", i) for i in range(len(file.rules))])
+    problems += _torn(document, [("override", name) for name in file.override])
+    problems += _misplaced(policy)
+    if not problems:  # with a pack missing, every override of its rules would look like a mistake
+        problems += islice(chain(_aimless(document, inherited), _unmet(policy)), MOST)
+    if problems:
+        raise PolicyError(problems)
+    return policy
 
 
 def _revised(policy: Policy) -> Policy:
@@ -232,16 +255,47 @@ def _pack_path(pack: str, folder: Path, origin: Origin) -> Path:
     return path
 
 
-def _rules(document: Document[PackFile] | Document[PolicyFile]) -> Iterator[Rule]:
-    return (replace(rule, origin=document.at("rules", i)) for i, rule in enumerate(document.value.rules))
+def _extended(name: str, folder: Path, origin: Origin, above: tuple[Path, ...]) -> Policy:
+    path = folder / name
+    if not path.is_file():
+        raise PolicyError([Problem(origin, f"there is no policy file {name_of(path)} to extend")])
+    if path.resolve() in above:
+        chain = " → ".join(one.name for one in (*above[above.index(path.resolve()) :], path))
+        raise PolicyError([Problem(origin, f"policies extend each other in a circle: {chain}")])
+    return _assemble(read_document(path, PolicyFile), path.parent, (*above, path.resolve()))
 
 
-def _overridden(rule: Rule, override: Mapping[str, Override]) -> Rule:
-    change = override.get(rule.id, Override())
-    given = {f.name: value for f in fields(change) if (value := getattr(change, f.name)) is not None}
-    if "threshold" in given:
-        given["target"] = None  # it takes the place of the pack's target
-    return replace(rule, **given)
+def _placed(document: Document[Any], key: str, items: Iterable[Placed]) -> list[Placed]:
+    """Return the items of a list with the places that they were written at."""
+    return [replace(item, origin=document.at(key, index)) for index, item in enumerate(items)]
+
+
+def _overlays(document: Document[PolicyFile]) -> Iterator[Overlay]:
+    for i, overlay in enumerate(_placed(document, "overlays", document.value.overlays)):
+        rules = (replace(r, origin=document.at("overlays", i, "rules", j)) for j, r in enumerate(overlay.rules))
+        yield replace(overlay, rules=tuple(rules))
+
+
+def _overridden(rule: Rule, document: Document[PolicyFile]) -> Rule:
+    change = document.value.override.get(rule.id)
+    if change is None:
+        return rule
+    written = {f.name: document.at("override", rule.id, f.name) for f in fields(change)}
+    return changed(rule, change, {key: place for key, place in written.items() if getattr(change, key) is not None})
+
+
+Section = TypeVar("Section", UpstreamChoice, StreamSettings, AuditSettings, Limits)
+
+
+def _merged(base: Section, given: Section, document: Document[PolicyFile], key: str) -> Section:
+    """Return the base's section with the keys that the file gives."""
+    written = {f.name: getattr(given, f.name) for f in fields(given) if (key, f.name) in document.origins}
+    return replace(base, **written)
+
+
+def _settings_written(document: Document[PolicyFile]) -> Mapping[str, Origin]:
+    found = (loc for loc in document.origins if len(loc) == 2 and loc[0] in SETTINGS)
+    return {".".join(map(str, loc)): document.origins[loc] for loc in found}
 
 
 def _torn(document: Document[PackFile] | Document[PolicyFile], places: Iterable[Loc]) -> Iterator[Problem]:
@@ -251,22 +305,57 @@ def _torn(document: Document[PackFile] | Document[PolicyFile], places: Iterable[
             yield Problem(target, "a rule has a 'threshold' or a 'target', not both")
 
 
-def _repeated(rules: list[Rule]) -> Iterator[Problem]:
-    first: dict[str, Rule] = {}
-    for rule in rules:
-        if (known := first.setdefault(rule.id, rule)) is not rule:
-            hint = "choose another, or change a pack's rule under 'override'"
-            yield Problem(rule.origin, f"id '{rule.id}' is already used at {known.origin}; {hint}")
-
-
-def _strange_replacements(rules: list[Rule]) -> Iterator[Problem]:
+def _misplaced(policy: Policy) -> Iterator[Problem]:
+    """Yield what is wrong with the parts by themselves: ids that are used twice, replacements that say nothing."""
+    rules = [*policy.rules, *(rule for overlay in policy.overlays for rule in overlay.rules)]
+    yield from _repeated(
+        "id", [(rule.id, rule.origin) for rule in rules], "choose another, or change a pack's rule under 'override'"
+    )
+    yield from _repeated("check", [(one.category, one.origin) for one in policy.checks], "choose another category")
+    for kind in (policy.counters, policy.exceptions, policy.overlays):
+        yield from _repeated("id", [(one.id, one.origin) for one in kind], "choose another")
     for rule in rules:
         if "{" in rule.replacement.replace("{category}", ""):
             yield Problem(rule.origin, f"'replacement' may hold {{category}} only, got {rule.replacement!r}")
 
 
-def _aimless(document: Document[PolicyFile], packed: Mapping[str, Rule]) -> Iterator[Problem]:
-    for rule_id in document.value.override:
-        if rule_id not in packed:
-            what = f"'override' names '{rule_id}', which is no rule of the packs used"
-            yield Problem(document.at("override", rule_id), what + did_you_mean(rule_id, packed))
+def _repeated(what: str, named: Iterable[tuple[str, Origin]], hint: str) -> Iterator[Problem]:
+    first: dict[str, Origin] = {}
+    for name, origin in named:
+        if (known := first.setdefault(name, origin)) is not origin:
+            yield Problem(origin, f"{what} '{name}' is already used at {known}; {hint}")
+
+
+def _aimless(document: Document[PolicyFile], inherited: Iterable[Rule]) -> Iterator[Problem]:
+    known = dict.fromkeys(rule.id for rule in inherited)
+    named: list[tuple[str, str, Loc]] = [("override", name, ("override", name)) for name in document.value.override]
+    named += [("remove", name, ("remove", index)) for index, name in enumerate(document.value.remove)]
+    for key, name, loc in named:
+        if name not in known:
+            sources = "of the packs used" + (" or of the policy extended" if document.value.extends else "")
+            what = f"'{key}' names '{name}', which is no rule {sources}"
+            yield Problem(document.at(*loc), what + did_you_mean(name, known))
+
+
+def _unmet(policy: Policy) -> Iterator[Problem]:
+    """Yield every name of a rule or a counter that there is not."""
+    known = dict.fromkeys(rule.id for rule in policy.rules)
+    for overlay in policy.overlays:
+        for name in (*overlay.override, *overlay.remove):
+            if name not in known:
+                yield Problem(overlay.origin, f"overlay '{overlay.id}' names rule '{name}'" + _which(name, known))
+        known |= dict.fromkeys(rule.id for rule in overlay.rules)
+    naming = [(one.id, one.rules, one.origin) for kind in (policy.counters, policy.exceptions) for one in kind]
+    for who, rules, origin in naming:
+        for name in rules:
+            if name not in known:
+                yield Problem(origin, f"'{who}' names rule '{name}'" + _which(name, known))
+    counters = dict.fromkeys(counter.id for counter in policy.counters)
+    for rule in (*policy.rules, *(rule for overlay in policy.overlays for rule in overlay.rules)):
+        name = rule.category.removeprefix("count.")
+        if root(rule.category) == "count" and rule.category != "count" and name not in counters:
+            yield Problem(rule.origin, f"rule '{rule.id}' looks at counter '{name}'" + _which(name, counters))
+
+
+def _which(name: str, known: Iterable[str]) -> str:
+    return ", which there is not" + did_you_mean(name, known)

@@ -9,7 +9,8 @@ import yaml
 from pydantic import TypeAdapter
 
 from ringfence.policies.document import PolicyError, Problem, name_of, read_document
-from ringfence.policies.types import STRICT_KEYS, Fitted, Name, Policy, Rule
+from ringfence.policies.types import Fitted, Policy, Rule
+from ringfence.policies.words import STRICT_KEYS, Name
 
 HEADER = "# Written by `ringfence policy fit`. Keep it with the policy; do not edit it, fit anew.\n"
 

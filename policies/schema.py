@@ -37,7 +37,8 @@ class _Described(GenerateJsonSchema):
         summary, described = _docs(schema["cls"])
         made["description"] = summary
         for field in fields(schema["cls"]):
-            if (key := made["properties"].get(field.name)) is not None:
+            # `not` cannot be the name of a field; it is `not_` there.
+            if (key := made["properties"].get(field.name.rstrip("_"))) is not None:
                 if field.name in described:
                     key["description"] = described[field.name]
                 if field.default_factory is not MISSING:  # pydantic writes out plain defaults only

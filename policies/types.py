@@ -4,23 +4,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from enum import StrEnum
-from typing import Annotated, Literal, NoReturn
+from pathlib import Path
+from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import BeforeValidator, ConfigDict, StringConstraints
+from annotated_types import Ge, Gt, Le, MinLen
+from pydantic import Field, StringConstraints
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
-STRICT_KEYS = ConfigDict(extra="forbid")
+from ringfence.policies.own import OwnCheck
+from ringfence.policies.words import (
+    NOT_WRITTEN,
+    STRICT_KEYS,
+    Category,
+    Duration,
+    Language,
+    Name,
+    Origin,
+    Share,
+    Tag,
+    Text,
+    Written,
+)
+
 DEFAULT_MESSAGE = "This exchange was stopped by the safety policy of this service."
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-"""A rule's or a policy's name: fit for a header, a metric label, a file name."""
-
-Category = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9][A-Za-z0-9_-]*)*$")]
-"""A dotted category, most general first."""
-
-Text = Annotated[str, MinLen(1)]
+Message = Text | Annotated[Mapping[Language, Text], MinLen(1)]
+"""What a caller is told, in one language or by language; the first stands in for those that there are not."""
 
 
 class Stage(StrEnum):
@@ -41,7 +51,10 @@ class Action(StrEnum):
     @property
     def strength(self) -> int:
         """Rank for comparison: 0 for ALLOW up to 3 for BLOCK."""
-        return list(Action).index(self)
+        return _STRENGTH[self]
+
+
+_STRENGTH = {action: rank for rank, action in enumerate(Action)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +78,9 @@ class Finding:
         detail: a few words for a person to read, never the matched text itself.
         error: why the check could not answer for this category; None where it could.
         rewritable: whether its spans can be replaced; a rule that asks for that blocks where they cannot.
+        role: who said the text: a message's role, or `tool_call` for what a model hands to a tool; empty where that
+            is not known, which meets the rules of every role.
+        excepted: ids of the policy's exceptions that apply to it.
     """
 
     check: str
@@ -74,28 +90,8 @@ class Finding:
     detail: str = ""
     error: str | None = None
     rewritable: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """The line of a policy file that a value came from; line and column count from 1."""
-
-    file: str = "<memory>"
-    line: int = 1
-    column: int = 1
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}"
-
-
-def _not_written(value: object) -> NoReturn:
-    raise PydanticCustomError("unexpected_keyword_argument", "Unexpected keyword argument")
-
-
-Written = Annotated[SkipJsonSchema[Origin], BeforeValidator(_not_written)]
-"""An origin: the reader of a file sets it; it is not a key that a file may have."""
-
-Share = Annotated[float, Gt(0), Lt(1)]
+    role: str = ""
+    excepted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +166,50 @@ class Fitted:
 
 
 @dataclass(frozen=True, slots=True)
+class Condition:
+    """What else must be found for a rule to fire; one of four forms.
+
+    Attributes:
+        category: something of the category, or below it, is found at the same stage.
+        threshold: how sure that must be; goes with `category`.
+        any: at least one of these holds.
+        all: each of these holds.
+        not_: written `not`: this does not hold.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    category: Category | None = None
+    threshold: Annotated[float, Ge(0), Le(1)] | None = None
+    any: Annotated[tuple["Condition", ...], MinLen(1)] | None = None
+    all: Annotated[tuple["Condition", ...], MinLen(1)] | None = None
+    not_: Annotated["Condition | None", Field(alias="not")] = None
+
+    def __post_init__(self) -> None:
+        if sum(form is not None for form in (self.category, self.any, self.all, self.not_)) != 1:
+            raise PydanticCustomError("condition", "give one of 'category', 'any', 'all' and 'not'")
+        if self.threshold is not None and self.category is None:
+            raise PydanticCustomError("condition", "a 'threshold' goes with a 'category'")
+
+
+@dataclass(frozen=True, slots=True)
+class Degrade:
+    """What stands in for a check that could not answer.
+
+    Attributes:
+        degrade: the rule looks at this category instead, with the same threshold; where that fails too, it blocks.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    degrade: Category
+
+
+OnError = Literal[Action.ALLOW, Action.LOG, Action.BLOCK] | Degrade
+Maturity = Literal["experimental", "beta", "stable"]
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """One line of the argument: what, when, how sure, and what then.
 
@@ -180,13 +220,23 @@ class Rule:
         threshold: it fires on a finding whose score is at or above this.
         target: what to fit the threshold to, in place of naming one.
         action: what it asks for when it fires.
-        message: what a blocked caller is told; None for the policy's default message.
+        roles: whose text it applies to: roles of messages, and `tool_call` for what a model hands to a tool; all, where
+            none is named.
+        when: what else must be found for it to fire.
+        message: what a blocked caller is told, in one language or by language; None for the policy's default message.
         replacement: what a rewritten span becomes; `{category}` is filled in, upper-cased, dots as underscores.
+        restore: give the caller back in the reply what was replaced in the request; the model sees placeholders only.
         on_error: what it asks for when the check behind its category could not answer; there is no rewriting
-            what nobody read.
+            what nobody read. `degrade: CATEGORY` has the rule look at that category instead.
+        seconds: how long the check behind it may take on one stage, where that is less than `limits.check_seconds`; of
+            several rules over one check the shortest counts.
         shadow: record that it would have fired, change nothing.
+        maturity: how far it has proved itself.
         why: the reason, for the reader and the auditor.
+        owner: who answers for it.
+        tags: what it is filed under elsewhere, taxonomy first: `MLCommons:S9`, `OWASP-LLM-2025:LLM01`.
         origin: where it was written.
+        origins: where those of its values were written that are not from there, by key.
         fitted: where the threshold comes from if there is a target; the lock file has it, not the policy's.
     """
 
@@ -197,15 +247,171 @@ class Rule:
     action: Action
     stages: Annotated[tuple[Stage, ...], MinLen(1)] = (Stage.INPUT, Stage.OUTPUT)
     threshold: Annotated[float, Ge(0), Le(1)] = 0.5
-    message: Text | None = None
+    roles: tuple[Name, ...] = ()
+    when: Condition | None = None
+    message: Message | None = None
     replacement: str = "[{category}]"
-    on_error: Literal[Action.ALLOW, Action.LOG, Action.BLOCK] = Action.BLOCK
+    restore: bool = False
+    on_error: OnError = Action.BLOCK
+    seconds: Annotated[float, Gt(0)] | None = None
     shadow: bool = False
+    maturity: Maturity = "stable"
     why: str = ""
+    owner: str = ""
+    tags: tuple[Tag, ...] = ()
     # What decides is the threshold that a target came to; two policies that decide alike are one.
     target: Target | None = field(default=None, compare=False)
     origin: Written = field(default_factory=Origin, compare=False)
-    fitted: Annotated[SkipJsonSchema[Fitted | None], BeforeValidator(_not_written)] = field(default=None, compare=False)
+    origins: Annotated[SkipJsonSchema[Mapping[str, Origin]], NOT_WRITTEN] = field(default_factory=dict, compare=False)
+    fitted: Annotated[SkipJsonSchema[Fitted | None], NOT_WRITTEN] = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """What is changed about one rule; everything left out stays as it is.
+
+    Attributes:
+        action: what it asks for when it fires.
+        threshold: it fires on a finding whose score is at or above this.
+        target: what to fit the threshold to, in place of naming one.
+        stages: when it applies.
+        roles: whose text it applies to.
+        when: what else must be found for it to fire.
+        message: what a blocked caller is told.
+        replacement: what a rewritten span becomes; `{category}` is filled in.
+        restore: give the original back in the reply.
+        on_error: what it asks for when the check behind its category could not answer.
+        seconds: how long the check behind it may take on one stage.
+        shadow: record that it would have fired, change nothing.
+        maturity: how far it has proved itself.
+        why: the reason, for the reader and the auditor.
+        owner: who answers for it.
+        tags: what it is filed under elsewhere.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    action: Action | None = None
+    threshold: Annotated[float, Ge(0), Le(1)] | None = None
+    target: Target | None = None
+    stages: Annotated[tuple[Stage, ...], MinLen(1)] | None = None
+    roles: tuple[Name, ...] | None = None
+    when: Condition | None = None
+    message: Message | None = None
+    replacement: str | None = None
+    restore: bool | None = None
+    on_error: OnError | None = None
+    seconds: Annotated[float, Gt(0)] | None = None
+    shadow: bool | None = None
+    maturity: Maturity | None = None
+    why: Text | None = None
+    owner: Text | None = None
+    tags: tuple[Tag, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which exchanges something is about: each list that is given must meet, by name or by pattern (`clinic-*`).
+
+    Attributes:
+        tenant: whose exchange it is.
+        key: by which key the caller came; the key's id, never the key.
+        model: the model that the caller asks for.
+        route: the API that the exchange came by: `openai.chat`, `openai.moderations`, `python`, `cli`.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    tenant: tuple[Text, ...] = ()
+    key: tuple[Text, ...] = ()
+    model: tuple[Text, ...] = ()
+    route: tuple[Text, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """What is different for some exchanges; where several are about one, they apply in order.
+
+    Attributes:
+        id: unique among the policy's overlays; the record names those that applied.
+        scope: which exchanges it is about.
+        remove: ids of rules that do not apply.
+        override: changes to rules, by id.
+        rules: rules that apply beside the others.
+        message: what a blocked caller is told where the rule says nothing.
+        why: the reason, for the reader and the auditor.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    id: Name
+    scope: Scope
+    remove: tuple[Name, ...] = ()
+    override: Mapping[Name, Override] = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
+    message: Message | None = None
+    why: str = ""
+    origin: Written = field(default_factory=Origin, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleException:
+    """What some rules are not to fire on, for a time; the record names it wherever it made a difference.
+
+    At least one of `fingerprint`, `pattern` and `scope`; those that are given must all meet.
+
+    Attributes:
+        id: unique among the policy's exceptions.
+        rules: ids of the rules that are not to fire.
+        until: the last day on which it holds, in UTC.
+        why: the reason, for the reader and the auditor.
+        owner: who answers for it.
+        fingerprint: sha256 of the whole text, hexadecimal: `printf %s TEXT | sha256sum`.
+        pattern: a regular expression (RE2) that the whole of every stretch found must match.
+        scope: whose exchanges.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    id: Name
+    rules: Annotated[tuple[Name, ...], MinLen(1)]
+    until: date
+    why: Text
+    owner: str = ""
+    fingerprint: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+    pattern: Text | None = None
+    scope: Scope | None = None
+    origin: Written = field(default_factory=Origin, compare=False)
+
+    def __post_init__(self) -> None:
+        if not (self.fingerprint or self.pattern or (self.scope and self.scope != Scope())):
+            raise PydanticCustomError("exception", "give at least one of 'fingerprint', 'pattern' and 'scope'")
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """Counts exchanges in which a rule fired. When there are enough it is itself found, as `count.ID`.
+
+    Attributes:
+        id: unique among the policy's counters.
+        rules: ids of the rules to count; shadow rules count as well.
+        at_least: so many exchanges …
+        within: … in so long a time; then it is found in every request, from the next one on …
+        hold: … for so long.
+        per: whose exchanges are counted together: those of a key, of a tenant, or of a user whom the request names.
+        why: the reason, for the reader and the auditor.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    id: Name
+    rules: Annotated[tuple[Name, ...], MinLen(1)]
+    at_least: Annotated[int, Ge(1), Le(10_000)]
+    within: Duration
+    hold: Duration
+    per: Literal["key", "tenant", "user"] = "key"
+    why: str = ""
+    origin: Written = field(default_factory=Origin, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,22 +505,46 @@ class Policy:
     """Everything a deployment decided, frozen.
 
     What no check can read is a finding too, so that rules settle it: `unjudged.media` for images, audio and files,
-    `unjudged.field` for text in request fields that the API does not document.
+    `unjudged.field` for text in request fields that the API does not document. So is a counter that is full.
 
     Attributes:
+        checks: what it looks for itself, beside the installed checks.
+        counters: what is counted over several exchanges.
+        exceptions: what rules are not to fire on, for a time.
+        overlays: what is different for some exchanges; see `overlay.effective`.
         message: what a blocked caller is told where the rule says nothing.
         revision: sha256 over the canonical form of everything else, hexadecimal.
+        applied: ids of the overlays that made it what it is.
+        files: every file that it was read from.
+        origins: where the keys that are no lists were written: `message`, `stream.window`; those left out are missing.
+        looking: the rules by stage and category.
     """
 
     name: str
     rules: tuple[Rule, ...]
-    message: str = DEFAULT_MESSAGE
+    checks: tuple[OwnCheck, ...] = ()
+    counters: tuple[Counter, ...] = ()
+    exceptions: tuple[RuleException, ...] = ()
+    overlays: tuple[Overlay, ...] = ()
+    message: Message = DEFAULT_MESSAGE
     exempt: tuple[Exemption, ...] = ()
     upstream: UpstreamChoice = field(default_factory=UpstreamChoice)
     stream: StreamSettings = field(default_factory=StreamSettings)
     audit: AuditSettings = field(default_factory=AuditSettings)
     limits: Limits = field(default_factory=Limits)
     revision: str = ""
+    applied: tuple[str, ...] = field(default=(), compare=False)
+    files: tuple[Path, ...] = field(default=(), compare=False)
+    origins: Mapping[str, Origin] = field(default_factory=dict, compare=False)
+    looking: Mapping[tuple[Stage, str], tuple[Rule, ...]] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        looking: dict[tuple[Stage, str], list[Rule]] = {}
+        for rule in self.rules:
+            for stage in rule.stages:
+                looking.setdefault((stage, rule.category), []).append(rule)
+        # Made once: a decision looks at the few rules that may have to do with a finding.
+        object.__setattr__(self, "looking", {place: tuple(rules) for place, rules in looking.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,10 +561,12 @@ class Decision:
     """What a policy says about one stage of one exchange.
 
     Attributes:
-        rules: ids of the rules that fired and asked for `action`, in policy order; none where only a failed check did.
+        rules: ids of the rules that fired and asked for `action`, the surest first; none where only a failed check did.
         logged: ids of weaker rules that fired beside them.
         unanswered: ids of rules whose check could not answer, with what their `on_error` asked for.
         shadow: ids of shadow rules that would have fired, with the action they would have asked for.
+        excepted: ids of rules that would have fired, with the exception because of which they did not.
+        overlays: ids of the policy's overlays that applied.
         rewrites: disjoint, in order of part and start. Made when `action` is REWRITE; a BLOCK carries them too,
             so that the record of a blocked text can be kept masked.
         errors: one line for each check that could not answer.
@@ -348,6 +580,8 @@ class Decision:
     logged: tuple[str, ...] = ()
     unanswered: Mapping[str, Action] = field(default_factory=dict)
     shadow: Mapping[str, Action] = field(default_factory=dict)
+    excepted: Mapping[str, str] = field(default_factory=dict)
+    overlays: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     rewrites: tuple[Rewrite, ...] = ()
     errors: tuple[str, ...] = ()

@@ -1,3 +1,4 @@
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,10 @@ def test_every_rule_that_ships_has_a_case_on_each_side():
 
 def test_shipped_policy_has_no_warning():
     policy = load_policy()
-    assert list(map(str, lint(policy, list(suites_of(policy))))) == []
+    assert list(map(str, lint(policy, list(suites_of(policy)), TODAY))) == []
 
+
+TODAY = date(2026, 6, 1)
 
 CASES = """\
 - text: bad
@@ -128,14 +131,14 @@ def test_lint_warns_of_rules_that_never_decide_or_have_no_case():
         "  - {id: early, category: pii.email, action: rewrite, threshold: 0.3}\n"
         "  - {id: shadow, category: pii.email, action: log, shadow: true}\n"
     )
-    warnings = [str(w) for w in lint(policy, [])]
+    warnings = [str(w) for w in lint(policy, [], TODAY)]
     assert warnings[0] == (
         "<memory>:5:5: rule 'mail' never decides: 'all' (<memory>:4:5) asks for block from 0.4 on, "
         "where this one asks for rewrite from 0.5"
     )
     assert len(warnings) == 5
     assert all("has no case" in warning for warning in warnings[1:])
-    assert "everything passes" in str(next(lint(loads_policy(HEAD), [])))
+    assert "everything passes" in str(next(lint(loads_policy(HEAD), [], TODAY)))
 
 
 def test_packs_stand_beside_their_cases():

@@ -96,7 +96,9 @@ def test_show_names_every_rule_and_where_it_stands():
 def test_show_as_json_is_the_canonical_form_with_origins_and_revision():
     shown = json.loads(run("show", "--json").stdout)
     assert shown.pop("revision") == load_policy().revision
-    assert all(rule.pop("origin") for rule in shown["rules"])
+    assert all(rule.pop("origin") and rule.pop("origins") == {} for rule in shown["rules"])
+    assert shown.pop("applied") == []
+    assert shown.pop("origins")["audit.path"].endswith("policy.yaml:52:3")
     assert shown == canonical(load_policy())
 
 

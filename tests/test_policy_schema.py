@@ -65,7 +65,7 @@ def test_defaults_bounds_and_choices_are_those_of_the_types():
     schema = schema_of("policy")
     rule, stream = schema["$defs"]["Rule"]["properties"], schema["$defs"]["StreamSettings"]["properties"]
     assert (rule["threshold"]["default"], rule["threshold"]["minimum"], rule["threshold"]["maximum"]) == (0.5, 0, 1)
-    assert (rule["on_error"]["default"], rule["on_error"]["enum"]) == ("block", ["allow", "log", "block"])
+    assert (rule["on_error"]["default"], rule["on_error"]["anyOf"][0]["enum"]) == ("block", ["allow", "log", "block"])
     assert rule["stages"]["default"] == ["input", "output"]
     assert schema["properties"]["limits"]["default"]["check_seconds"] == Limits().check_seconds
     assert schema["properties"]["stream"]["default"]["window"] == stream["window"]["default"] == StreamSettings().window

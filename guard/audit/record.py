@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
+from functools import cache
 from typing import Any, Literal
 
 import rfc8785
@@ -99,7 +100,12 @@ def decisions_of(body: Body) -> tuple[Decision, ...]:
         {**one, "findings": [f if f["score"] is not None else {**f, "score": math.nan} for f in one["findings"]]}
         for one in body["decisions"]
     ]
-    return TypeAdapter(tuple[Decision, ...]).validate_python(decisions)
+    return _decisions().validate_python(decisions)
+
+
+@cache
+def _decisions() -> TypeAdapter[tuple[Decision, ...]]:
+    return TypeAdapter(tuple[Decision, ...])
 
 
 def parse_receipt(text: str) -> Receipt:
@@ -175,6 +181,8 @@ def _decision(decision: Decision) -> Body:
         "logged": list(decision.logged),
         **({"unanswered": dict(decision.unanswered)} if decision.unanswered else {}),
         "shadow": dict(decision.shadow),
+        **({"excepted": dict(decision.excepted)} if decision.excepted else {}),
+        **({"overlays": list(decision.overlays)} if decision.overlays else {}),
         "findings": [
             {
                 "check": finding.check,
@@ -184,6 +192,8 @@ def _decision(decision: Decision) -> Body:
                 "detail": finding.detail,
                 "error": finding.error,
                 **({} if finding.rewritable else {"rewritable": False}),
+                **({"role": finding.role} if finding.role else {}),
+                **({"excepted": list(finding.excepted)} if finding.excepted else {}),
             }
             for finding in decision.findings
         ],

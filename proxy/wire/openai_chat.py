@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from annotated_types import MinLen
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ringfence.guard.exchange import Exchange, Kind, Part, Path, compose, dotted, words
+from ringfence.guard.exchange import Exchange, Kind, Part, Path, Subject, compose, dotted, words
 from ringfence.proxy.reply import About, Event, Finish, Released, Stopped, Text, ToolCall, Withheld
 from ringfence.proxy.wire.body import BadRequest, is_identifier, leaves, readable
 
@@ -126,6 +126,8 @@ class ChatRequest(_Open):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: int | None = None
     tools: list[dict[str, Any]] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
 
 
 def read_request(body: dict[str, Any]) -> tuple[Exchange, ChatRequest]:
@@ -143,7 +145,8 @@ def read_request(body: dict[str, Any]) -> tuple[Exchange, ChatRequest]:
     parts = list(_request_parts(body))
     if not any(part.text.strip() or part.kind is Kind.MEDIA for part in parts if part.path[0] == "messages"):
         raise BadRequest("messages hold no text: there is nothing to answer", param="messages")
-    return Exchange(dialect=DIALECT, model=request.model, request=parts, body=body), request
+    subject = Subject(user=request.safety_identifier or request.user or "")
+    return Exchange(dialect=DIALECT, model=request.model, request=parts, body=body, subject=subject), request
 
 
 def _request_parts(body: Mapping[str, Any]) -> Iterator[Part]:

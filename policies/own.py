@@ -1,0 +1,133 @@
+"""What a policy may look for by itself, beside what the installed checks find: words, patterns, lengths, examples, and
+what a language model makes of a text. Values only: who looks is in `guard/checks/own/`."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Len, MinLen
+from pydantic import Discriminator
+
+from ringfence.policies.words import STRICT_KEYS, Name, Origin, Root, Text, Written
+
+
+@dataclass(frozen=True, slots=True)
+class Keywords:
+    """Words and phrases, found in one pass however many there are.
+
+    Attributes:
+        kind: what sort of check this is.
+        category: what its findings are called; rules look at them under this name.
+        words: what to look for; a space in one meets any white space.
+        case_sensitive: whether `May` is something else than `may`.
+        whole_words: whether `cat` is not found in `concatenate`.
+        why: the reason, for the reader and the auditor.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    kind: Literal["keywords"]
+    category: Root
+    words: Annotated[tuple[Text, ...], MinLen(1)]
+    case_sensitive: bool = False
+    whole_words: bool = True
+    why: str = ""
+    origin: Written = field(default_factory=Origin, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Regex:
+    """Regular expressions in RE2's syntax, which are matched in time linear in the text, whatever they say.
+
+    Attributes:
+        kind: what sort of check this is.
+        category: what its findings are called; rules look at them under this name.
+        patterns: what to look for; `(?i)` at the beginning of one makes it blind to case.
+        why: the reason, for the reader and the auditor.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    kind: Literal["regex"]
+    category: Root
+    patterns: Annotated[tuple[Text, ...], MinLen(1)]
+    why: str = ""
+    origin: Written = field(default_factory=Origin, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """Texts of more than so many characters; the finding's span is what goes beyond.
+
+    Attributes:
+        kind: what sort of check this is.
+        category: what its findings are called; rules look at them under this name.
+        more_than: the longest that is not found, in Unicode code points.
+        why: the reason, for the reader and the auditor.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    kind: Literal["length"]
+    category: Root
+    more_than: Annotated[int, Ge(0)]
+    why: str = ""
+    origin: Written = field(default_factory=Origin, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """A category of one's own, learnt from a handful of examples when the policy is loaded.
+
+    Attributes:
+        kind: what sort of check this is.
+        category: what its findings are called; rules look at them under this name.
+        description: what the category is, in a sentence or two.
+        match: texts that belong to it.
+        leave: texts that do not; those that nearly do teach most.
+        why: the reason, for the reader and the auditor.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    kind: Literal["examples"]
+    category: Root
+    description: Text
+    match: Annotated[tuple[Text, ...], Len(5, 200)]
+    leave: Annotated[tuple[Text, ...], Len(5, 200)]
+    why: str = ""
+    origin: Written = field(default_factory=Origin, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LlmJudge:
+    """A policy in words, put to a language model with the text; its verdict is the finding.
+
+    Attributes:
+        kind: what sort of check this is.
+        category: what its findings are called; rules look at them under this name.
+        policy: what is a violation and what is not, as one would tell a new colleague.
+        use: who is asked: `embedded`, `fake`, or an OpenAI-compatible base URL.
+        model: which of its models.
+        api_key_env: environment variable that holds its key; None where it needs none.
+        timeout_s: seconds until the verdict counts as failed.
+        per_minute: verdicts asked for in a minute at most; beyond them the check fails, and `on_error` settles it.
+        remember: verdicts kept, so that the same text is not asked about twice.
+        why: the reason, for the reader and the auditor.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    kind: Literal["judge"]
+    category: Root
+    policy: Text
+    use: Text
+    model: Text = "default"
+    api_key_env: Name | None = None
+    timeout_s: Annotated[float, Gt(0), Le(600)] = 10.0
+    per_minute: Annotated[int, Gt(0)] = 60
+    remember: Annotated[int, Ge(0), Le(1_000_000)] = 10_000
+    why: str = ""
+    origin: Written = field(default_factory=Origin, compare=False)
+
+
+OwnCheck = Annotated[Keywords | Regex | Length | Examples | LlmJudge, Discriminator("kind")]

@@ -1,0 +1,88 @@
+"""The smallest pieces that a policy is written with: names, categories, shares, durations, and where a line stands."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, NoReturn
+
+from annotated_types import Gt, Lt, MinLen
+from pydantic import BeforeValidator, ConfigDict, StringConstraints
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
+
+STRICT_KEYS = ConfigDict(extra="forbid")
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+"""A rule's or a policy's name: fit for a header, a metric label, a file name."""
+
+Category = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9][A-Za-z0-9_-]*)*$")]
+"""A dotted category, most general first."""
+
+Root = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
+"""A category of one word."""
+
+Text = Annotated[str, MinLen(1)]
+
+Tag = Annotated[str, StringConstraints(pattern=r"^\S{1,64}$")]
+"""What a rule is filed under elsewhere, taxonomy first: `MLCommons:S9`, `OWASP-LLM-2025:LLM01`."""
+
+Language = Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}$")]
+"""ISO 639 code, as `de`."""
+
+Share = Annotated[float, Gt(0), Lt(1)]
+
+Duration = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}[smhd]$")]
+"""A whole number of seconds, minutes, hours or days: `90s`, `10m`, `24h`, `7d`."""
+
+SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def root(category: str) -> str:
+    """Return the first word of a category: which check answers for it."""
+    return category.partition(".")[0]
+
+
+def lineage(category: str) -> Iterator[str]:
+    """Yield a category and everything above it: `pii.email`, `pii`."""
+    while category:
+        yield category
+        category = category.rpartition(".")[0]
+
+
+def covers(category: str, other: str) -> bool:
+    """Whether the other category is this one or lies below it: `pii` covers `pii.email`, and not `piiish`."""
+    return other == category or other.startswith(f"{category}.")
+
+
+def seconds(duration: str) -> int:
+    """Return how long a `Duration` is.
+
+    Raises:
+        ValueError: it is none; the message says what one looks like.
+    """
+    if not re.fullmatch(r"[1-9][0-9]{0,5}[smhd]", duration):
+        raise ValueError(f"{duration!r} is no duration: write a number and s, m, h or d, as 90s, 10m, 24h, 7d")
+    return int(duration[:-1]) * SECONDS[duration[-1]]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The line of a policy file that a value came from; line and column count from 1."""
+
+    file: str = "<memory>"
+    line: int = 1
+    column: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+def _not_written(value: object) -> NoReturn:
+    raise PydanticCustomError("unexpected_keyword_argument", "Unexpected keyword argument")
+
+
+NOT_WRITTEN = BeforeValidator(_not_written)
+"""Refuses a field that is no key of a file: the reader of a file sets it."""
+
+Written = Annotated[SkipJsonSchema[Origin], NOT_WRITTEN]
+"""Where something was written."""

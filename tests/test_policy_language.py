@@ -1,0 +1,393 @@
+"""What a policy can say beyond single rules: building on others, overlays, exceptions, counters, conditions."""
+
+from datetime import date, timedelta
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ringfence.guard.check import Passage
+from ringfence.guard.exceptions import Exceptions
+from ringfence.guard.exchange import Exchange, Kind, Part, Subject
+from ringfence.guard.guard import Guard
+from ringfence.guard.history import History
+from ringfence.guard.pipeline import Pipeline
+from ringfence.policies.decide import decide
+from ringfence.policies.document import PolicyError
+from ringfence.policies.load import canonical, load_policy, loads_policy
+from ringfence.policies.overlay import about, effective
+from ringfence.policies.types import (
+    Action,
+    Condition,
+    Counter,
+    Degrade,
+    Finding,
+    Overlay,
+    Override,
+    Policy,
+    Rule,
+    RuleException,
+    Scope,
+    Span,
+    Stage,
+)
+
+BASE = """\
+version: 1
+name: base
+packs: [pii]
+override: { pii: { threshold: 0.6 } }
+message: { en: Stopped., de: Angehalten. }
+stream: { window: 40 }
+rules:
+  - { id: knives, category: hidden, action: log }
+"""
+SHOP = """\
+version: 1
+name: shop
+extends: base.yaml
+remove: [knives]
+override: { pii: { action: block } }
+stream: { context: 400 }
+overlays:
+  - id: clinic
+    scope: { tenant: ["clinic-*"], model: [small] }
+    override: { pii: { shadow: true } }
+    rules: [{ id: no-ip, category: pii.ip, action: block }]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "base.yaml").write_text(BASE)
+    (tmp_path / "shop.yaml").write_text(SHOP)
+    return tmp_path
+
+
+def lines_of(error) -> list[str]:
+    return [f"{Path(one.origin.file).name}:{one.origin.line}: {one.what}" for one in error.value.problems]
+
+
+def found(category: str, score: float = 1.0, **others) -> Finding:
+    return Finding("fake", category, score, (Span(0, 0, 3),), **others)
+
+
+def acted(policy: Policy, *findings: Finding, stage: Stage = Stage.INPUT) -> Action:
+    return decide(policy, stage, findings).action
+
+
+class TestExtends:
+    def test_what_is_not_written_comes_from_the_policy_below(self, folder):
+        policy = load_policy(folder / "shop.yaml")
+        assert [rule.id for rule in policy.rules] == ["pii"]
+        assert (policy.rules[0].action, policy.rules[0].threshold) == (Action.BLOCK, 0.6)
+        assert (policy.stream.window, policy.stream.context, policy.stream.reach) == (40, 400, 64)
+        assert policy.message == {"en": "Stopped.", "de": "Angehalten."}
+
+    def test_every_value_knows_the_file_and_line_that_it_comes_from(self, folder):
+        policy = load_policy(folder / "shop.yaml")
+        [rule] = policy.rules
+        places = {key: (Path(origin.file).name, origin.line) for key, origin in rule.origins.items()}
+        assert places == {"threshold": ("base.yaml", 4), "action": ("shop.yaml", 5)}
+        assert Path(rule.origin.file).name == "pii.yaml"
+        settings = {key: (Path(origin.file).name, origin.line) for key, origin in policy.origins.items()}
+        assert settings["stream.window"] == ("base.yaml", 6)
+        assert settings["stream.context"] == ("shop.yaml", 6)
+        assert "stream.reach" not in settings
+
+    def test_every_file_that_was_read_is_known(self, folder):
+        assert [path.name for path in load_policy(folder / "shop.yaml").files] == ["base.yaml", "pii.yaml", "shop.yaml"]
+
+    def test_a_circle_is_told_at_the_line_that_closes_it(self, folder):
+        (folder / "base.yaml").write_text("version: 1\nname: base\nextends: shop.yaml\n")
+        with pytest.raises(PolicyError) as caught:
+            load_policy(folder / "shop.yaml")
+        assert lines_of(caught)[0] == (
+            "base.yaml:3: policies extend each other in a circle: shop.yaml → base.yaml → shop.yaml"
+        )
+
+    def test_a_missing_file_and_an_unknown_rule_are_told_where_they_are_named(self, folder):
+        (folder / "a.yaml").write_text("version: 1\nname: a\nextends: nowhere.yaml\n")
+        (folder / "b.yaml").write_text("version: 1\nname: b\nextends: base.yaml\nremove:\n  - knifes\n")
+        for name, line in (("a", "a.yaml:3: there is no policy file"), ("b", "b.yaml:5: 'remove' names 'knifes'")):
+            with pytest.raises(PolicyError) as caught:
+                load_policy(folder / f"{name}.yaml")
+            assert lines_of(caught)[0].startswith(line)
+        assert "did you mean 'knives'?" in str(caught.value)
+
+    def test_canonical_form_needs_no_other_file(self, folder):
+        policy = load_policy(folder / "shop.yaml")
+        again = loads_policy(yaml.safe_dump(canonical(policy)))
+        assert again == policy
+        assert again.revision == policy.revision
+
+
+class TestOverlays:
+    def test_an_overlay_changes_the_policy_for_those_it_is_about_only(self, folder):
+        policy = load_policy(folder / "shop.yaml")
+        theirs = effective(policy, about(policy, {"tenant": "clinic-7", "model": "small"}))
+        assert [(rule.id, rule.shadow) for rule in theirs.rules] == [("pii", True), ("no-ip", False)]
+        assert theirs.applied == ("clinic",)
+        assert theirs.revision == policy.revision
+        for others in ({"tenant": "clinic-7", "model": "large"}, {"tenant": "shop", "model": "small"}, {}):
+            assert effective(policy, about(policy, others)) is policy
+
+    def test_a_guard_judges_each_exchange_by_its_own_overlays_and_records_them(self, checks):
+        policy = Policy(
+            "p",
+            (Rule("number", "number", Action.LOG),),
+            overlays=(Overlay("strict", Scope(tenant=("a*",)), override={"number": Override(action=Action.BLOCK)}),),
+        )
+        guard = Guard(policy, checks=checks)
+        decided = {}
+        for tenant in ("acme", "other"):
+            parts = [Part(Kind.TEXT, "user", ("messages", 0, "content"), "12345")]
+            exchange = Exchange("openai.chat", "m", parts, subject=Subject(tenant))
+            decided[tenant] = guard.judge_request(exchange)
+        assert (decided["acme"].action, decided["acme"].overlays) == (Action.BLOCK, ("strict",))
+        assert (decided["other"].action, decided["other"].overlays) == (Action.LOG, ())
+
+    @pytest.mark.parametrize(
+        ("wrong", "line"),
+        [
+            ("overlays: [{id: x, scope: {}, override: {pij: {shadow: true}}}]", "overlay 'x' names rule 'pij'"),
+            ("overlays: [{id: x, scope: {tenants: [a]}}]", "unknown key 'tenants'; did you mean 'tenant'?"),
+            ("exceptions: [{id: x, rules: [pij], until: 2030-01-01, why: y, pattern: z}]", "'x' names rule 'pij'"),
+            ("exceptions: [{id: x, rules: [pii], until: soon, why: y, pattern: z}]", "'until'"),
+            ("exceptions: [{id: x, rules: [pii], until: 2030-01-01, why: y}]", "give at least one of"),
+            ("exceptions: [{id: x, rules: [pii], why: y, pattern: z}]", "'until' is missing here"),
+            ("counters: [{id: x, rules: [pij], at_least: 2, within: 1m, hold: 1m}]", "'x' names rule 'pij'"),
+            ("counters: [{id: x, rules: [pii], at_least: 2, within: 1 week, hold: 1m}]", "'within' must match"),
+            ("rules: [{id: y, category: count.x, action: block}]", "rule 'y' looks at counter 'x'"),
+            (
+                "rules: [{id: y, category: a, action: block, when: {}}]",
+                "give one of 'category', 'any', 'all' and 'not'",
+            ),
+            ("rules: [{id: y, category: a, action: block, when: {nott: {category: a}}}]", "did you mean 'not'?"),
+            ("rules: [{id: y, category: a, action: block, when: {any: [{category: b}], threshold: 0.1}}]", "goes with"),
+            ("rules: [{id: y, category: a, action: block, on_error: {degrade: 7}}]", "degrade"),
+            ("checks: [{kind: keyword, category: x, words: [a]}]", "did you mean 'keywords'?"),
+            ("checks: [{kind: keywords, category: x.y, words: [a]}]", "'category' must match"),
+        ],
+    )
+    def test_what_is_wrong_is_told_at_its_line(self, wrong, line):
+        with pytest.raises(PolicyError) as caught:
+            loads_policy(f"version: 1\nname: tiny\npacks: [pii]\n{wrong}\n")
+        assert line in str(caught.value)
+        assert all(one.origin.line == 4 for one in caught.value.problems)
+
+
+class TestConditions:
+    def rule(self, when: Condition, **others) -> Policy:
+        return Policy("p", (Rule("r", "a", Action.BLOCK, when=when, **others),))
+
+    def test_all_any_and_not_are_what_they_say(self):
+        b, c = Condition(category="b"), Condition(category="c", threshold=0.2)
+        both, either = self.rule(Condition(all=(b, c))), self.rule(Condition(any=(b, c)))
+        neither = self.rule(Condition(not_=Condition(any=(b, c))))
+        cases = {(): (0, 0, 1), ("b",): (0, 1, 0), ("c",): (0, 1, 0), ("b", "c"): (1, 1, 0)}
+        for present, expected in cases.items():
+            findings = [found("a"), *(found(category, 0.5) for category in present)]
+            fires = tuple(acted(policy, *findings) is Action.BLOCK for policy in (both, either, neither))
+            assert fires == tuple(map(bool, expected)), present
+
+    def test_a_condition_alone_fires_nothing(self):
+        assert acted(self.rule(Condition(category="b")), found("b")) is Action.ALLOW
+
+    @pytest.mark.parametrize("on_error", [Action.ALLOW, Action.BLOCK])
+    def test_a_failed_check_behind_a_condition_leaves_the_rule_to_its_on_error(self, on_error):
+        policy = self.rule(Condition(category="b"), on_error=on_error)
+        decision = decide(policy, Stage.INPUT, [found("a"), Finding("fake", "b", 0, error="boom")])
+        assert (decision.action, decision.rules, decision.unanswered) == (on_error, (), {"r": on_error})
+
+    def test_a_failed_check_matters_only_where_it_could_change_the_outcome(self):
+        failed = Finding("fake", "b", 0, error="boom")
+        either = self.rule(Condition(any=(Condition(category="b"), Condition(category="c"))))
+        assert decide(either, Stage.INPUT, [found("a"), found("c"), failed]).rules == ("r",)
+        assert acted(either, failed) is Action.ALLOW, "nothing of its own category was found"
+        own = self.rule(Condition(category="c"))
+        assert acted(own, Finding("fake", "a", 0, error="boom")) is Action.ALLOW, "the condition does not hold"
+
+    @given(st.permutations([found("a", 0.9), found("b", 0.4), found("c", 0.7), Finding("fake", "d", 0, error="x")]))
+    def test_order_of_findings_changes_nothing(self, findings):
+        when = Condition(all=(Condition(category="c"), Condition(not_=Condition(category="d"))))
+        decision = decide(self.rule(when, on_error=Action.LOG), Stage.INPUT, findings)
+        assert (decision.action, decision.unanswered) == (Action.LOG, {"r": Action.LOG})
+
+
+def test_a_rule_with_roles_looks_at_their_texts_only():
+    policy = Policy("p", (Rule("r", "a", Action.BLOCK, roles=("tool", "tool_call")),))
+    assert acted(policy, found("a", role="user")) is Action.ALLOW
+    assert acted(policy, found("a", role="tool_call")) is Action.BLOCK
+    assert acted(policy, found("a")) is Action.BLOCK, "whose text it is is not known: fail closed"
+
+
+def test_what_a_model_hands_to_a_tool_is_tool_calls(checks):
+    policy = Policy("p", (Rule("r", "number", Action.BLOCK, roles=("tool_call",)),))
+    guard = Guard(policy, checks=checks)
+    reply = guard.open_reply(Exchange("openai.chat", "m", []))
+    reply.release_whole(Part(Kind.TOOL_CALL, "assistant", ("choices", 0), "12345"), {})
+    assert reply.stopped
+    reply = guard.open_reply(Exchange("openai.chat", "m", []))
+    reply.feed(("choices", 0), "12345")
+    assert reply.release(("choices", 0), last=True) == "12345"
+
+
+class TestDegrade:
+    policy = Policy("p", (Rule("r", "a", Action.BLOCK, on_error=Degrade("b")),))
+    failed = Finding("fake", "a", 0, error="boom")
+
+    def test_what_stands_in_decides_where_the_check_failed(self):
+        assert acted(self.policy, self.failed, found("b")) is Action.BLOCK
+        clean = decide(self.policy, Stage.INPUT, [self.failed])
+        assert (clean.action, clean.unanswered) == (Action.ALLOW, {"r": Action.ALLOW})
+        assert acted(self.policy, found("b")) is Action.ALLOW, "the check itself answered"
+
+    def test_where_both_failed_it_blocks(self):
+        assert acted(self.policy, self.failed, Finding("fake", "b", 0, error="boom")) is Action.BLOCK
+
+    def test_what_stands_in_is_run(self, checks, broken_check):
+        policy = Policy("p", (Rule("r", "broken", Action.BLOCK, on_error=Degrade("number")),))
+        pipeline = Pipeline(policy, {**checks, "broken": broken_check})
+        for text, action in (("12345", Action.BLOCK), ("none", Action.ALLOW)):
+            assert pipeline.judge(Stage.INPUT, [Passage(Stage.INPUT, "user", text)]).action is action
+
+
+class TestExceptions:
+    today = date(2026, 6, 1)
+
+    def marks(self, exception: RuleException, text: str = "call 12345", who=None) -> bool:
+        passage = Passage(Stage.INPUT, "user", text)
+        findings = [Finding("fake", "number", 1.0, (Span(0, 5, 10),))]
+        [one] = Exceptions([exception]).mark(findings, [passage], who or {}, self.today)
+        return one.excepted == (exception.id,)
+
+    def exception(self, **what) -> RuleException:
+        return RuleException("x", ("number",), until=what.pop("until", self.today), why="ours", **what)
+
+    def test_a_pattern_must_match_the_whole_stretch(self):
+        assert self.marks(self.exception(pattern=r"\d+"))
+        assert not self.marks(self.exception(pattern=r"\d{3}"))
+
+    def test_a_fingerprint_is_of_the_whole_text(self):
+        same = sha256(b"call 12345").hexdigest()
+        assert self.marks(self.exception(fingerprint=same))
+        assert not self.marks(self.exception(fingerprint=same), text="call 12345!")
+
+    def test_a_scope_is_of_whose_exchange_it_is_and_all_that_is_given_must_meet(self):
+        theirs = self.exception(scope=Scope(key=("k1",)))
+        assert self.marks(theirs, who={"key": "k1"})
+        assert not self.marks(theirs, who={"key": "k2"})
+        assert not self.marks(self.exception(scope=Scope(key=("k1",)), pattern="no"), who={"key": "k1"})
+
+    def test_the_last_day_counts_and_the_next_does_not(self):
+        assert self.marks(self.exception(pattern=r"\d+", until=self.today))
+        assert not self.marks(self.exception(pattern=r"\d+", until=self.today - timedelta(days=1)))
+
+    def test_a_pattern_that_takes_forever_elsewhere_takes_no_time(self):
+        assert not self.marks(self.exception(pattern="(a+)+b"), text="call " + "a" * 50_000)
+
+    def test_an_impossible_pattern_is_told_with_its_place(self):
+        with pytest.raises(PolicyError, match=r"<memory>:1:1: the pattern of exception 'x' is not one that RE2 reads"):
+            Exceptions([self.exception(pattern=r"(?=a)")])
+
+    def test_an_exception_stops_its_own_rules_and_the_decision_says_so(self):
+        rules = (Rule("number", "number", Action.REWRITE), Rule("other", "number", Action.LOG))
+        policy = Policy("p", rules, exceptions=(self.exception(pattern=".*"),))
+        excepted = found("number", excepted=("x",))
+        decision = decide(policy, Stage.INPUT, [excepted])
+        assert (decision.action, decision.rules, decision.excepted) == (Action.LOG, ("other",), {"number": "x"})
+        assert decision.rewrites == ()
+        both = decide(policy, Stage.INPUT, [excepted, Finding("fake", "number", 1.0, (Span(0, 9, 12),))])
+        assert [rewrite.span.start for rewrite in both.rewrites] == [9]
+
+
+class TestCounters:
+    counter = Counter("many", ("number",), at_least=3, within="10m", hold="5m")
+
+    def full(self, history: History, subject: Subject, counter: Counter | None = None) -> bool:
+        return bool(history.findings([counter or self.counter], subject))
+
+    def test_enough_hits_in_time_fill_it_and_it_holds_for_so_long(self):
+        now = [0.0]
+        history, subject = History(clock=lambda: now[0]), Subject()
+        for at in (0, 599):
+            now[0] = at
+            history.note([self.counter], subject, {"number", "else"})
+            assert not self.full(history, subject)
+        now[0] = 600.0  # the first hit is ten minutes old and counts no more
+        history.note([self.counter], subject, {"number"})
+        assert not self.full(history, subject)
+        now[0] = 700.0
+        history.note([self.counter], subject, {"number"})
+        assert self.full(history, subject)
+        now[0] = 999.0
+        assert self.full(history, subject)
+        now[0] = 1_000.0
+        assert not self.full(history, subject)
+
+    def test_other_rules_do_not_count_and_others_hits_are_theirs(self):
+        history = History(clock=lambda: 0.0)
+        for _ in range(3):
+            history.note([self.counter], Subject(key="a"), {"number"})
+            history.note([self.counter], Subject(key="b"), {"else"})
+        assert self.full(history, Subject(key="a"))
+        assert not self.full(history, Subject(key="b"))
+        assert not self.full(history, Subject(tenant="t", key="a"))
+
+    def test_users_are_counted_apart_where_that_is_asked_for(self):
+        per_user = Counter("many", ("number",), at_least=1, within="1m", hold="1m", per="user")
+        history = History(clock=lambda: 0.0)
+        history.note([per_user], Subject(user="ann"), {"number"})
+        assert self.full(history, Subject(user="ann"), per_user)
+        assert not self.full(history, Subject(user="bob"), per_user)
+
+    def test_after_enough_exchanges_the_next_is_blocked_whatever_it_says(self, checks):
+        rules = (
+            Rule("number", "number", Action.LOG),
+            Rule("pause", "count.many", Action.BLOCK, stages=(Stage.INPUT,), message="Wait."),
+        )
+        guard = Guard(Policy("p", rules, counters=(self.counter,)), checks=checks)
+        told = []
+        for text in ("12345", "12345", "12345", "hello"):
+            exchange = Exchange("openai.chat", "m", [Part(Kind.TEXT, "user", ("messages", 0, "content"), text)])
+            told.append(guard.judge_request(exchange).message)
+            guard.record(exchange)
+        assert told == ["", "", "", "Wait."]
+
+
+def test_a_caller_is_told_in_the_language_that_was_spoken(checks):
+    message = {"en": "No.", "de": "Nein."}
+    pipeline = Pipeline(Policy("p", (Rule("r", "number", Action.BLOCK, message=message),)), checks)
+    for text, told in (
+        ("Bitte sag mir, wem diese Nummer gehört und wo er wohnt: 12345", "Nein."),
+        ("Please tell me whose number this is and where that person lives: 12345", "No."),
+        ("Dites-moi à qui appartient ce numéro et où habite cette personne : 12345", "No."),
+    ):
+        assert pipeline.judge(Stage.INPUT, [Passage(Stage.INPUT, "user", text)]).message == told
+        assert pipeline.judge(Stage.OUTPUT, [Passage(Stage.OUTPUT, "assistant", "12345", text)]).message == told
+
+
+def test_the_shortest_time_of_its_rules_is_a_checks_time(checks):
+    rules = (
+        Rule("a", "number", Action.LOG, seconds=0.0001),
+        Rule("b", "knife", Action.LOG),
+    )
+
+    class Slow:
+        name = "slow"
+        categories = frozenset({"number"})
+
+        def find(self, passage):
+            while passage.until > __import__("time").monotonic():
+                pass
+            raise TimeoutError("stopped when nobody waited any more")
+
+    pipeline = Pipeline(Policy("p", rules), {"slow": Slow(), "k": checks["word-knife"]})
+    decision = pipeline.judge(Stage.INPUT, [Passage(Stage.INPUT, "user", "knife")])
+    assert decision.action is Action.BLOCK
+    assert decision.unanswered == {"a": Action.BLOCK}
+    assert decision.logged == ("b",)
