@@ -1,7 +1,9 @@
 """Does what a decision says to texts and bodies. Decides nothing."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,27 +30,47 @@ def rewrite_body(body: Any, parts: Sequence[Part], decision: Decision) -> Any:
     Args:
         parts: those that the decision's spans count; none of its spans crosses a seam between a part's pieces.
     """
-    by_part: dict[int, list[Rewrite]] = {}
+    by_part: defaultdict[int, list[Rewrite]] = defaultdict(list)
     for item in decision.rewrites:
-        by_part.setdefault(item.span.part, []).append(item)
+        by_part[item.span.part].append(item)
+    texts: dict[Path, str] = {}
     for index, items in by_part.items():
-        part = parts[index]
-        for piece in part.pieces or (Piece(0, len(part.text), part.path),):
-            inside = [_moved(r, -piece.start) for r in items if piece.start <= r.span.start < piece.end]
+        text = parts[index].text
+        for piece, inside in by_piece(parts[index], items):
             if inside and piece.path is not None:
-                body = put(body, piece.path, rewrite(part.text[piece.start : piece.end], inside))
-    return body
+                moved = [_moved(item, -piece.start) for item in inside]
+                texts[piece.path] = rewrite(text[piece.start : piece.end], moved)
+    return put_all(body, texts) if texts else body
+
+
+def by_piece(part: Part, rewrites: Sequence[Rewrite]) -> Iterator[tuple[Piece, Sequence[Rewrite]]]:
+    """Yield every piece of a part with the rewrites that start in it.
+
+    Args:
+        rewrites: of this part, ordered by start.
+    """
+    starts = [item.span.start for item in rewrites]
+    for piece in part.pieces or (Piece(0, len(part.text), part.path),):
+        yield piece, rewrites[bisect_left(starts, piece.start) : bisect_left(starts, piece.end)]
 
 
 def put(body: Any, path: Path, text: str) -> Any:
     """Return a copy of a JSON body with the string at `path` replaced; a path may lead on into JSON inside a string."""
-    if not path:
-        return text
+    return put_all(body, {path: text})
+
+
+def put_all(body: Any, texts: Mapping[Path, str]) -> Any:
+    """Return a copy of a JSON body with the strings at some paths replaced, none of which leads on from another."""
+    if () in texts:
+        return texts[()]
     if isinstance(body, str):
-        return json.dumps(put(json.loads(body), path, text), ensure_ascii=False)
-    head, *rest = path
+        return json.dumps(put_all(json.loads(body), texts), ensure_ascii=False)
+    below: defaultdict[str | int, dict[Path, str]] = defaultdict(dict)
+    for (step, *rest), text in texts.items():
+        below[step][tuple(rest)] = text
     copy: Any = dict(body) if isinstance(body, Mapping) else list(body)
-    copy[head] = put(copy[head], tuple(rest), text)
+    for step, inner in below.items():
+        copy[step] = put_all(copy[step], inner)
     return copy
 
 

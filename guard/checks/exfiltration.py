@@ -92,6 +92,8 @@ _WANTED = (
     r"|transcript|memor(?:y|ies)|context"
 )
 WANTED = re.compile(rf"(?:{_WANTED})", re.IGNORECASE)
+# What `placeholders.numbered` gives a model to read: put into an address, it is an original on its way out.
+GIVEN = re.compile(r"\[(?:\\?[A-Z0-9_])+?\\?_\d+\\?\]")
 PLACEHOLDER = re.compile(
     r"\{\{?[^{}]{1,80}\}|\$\{?[A-Za-z_]{3,40}|<[^<>]{1,80}>|\[[A-Za-z _]{3,80}\]|%[A-Za-z_]{3,40}%"
     r"|(?<![A-Z_-])(?:INSERT|BASE64|ENCODED|YOUR|DATA|REPLACE)(?:[_-][A-Z0-9]{1,30}){1,6}(?![a-z])"
@@ -347,6 +349,8 @@ def _value(value: str, image: bool, prompt: Prompt, slugs: bool) -> Reason:
     """
     if len(value) < 6:
         return NONE
+    if GIVEN.search(value):
+        return Reason(LIKELY, "a placeholder for what the caller said")
     if placeholder := PLACEHOLDER.search(value):
         if ANYTHING_SAID.search(placeholder[0]):
             return Reason(LIKELY, "a placeholder for what was said")
