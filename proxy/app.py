@@ -1,6 +1,7 @@
 """The ASGI application around a service. No globals; nothing happens at import."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from anyio import to_thread
@@ -11,13 +12,21 @@ from ringfence.proxy.routes import add_routes
 from ringfence.proxy.service import Service
 
 
-def create_app(service: Service) -> FastAPI:
-    """Return the ASGI application that serves it, and closes it when it ends."""
+def create_app(service: Service, *beside: Callable[[], Awaitable[None]]) -> FastAPI:
+    """Return the ASGI application that serves it, and closes it when it ends.
+
+    Args:
+        beside: what else runs for as long as it serves, and is cancelled then.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await to_thread.run_sync(service.guard.warm)
+        await to_thread.run_sync(service.live.guard.warm)
+        running = [asyncio.ensure_future(work()) for work in beside]
         yield
+        for work in running:
+            work.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         await service.upstream.aclose()
         service.store.close()
 

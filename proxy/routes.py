@@ -21,6 +21,7 @@ from ringfence.policies.decide import reasons
 from ringfence.policies.types import Decision
 from ringfence.proxy.auth import CrossSite, Unauthorized, authorize
 from ringfence.proxy.handle import explain, handle
+from ringfence.proxy.live import Refused
 from ringfence.proxy.reply import About, Recorded, Released, UpstreamError
 from ringfence.proxy.review.routes import review_router
 from ringfence.proxy.service import Service
@@ -50,36 +51,50 @@ def add_routes(app: FastAPI, service: Service) -> None:
     @api.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         """Answer a chat, guarded on both ends."""
-        body = await _body(request, service, openai_chat.DIALECT)
-        exchange, asked = await _opened(service, openai_chat.DIALECT, lambda: openai_chat.read_request(body))
-        events = handle(exchange, service.guard, service.upstream, _passed_on(request, service))
+        guard = service.live.guard
+        body = await _body(request, guard, openai_chat.DIALECT)
+        exchange, asked = await _opened(guard, openai_chat.DIALECT, lambda: openai_chat.read_request(body))
+        events = handle(exchange, guard, service.upstream, _passed_on(request, service))
         usage = asked.stream_options is not None and asked.stream_options.include_usage
         if asked.stream:
-            return await _streamed(request, exchange, events, openai_chat.Renderer(exchange, usage=usage), service)
+            return await _streamed(request, exchange, events, openai_chat.Renderer(exchange, usage=usage), guard)
         renderer = openai_chat.Renderer(exchange)
-        answer = await _while_there(request, lambda: _whole(exchange, events, renderer, service))
+        answer = await _while_there(request, lambda: _whole(exchange, events, renderer, guard))
         return answer or NOBODY_THERE
 
     @api.post("/v1/moderations")
     async def moderations(request: Request) -> Response:
         """Judge texts, and say what of them the policy would not let through."""
-        body = await _body(request, service, openai_moderations.DIALECT)
+        guard = service.live.guard
+        body = await _body(request, guard, openai_moderations.DIALECT)
         exchange, groups = await _opened(
-            service, openai_moderations.DIALECT, lambda: openai_moderations.read_request(body)
+            guard, openai_moderations.DIALECT, lambda: openai_moderations.read_request(body)
         )
         try:
-            decision = await to_thread.run_sync(_judged_and_recorded, service.guard, exchange)
+            decision = await to_thread.run_sync(_judged_and_recorded, guard, exchange)
         except EXPECTED as error:
-            return _failed(error, exchange, service)
+            return _failed(error, exchange, guard)
         answer = await to_thread.run_sync(
-            openai_moderations.write_results, exchange, service.policy, decision.findings, groups
+            openai_moderations.write_results, exchange, guard.policy, decision.findings, groups
         )
-        return JSONResponse(answer, headers=_headers(exchange, service))
+        return JSONResponse(answer, headers=_headers(exchange, guard))
 
     @api.get("/v1/models")
     async def models(request: Request) -> Response:
         """List what the upstream serves."""
         return JSONResponse(openai_chat.model_list(await service.upstream.models(_passed_on(request, service))))
+
+    @api.get("/admin/policy")
+    async def policy() -> dict[str, Any]:
+        """Say which policy is in force, and why what stands in its files is not, where that is so."""
+        live = service.live
+        return {"name": live.guard.policy.name, "revision": live.guard.policy.revision, "refused": live.refused}
+
+    @api.post("/admin/reload")
+    async def reload() -> dict[str, Any]:
+        """Put the policy in force as its files have it now."""
+        done = await service.live.reload()
+        return {"revision": done.revision, "previous": done.previous, "changed": done.changed}
 
     @app.get("/health/liveness")
     async def liveness() -> dict[str, str]:
@@ -94,7 +109,13 @@ def add_routes(app: FastAPI, service: Service) -> None:
             "upstream": await service.upstream.ready(),
         }
         wrong = {name: why for name, why in problems.items() if why is not None}
-        state = {"status": "unavailable" if wrong else "ok", "policy": service.policy.revision, "problems": wrong}
+        state = {
+            "status": "unavailable" if wrong else "ok",
+            "policy": service.live.guard.policy.revision,
+            "problems": wrong,
+        }
+        if service.live.refused:  # no reason to send callers elsewhere; and not for everyone to read
+            state["reload"] = "refused: GET /admin/policy says why"
         return JSONResponse(state, status_code=503 if wrong else 200)
 
     app.include_router(api)
@@ -114,8 +135,8 @@ def _judged_and_recorded(guard: Guard, exchange: Exchange) -> Decision:
         guard.record(exchange)
 
 
-async def _body(request: Request, service: Service, dialect: str) -> dict[str, Any]:
-    limit = service.policy.limits.body_bytes
+async def _body(request: Request, guard: Guard, dialect: str) -> dict[str, Any]:
+    limit = guard.policy.limits.body_bytes
 
     async def read() -> dict[str, Any]:
         raw = bytearray()
@@ -125,37 +146,37 @@ async def _body(request: Request, service: Service, dialect: str) -> dict[str, A
                 raise BadRequest(f"the body is larger than {limit:,} bytes", code="request_too_large", status=413)
         return await to_thread.run_sync(read_object, bytes(raw))  # a large body takes a while, and others wait
 
-    return await _recorded_if_bad(service, dialect, read)
+    return await _recorded_if_bad(guard, dialect, read)
 
 
-async def _opened(service: Service, dialect: str, read: Callable[[], T]) -> T:
+async def _opened(guard: Guard, dialect: str, read: Callable[[], T]) -> T:
     async def reading() -> T:
         return await to_thread.run_sync(read)
 
-    return await _recorded_if_bad(service, dialect, reading)
+    return await _recorded_if_bad(guard, dialect, reading)
 
 
-async def _recorded_if_bad(service: Service, dialect: str, read: Callable[[], Awaitable[T]]) -> T:
+async def _recorded_if_bad(guard: Guard, dialect: str, read: Callable[[], Awaitable[T]]) -> T:
     """Read; what cannot be read never becomes an exchange, but is on record as one that failed."""
     try:
         return await read()
     except BadRequest as error:
         failed = Exchange(dialect=dialect, model="", request=[], error=f"BadRequest: {error.message}")
-        await to_thread.run_sync(service.guard.record, failed)
-        error.headers = _headers(failed, service)
+        await to_thread.run_sync(guard.record, failed)
+        error.headers = _headers(failed, guard)
         raise
 
 
 async def _whole(
-    exchange: Exchange, events: AsyncGenerator[Released, None], renderer: openai_chat.Renderer, service: Service
+    exchange: Exchange, events: AsyncGenerator[Released, None], renderer: openai_chat.Renderer, guard: Guard
 ) -> Response:
     try:
         async with aclosing(events) as released:
             async for event in released:
                 renderer.collect(event)
     except EXPECTED as error:
-        return _failed(error, exchange, service)
-    return JSONResponse(renderer.body(), headers=_headers(exchange, service))
+        return _failed(error, exchange, guard)
+    return JSONResponse(renderer.body(), headers=_headers(exchange, guard))
 
 
 async def _streamed(
@@ -163,7 +184,7 @@ async def _streamed(
     exchange: Exchange,
     events: AsyncGenerator[Released, None],
     renderer: openai_chat.Renderer,
-    service: Service,
+    guard: Guard,
 ) -> Response:
     """Answer with server-sent events. The first that says something is awaited: until then an error has its status."""
     early: list[Released] = []
@@ -174,16 +195,16 @@ async def _streamed(
                 return NOBODY_THERE
             early.append(event)
     except EXPECTED as error:
-        return _failed(error, exchange, service)
+        return _failed(error, exchange, guard)
 
     async def frames() -> AsyncIterator[bytes]:
         async with aclosing(events) as released:
             try:
                 for event in early:
-                    for frame in _frames(renderer, event, exchange, service):
+                    for frame in _frames(renderer, event, exchange, guard):
                         yield frame
                 async for event in released:
-                    for frame in _frames(renderer, event, exchange, service):
+                    for frame in _frames(renderer, event, exchange, guard):
                         yield frame
                 for chunk in renderer.last_chunks():
                     yield _frame(chunk)
@@ -195,7 +216,7 @@ async def _streamed(
                 return
         yield b"data: [DONE]\n\n"
 
-    headers = _headers(exchange, service) | {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    headers = _headers(exchange, guard) | {"cache-control": "no-cache", "x-accel-buffering": "no"}
     return StreamingResponse(frames(), media_type="text/event-stream", headers=headers)
 
 
@@ -224,9 +245,9 @@ async def _while_there(request: Request, work: Callable[[], Awaitable[T]]) -> T 
     return done
 
 
-def _frames(renderer: openai_chat.Renderer, event: Released, exchange: Exchange, service: Service) -> Iterator[bytes]:
+def _frames(renderer: openai_chat.Renderer, event: Released, exchange: Exchange, guard: Guard) -> Iterator[bytes]:
     if isinstance(event, Recorded):
-        yield _comment(_headers(exchange, service))
+        yield _comment(_headers(exchange, guard))
     for chunk in renderer.chunks(event):
         yield _frame(chunk)
 
@@ -247,8 +268,8 @@ def _passed_on(request: Request, service: Service) -> Headers:
     return headers
 
 
-def _headers(exchange: Exchange, service: Service) -> Headers:
-    headers = {"x-ringfence-exchange": exchange.id, "x-ringfence-policy": service.policy.revision[:16]}
+def _headers(exchange: Exchange, guard: Guard) -> Headers:
+    headers = {"x-ringfence-exchange": exchange.id, "x-ringfence-policy": guard.policy.revision[:16]}
     if exchange.decisions:
         strongest = max((d.action for d in exchange.decisions), key=lambda action: action.strength)
         rules = dict.fromkeys(why for d in exchange.decisions for why in (*reasons(d), *d.logged))
@@ -292,6 +313,8 @@ def _described(error: Exception) -> tuple[int, dict[str, Any], Headers]:
                 "the audit record of this exchange could not be kept, and the policy requires it: nothing is answered"
             )
             return 503, openai_chat.error_body(message, kind=server, code="audit_unavailable"), RETRY_IS_USELESS
+        case Refused():
+            return 422, openai_chat.error_body(str(error), kind=invalid, code="policy_refused"), RETRY_IS_USELESS
         case Unauthorized():
             message = "this service needs its key: send 'Authorization: Bearer …'"
             body = openai_chat.error_body(message, kind="authentication_error", code="invalid_api_key")
@@ -319,9 +342,9 @@ def _described(error: Exception) -> tuple[int, dict[str, Any], Headers]:
             )
 
 
-def _failed(error: Exception, exchange: Exchange, service: Service) -> Response:
+def _failed(error: Exception, exchange: Exchange, guard: Guard) -> Response:
     status, body, headers = _described(error)
-    return JSONResponse(body, status_code=status, headers=_headers(exchange, service) | headers)
+    return JSONResponse(body, status_code=status, headers=_headers(exchange, guard) | headers)
 
 
 def _handle_errors(app: FastAPI) -> None:
@@ -331,6 +354,7 @@ def _handle_errors(app: FastAPI) -> None:
 
     for kind in (
         *EXPECTED,
+        Refused,
         Unauthorized,
         CrossSite,
         RequestValidationError,

@@ -1,14 +1,18 @@
 """The parts of a running proxy, and how they are put together: the composition root."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ringfence.guard.audit.store import Store
 from ringfence.guard.check import Check, load_checks
 from ringfence.guard.guard import Guard
-from ringfence.policies.load import load_policy
-from ringfence.policies.types import Policy
+from ringfence.guard.history import History
+from ringfence.policies.document import PolicyError, Problem, name_of
+from ringfence.policies.load import SHIPPED, load_policy
+from ringfence.policies.types import Policy, UpstreamChoice
+from ringfence.policies.words import Origin
+from ringfence.proxy.live import Live
 from ringfence.proxy.reply import Upstream
 from ringfence.proxy.settings import Settings, policy_path
 from ringfence.proxy.upstreams import open_upstream
@@ -23,8 +27,7 @@ class Service:
     """Everything that a running proxy is made of."""
 
     settings: Settings
-    policy: Policy
-    guard: Guard
+    live: Live
     upstream: Upstream
     store: Store
 
@@ -44,8 +47,35 @@ def build(
         raise UnsafeBinding(
             f"refusing to listen on {settings.host} without a key: set RINGFENCE_API_KEY, or keep to 127.0.0.1"
         )
-    policy = load_policy(policy_path(settings.policy))
-    store = Store.open(settings.audit_path or Path(policy.audit.path))
-    guard = Guard(policy, checks=load_checks() if checks is None else checks, store=store)
-    choice = replace(policy.upstream, use=settings.upstream or policy.upstream.use)
-    return Service(settings, policy, guard, upstream or open_upstream(choice), store)
+    path = policy_path(settings.policy) or SHIPPED  # settled here: while it is gone, no other takes its place
+    first = load_policy(path)
+    store = Store.open(settings.audit_path or Path(first.audit.path))
+    checks, history = load_checks() if checks is None else checks, History()
+
+    def make() -> Guard:
+        policy = load_policy(path)
+        if problems := list(_unchangeable(_settled(first, settings), _settled(policy, settings), policy, path)):
+            raise PolicyError(problems)
+        return Guard(policy, checks=checks, store=store, history=history)
+
+    return Service(settings, Live(make, path), upstream or open_upstream(_choice(first, settings)), store)
+
+
+def _choice(policy: Policy, settings: Settings) -> UpstreamChoice:
+    return replace(policy.upstream, use=settings.upstream or policy.upstream.use)
+
+
+def _settled(policy: Policy, settings: Settings) -> Mapping[str, object]:
+    """Return what is settled while a server runs: one log is one chain, and an upstream may be a model in memory."""
+    upstream = {f"upstream.{key}": value for key, value in asdict(_choice(policy, settings)).items()}
+    return upstream | {"audit.path": str(settings.audit_path or policy.audit.path)}
+
+
+def _unchangeable(
+    then: Mapping[str, object], now: Mapping[str, object], policy: Policy, path: Path
+) -> Iterator[Problem]:
+    for key, value in now.items():
+        if value != then[key]:
+            written = policy.origins.get(key) or policy.origins.get(key.partition(".")[0]) or Origin(name_of(path))
+            what = f"'{key}' is {then[key]!r} in the running server, and cannot become {value!r}"
+            yield Problem(written, f"{what}; restart the server to change it")

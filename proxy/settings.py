@@ -23,6 +23,7 @@ class Settings(BaseSettings):
         audit_path: overrides the policy's `audit.path`.
         api_key: callers must send it (`Authorization: Bearer …`; as the password, on the pages); without one the
             server listens on this machine only.
+        watch: whether the policy is read again when one of its files changes.
     """
 
     model_config = SettingsConfigDict(env_prefix="RINGFENCE_", frozen=True, extra="ignore")
@@ -33,6 +34,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
     api_key: Annotated[SecretStr, MinLen(1)] | None = None  # an empty variable is a mistake, not a key
+    watch: bool = True
 
     @property
     def is_local(self) -> bool:

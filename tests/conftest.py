@@ -18,6 +18,7 @@ from ringfence.guard.audit.store import Store
 from ringfence.guard.check import Check, Finding, Passage, Span
 from ringfence.guard.guard import Guard
 from ringfence.policies.types import Action, Policy, Rule, Stage
+from ringfence.proxy.live import Live
 from ringfence.proxy.reply import Upstream
 from ringfence.proxy.service import Service
 from ringfence.proxy.settings import Settings
@@ -129,7 +130,7 @@ def service_of(store: Store) -> Callable[..., Service]:
     """Build a service around a guard: `service_of(guard, upstream)`."""
 
     def build(guard: Guard, upstream: Upstream | None = None, settings: Settings | None = None) -> Service:
-        return Service(settings or Settings(), guard.policy, guard, upstream or FakeUpstream(), store)
+        return Service(settings or Settings(), Live(lambda: guard), upstream or FakeUpstream(), store)
 
     return build
 

@@ -1,7 +1,11 @@
 """`ringfence serve`: run the proxy."""
 
 import json
+import logging
+import signal
 import socket
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +20,7 @@ from ringfence.model.engine import WeightsDamaged
 from ringfence.model.weights import WeightsMissing
 from ringfence.policies.load import PolicyError
 from ringfence.proxy.app import create_app
+from ringfence.proxy.live import reload_on_change, reload_on_hangup
 from ringfence.proxy.reply import UpstreamError
 from ringfence.proxy.service import Service, UnsafeBinding, build
 from ringfence.proxy.settings import Settings, read_settings
@@ -46,15 +51,26 @@ def serve(
         str | None, typer.Option(help="Who answers: embedded, fake, or an OpenAI-compatible URL (http://…/v1).")
     ] = None,
     audit_path: Annotated[Path | None, typer.Option("--audit", help="The audit log; overrides the policy's.")] = None,
+    watch: Annotated[
+        bool | None,
+        typer.Option("--watch/--no-watch", help="Reload the policy when its files change.  [default: watch]"),
+    ] = None,
 ) -> None:
     """Run the proxy in front of a model. Point OPENAI_BASE_URL at it; nothing else changes."""
-    given = {"policy": policy, "host": host, "port": port, "upstream": upstream, "audit_path": audit_path}
+    given = {
+        "policy": policy,
+        "host": host,
+        "port": port,
+        "upstream": upstream,
+        "audit_path": audit_path,
+        "watch": watch,
+    }
     try:
         settings = read_settings(**given)
         listener = _listen(settings)
         with Console(stderr=True).status("loading"):
             service = build(settings)
-            service.guard.warm()
+            service.live.guard.warm()
     except (
         PolicyError,
         UnknownCheck,
@@ -69,7 +85,18 @@ def serve(
     ) as error:
         typer.echo(f"ringfence serve: {error}", err=True)
         raise typer.Exit(2) from None
-    _Server(uvicorn.Config(create_app(service), log_level="warning"), service).run(sockets=[listener])
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("ringfence").setLevel(logging.INFO)
+    app = create_app(service, *_reloading(service))
+    _Server(uvicorn.Config(app, log_level="warning"), service).run(sockets=[listener])
+
+
+def _reloading(service: Service) -> list[Callable[[], Awaitable[None]]]:
+    """Return what has the policy read again, beside `POST /admin/reload`."""
+    triggers = [reload_on_hangup] if hasattr(signal, "SIGHUP") else []  # Windows has none
+    if service.settings.watch:
+        triggers.append(reload_on_change)
+    return [partial(trigger, service.live) for trigger in triggers]
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -112,12 +139,13 @@ class _Server(uvicorn.Server):
 
 def _say_what_to_type(url: str, model: str, service: Service) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    policy = service.live.guard.policy
     console.print(
         TITLE.format(
             url=url,
-            policy=service.policy.name,
-            revision=service.policy.revision[:12],
-            upstream=service.settings.upstream or service.policy.upstream.use,
+            policy=policy.name,
+            revision=policy.revision[:12],
+            upstream=service.settings.upstream or policy.upstream.use,
             audit=service.store.path,
         )
     )
