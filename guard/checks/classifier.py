@@ -3,15 +3,16 @@
 A text in disguise is judged in the clear as well, and each category has the worse of the two.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from threading import Lock
 from typing import Protocol
 
 from ringfence.guard.check import Finding, Passage, Span
+from ringfence.guard.checks.disguise import in_disguise
+from ringfence.guard.checks.model import Reader, shared_reader
 from ringfence.guard.classifier.heads import HAZARDS
-from ringfence.guard.classifier.scorer import Scorer, Scores
-from ringfence.guard.normalise import Variant, variants
+from ringfence.guard.classifier.scorer import Scores
+from ringfence.guard.normalise import variants
 from ringfence.policies.types import Stage
 
 LEAST = 0.05
@@ -24,6 +25,11 @@ class Judge(Protocol):
     @property
     def revision(self) -> str:
         """As `Scorer.revision`."""
+        ...
+
+    @property
+    def reach(self) -> Mapping[str, tuple[float, float]]:
+        """As `Scorer.reach`."""
         ...
 
     def score(self, text: str, prompt: str | None = None, until: float | None = None) -> Scores:
@@ -43,6 +49,7 @@ class ClassifierCheck:
 
     def __init__(self, judge: Judge | None = None) -> None:
         self._judge = judge
+        self._reader: Reader | None = None
         self._lock = Lock()
 
     @property
@@ -53,8 +60,16 @@ class ClassifierCheck:
     def warm(self) -> Judge:
         """Load the model now, so that the first passage does not wait for it."""
         with self._lock:
-            self._judge = self._judge or Scorer.load()
+            if self._judge is None:
+                self._reader = shared_reader()  # held, so that the next check does not load the model again
+                self._judge = self._reader.scorer
             return self._judge
+
+    def reach(self, category: str) -> tuple[float, float] | None:
+        """Return the lowest and the highest score of the texts that the model was calibrated on; loads it."""
+        heads = ("prompt_harm", "response_harm") if category == "harm" else (category,)
+        known = [reach for head in heads if (reach := self.warm().reach.get(head))]
+        return (min(low for low, _ in known), max(high for _, high in known)) if known else None
 
     def find(self, passage: Passage) -> Sequence[Finding]:
         """Judge a passage: as a response where an assistant said it, else as a prompt. Scores have four decimals."""
@@ -66,12 +81,6 @@ class ClassifierCheck:
             seen = findings(judge.score(variant.text, prompt, passage.until), passage.part, response)
             found += [in_disguise(finding, variant) for finding in seen]
         return list(worst(found))
-
-
-def in_disguise(finding: Finding, variant: Variant) -> Finding:
-    """Say of a finding in the clear where the text has it."""
-    spans = tuple(Span(span.part, *variant.span(span.start, span.end)) for span in finding.spans)
-    return replace(finding, spans=spans, detail=", ".join(filter(None, (f"read as {variant.kind}", finding.detail))))
 
 
 def worst(found: Sequence[Finding]) -> Iterator[Finding]:

@@ -105,8 +105,10 @@ class Scorer:
         curves: Mapping[str, Curve],
         revision: str,
         remember: int = 4096,
+        reach: Mapping[str, tuple[float, float]] | None = None,
     ) -> None:
         self.revision = revision
+        self.reach = reach or {}
         self.heads = heads
         self.curves = curves
         self._encoder = encoder
@@ -137,13 +139,15 @@ class Scorer:
             session = onnxruntime.InferenceSession(parts[GRAPH], options, providers=["CPUExecutionProvider"])
             heads = Heads(**load(parts[HEADS_FILE]))
             tokenizer = load_tokenizer(folder / TOKENIZER)
-            curves = {head: Curve(**curve) for head, curve in json.loads(parts[CALIBRATION])["curves"].items()}
+            calibration = json.loads(parts[CALIBRATION])
+            curves = {head: Curve(**curve) for head, curve in calibration["curves"].items()}
+            reach = {head: (min(scores), max(scores)) for head, scores in calibration.get("scores", {}).items()}
             heads.check(session.get_outputs()[0].shape[1], curves)
         except Exception as error:  # the libraries raise bare exceptions of their own
             raise WeightsError(f"{folder}: not usable ({error}); reinstall, or train anew") from error
         identifier()  # loads, so that no text has to wait for it
         revision = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts.values())).hexdigest()
-        return cls(Encoder(session), heads, tokenizer, curves, revision, remember)
+        return cls(Encoder(session), heads, tokenizer, curves, revision, remember, reach)
 
     def score(self, text: str, prompt: str | None = None, until: float | None = None) -> Scores:
         """Judge one text: a prompt or a statement, or, where `prompt` is given, the response to it.
@@ -171,19 +175,19 @@ class Scorer:
     def score_many(self, texts: Iterable[tuple[str, str | None]], until: float | None = None) -> list[Scores]:
         """Judge `(text, prompt)` pairs together, in batches of windows of like length. Remembers nothing."""
         pairs = list(texts)
-        read = self._read(pairs, until)
+        read = self.read(pairs, until)
         return [self._summarise(text, prompt, *seen) for (text, prompt), seen in zip(pairs, read, strict=True)]
 
     def logits(self, texts: Iterable[tuple[str, str | None]]) -> Logits:
         """Return the highest logit of each head over the windows of each text: (texts, heads), uncalibrated."""
-        found = [self.heads.logits(features).max(axis=0) for features, *_ in self._read(list(texts))]
+        found = [self.heads.logits(features).max(axis=0) for features, *_ in self.read(list(texts))]
         return np.stack(found) if found else np.empty((0, len(HEADS)), np.float32)
 
     def features(self, texts: Iterable[tuple[str, str | None]]) -> list[Features]:
         """Return what the heads read of each window of each `(text, prompt)`: (windows, W)."""
-        return [features for features, *_ in self._read(list(texts))]
+        return [features for features, *_ in self.read(list(texts))]
 
-    def _read(
+    def read(
         self, texts: Sequence[tuple[str, str | None]], until: float | None = None
     ) -> Iterator[tuple[Features, list[Window], bool]]:
         """Yield for each text the features of its windows, the windows, and whether some of it is in none."""

@@ -1,0 +1,118 @@
+"""One guard model for all the checks of a process, and one reading of a text for all who ask for it at once.
+
+Knows no category and no head: a reading is what the encoder says of a text's windows.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from threading import Lock
+from time import monotonic
+from weakref import WeakValueDictionary
+
+from ringfence.guard.classifier.correction import Vector, root_of
+from ringfence.guard.classifier.ordinary import ALONE, read_ordinary
+from ringfence.guard.classifier.scorer import Scorer, weights_folder
+from ringfence.guard.classifier.tokens import Window
+
+KEPT = 32
+"""Readings kept for who asks next: the checks of one stage ask together. The longest text takes 1.6 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the encoder says of one text that stands alone.
+
+    Attributes:
+        features: (windows, W).
+        windows: in the order of the text, at least one.
+        cut_off: some of the text is in none of them.
+    """
+
+    features: Vector
+    windows: Sequence[Window]
+    cut_off: bool
+
+
+class Reader:
+    """Reads texts with the guard model's encoder. Thread-safe."""
+
+    def __init__(self, scorer: Scorer, folder: Path) -> None:
+        self.scorer = scorer
+        self._folder = folder
+        self._lock = Lock()
+        self._known: OrderedDict[bytes, Future[Reading]] = OrderedDict()
+
+    @cached_property
+    def ordinary(self) -> Vector:
+        """The moments (W + 1, W + 1) of ordinary texts' features, a one behind each text's.
+
+        Raises:
+            WeightsError: the weights come without.
+        """
+        return read_ordinary(self._folder)[ALONE]
+
+    @cached_property
+    def root(self) -> Vector:
+        """Their Cholesky factor: what measures by how much a head moves ordinary texts."""
+        return root_of(self.ordinary)
+
+    def read(self, text: str, until: float | None = None) -> Reading:
+        """Read a text; whoever asks for one that is being read shares that reading.
+
+        Raises:
+            TimeoutError: `until` has come, in seconds of `time.monotonic`.
+        """
+        key = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        while True:
+            with self._lock:
+                known = self._known.get(key)
+                if known is None:
+                    mine = self._known[key] = Future()
+                    while len(self._known) > KEPT:
+                        self._known.popitem(last=False)
+            if known is None:
+                return self._settle(key, mine, text, until)
+            try:
+                return known.result(None if until is None else max(0.0, until - monotonic()))
+            except Exception:  # noqa: BLE001  # another's time ran out, or its pass failed; mine has not been tried
+                if until is not None and monotonic() >= until:
+                    raise TimeoutError("took longer than it was given") from None
+
+    def _settle(self, key: bytes, mine: Future[Reading], text: str, until: float | None) -> Reading:
+        try:
+            ((features, windows, cut_off),) = self.scorer.read([(text, None)], until)
+        except BaseException as error:
+            with self._lock:
+                if self._known.get(key) is mine:
+                    del self._known[key]
+            mine.set_exception(error)
+            raise
+        reading = Reading(features.astype(float), windows, cut_off)
+        mine.set_result(reading)
+        return reading
+
+
+# Nobody hands a check its model: entry points make checks from nothing, or from what stands in a policy. Weak, so that
+# the model goes with the last check that holds it.
+_shared: WeakValueDictionary[tuple[Path, int], Reader] = WeakValueDictionary()
+_one_at_a_time = Lock()
+
+
+def shared_reader() -> Reader:
+    """Return the reader of the weights in use, loading them where no check has yet, or where they have changed.
+
+    Raises:
+        WeightsError: they cannot be used.
+    """
+    folder = weights_folder()
+    with _one_at_a_time:
+        key = folder, max((file.stat().st_mtime_ns for file in folder.glob("*")), default=0)
+        reader = _shared.get(key)
+        if reader is None:
+            reader = _shared[key] = Reader(Scorer.load(folder), folder)
+        return reader

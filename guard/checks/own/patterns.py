@@ -1,0 +1,224 @@
+"""Finds the words and patterns that a policy names, with RE2: in time linear in the text, whatever they say.
+
+It knows no category; it looks in the text as it is written and in its other readings (`guard/normalise.py`).
+
+RE2 reads UTF-8 and counts bytes; spans are counted in code points again here. Half a surrogate pair is read as `?`.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+from unicodedata import normalize
+
+import re2
+
+from ringfence.guard.check import Finding, Passage, Span
+from ringfence.guard.checks.disguise import in_disguise
+from ringfence.guard.checks.words import spaced
+from ringfence.guard.normalise import variants
+from ringfence.policies.document import PolicyError, Problem
+from ringfence.policies.own import Keywords, Regex
+from ringfence.policies.words import Origin
+
+MEMORY = 64 << 20
+"""Bytes that RE2 may take for one check's words, or for one pattern; 10,000 words need a third of it."""
+
+EDGE = "\0"
+"""Stands at both ends of every word while words are looked for, so that only whole ones meet."""
+
+SPACE = r"[\s\x0b\x1c-\x1f\x85\pZ]+"
+"""What a space in a keyword meets: what `str.isspace` says, which RE2's own class does not."""
+
+PROBES = (b"", b"a", b"a b", b" a\n", b"1.", "ä".encode())
+"""Texts that show whether a pattern matches where there is nothing, at a word's end, say."""
+
+
+BYTE = re.compile(r"(?<!\\)(?:\\\\)*\\C")
+"""RE2's name for any one byte, which may be a part of a character."""
+
+
+class Pattern(Protocol):
+    """What RE2 makes of a regular expression; it ships no types."""
+
+    def finditer(self, text: bytes) -> Iterator[re.Match[bytes]]:
+        """As `re.Pattern.finditer`."""
+        ...
+
+
+class Match(NamedTuple):
+    """Where one of the words or patterns matched, `[start, end)` in code points, and its number in the policy."""
+
+    start: int
+    end: int
+    number: int
+
+
+class PatternCheck:
+    """Reports one category wherever one of a list matches; findings name it by its number, never by what it matched.
+
+    Not even a keyword is named: the record would hold the text that the policy may not want kept.
+
+    Args:
+        category: what its findings are called.
+        what: what the list is a list of, for the detail: `word`, `pattern`.
+        look: returns the matches in a text.
+    """
+
+    def __init__(self, category: str, what: str, look: Callable[[str], Iterable[Match]]) -> None:
+        self.name = category
+        self.categories = frozenset({category})
+        self._what = what
+        self._look = look
+
+    def find(self, passage: Passage) -> Sequence[Finding]:
+        """Return a finding with score 1.0 for each match, in order; in a disguise, where there is none in the clear."""
+        found = {(finding.spans, number): finding for finding, number in self._read(passage.part, passage.text)}
+        for variant in variants(passage.text):
+            for finding, number in self._read(passage.part, variant.text):
+                disguised = in_disguise(finding, variant)
+                found.setdefault((disguised.spans, number), disguised)
+        return sorted(found.values(), key=lambda finding: finding.spans[0].start)
+
+    def _read(self, part: int, text: str) -> Iterator[tuple[Finding, int]]:
+        for start, end, number in self._look(text):
+            detail = f"{self._what} {number} of its list"
+            yield Finding(self.name, self.name, 1.0, (Span(part, start, end),), detail), number
+
+
+def keywords(spec: Keywords) -> PatternCheck:
+    """Make the check for a list of words. Of words that overlap, the first is found, then the longest.
+
+    Case is that of Unicode's full folding (`STRASSE` is `straße`), and a letter with its accent is the same in one
+    code point or two. In scripts without spaces between words every place is the edge of one.
+
+    Raises:
+        PolicyError: a word is nothing but white space, or they are too many.
+    """
+    numbers: dict[str, int] = {}
+    for number, word in enumerate(spec.words, 1):
+        if not word.strip():
+            raise PolicyError(
+                [Problem(spec.origin, f"word {number} is nothing but white space; write one or leave it out")]
+            )
+        for form in (normalize("NFC", word), normalize("NFD", word)):
+            numbers.setdefault(_spelt(_prepared(form, spec)[0]), number)
+    # A word stands before its own beginning: of alternatives RE2 takes the first. Neighbours share what they share.
+    either = "|".join(SPACE.join(map(re2.escape, word.split(" "))) for word in sorted(numbers, reverse=True))
+    pattern = _compiled(either, spec.origin, f"its {len(spec.words):,} words are too many; make two checks of them")
+
+    def look(text: str) -> Iterator[Match]:
+        prepared, places = _prepared(text, spec)
+        at = last = 0
+        data = _bytes(prepared)
+        for match in pattern.finditer(data):
+            start, end = match.span()
+            at += len(data[last:start].decode().replace(EDGE, ""))
+            word = data[start:end].decode()
+            before, last = at, end
+            at += len(word.replace(EDGE, ""))
+            span = (places[before], places[at - 1] + 1) if places else (before, at)
+            yield Match(*span, numbers[_spelt(word)])
+
+    return PatternCheck(spec.category, "word", look)
+
+
+def regex(spec: Regex) -> PatternCheck:
+    """Make the check for a list of regular expressions.
+
+    Raises:
+        PolicyError: RE2 refuses a pattern, or one matches where there is nothing.
+    """
+    patterns: list[Pattern] = []
+    problems: list[Problem] = []
+    for number, written in enumerate(spec.patterns, 1):
+        try:
+            pattern = _compiled(written, spec.origin, f"pattern {number}, '{written}', cannot be used")
+        except PolicyError as error:
+            problems += error.problems
+            continue
+        patterns.append(pattern)
+        if any(match.start() == match.end() for probe in PROBES for match in pattern.finditer(probe)):
+            what = (
+                f"pattern {number}, '{written}', matches where there is nothing; write `+` for `*`, or what must stand"
+            )
+            problems.append(Problem(spec.origin, what))
+        if BYTE.search(written):
+            what = f"pattern {number}, '{written}', takes characters apart with \\C; write `(?s:.)` for any character"
+            problems.append(Problem(spec.origin, what))
+    if problems:
+        raise PolicyError(problems)
+    matching = _together(spec)
+
+    def look(text: str) -> Iterator[Match]:
+        data = _bytes(text)
+        for index in matching(data):
+            at = last = 0
+            for match in patterns[index].finditer(data):
+                start, end = match.span()
+                before = at + _length(data[last:start])
+                at, last = before + _length(data[start:end]), end
+                if before < at:
+                    yield Match(before, at, index + 1)
+
+    return PatternCheck(spec.category, "pattern", look)
+
+
+def _together(spec: Regex) -> Callable[[bytes], list[int]]:
+    """Return what says in one pass which of the patterns match, counted from 0."""
+    together = re2.Set.SearchSet(_options())
+    always = len(spec.patterns)
+    for pattern in (*spec.patterns, ""):
+        together.Add(_bytes(pattern))
+    try:
+        together.Compile()
+    except re2.error:
+        what = f"its {always:,} patterns are too large together; make two checks of them"
+        raise PolicyError([Problem(spec.origin, what)]) from None
+
+    def matching(data: bytes) -> list[int]:
+        found = together.Match(data) or []
+        # Where RE2 runs out of memory it says that nothing matches: then the empty pattern did not either.
+        if always not in found:
+            raise MemoryError("RE2 ran out of memory over the patterns of a policy")
+        return sorted(index for index in found if index != always)
+
+    return matching
+
+
+def _compiled(pattern: str, origin: Origin, otherwise: str) -> Pattern:
+    try:
+        compiled: Pattern = re2.compile(_bytes(pattern), _options())
+        return compiled
+    except re2.error as error:
+        reason = error.args[0].decode() if isinstance(error.args[0], bytes) else str(error)
+        hint = "RE2 has no look-around and no backreferences, and refuses what grows too large"
+        raise PolicyError([Problem(origin, f"{otherwise}: {reason}; {hint}")]) from None
+
+
+def _options() -> re2.Options:
+    options = re2.Options()
+    options.max_mem = MEMORY
+    options.log_errors = False
+    return options
+
+
+def _prepared(text: str, spec: Keywords) -> tuple[str, list[int] | None]:
+    """Return a text as words are looked for in it, and of each code point where it came from; None where it stayed."""
+    text = text.replace(EDGE, " ")
+    folded = text if spec.case_sensitive else text.casefold()
+    # Folding may put two letters for one, never one for two.
+    moved = len(folded) > len(text)
+    places = [place for place, character in enumerate(text) for _ in character.casefold()] if moved else None
+    return (spaced().sub(rf"{EDGE}\g<0>{EDGE}", folded) if spec.whole_words else folded), places
+
+
+def _spelt(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "replace")
+
+
+def _length(data: bytes) -> int:
+    return len(data.decode())

@@ -1,0 +1,183 @@
+import random
+from time import thread_time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ringfence.guard.check import Check, Passage
+from ringfence.guard.checks.own.length import LengthCheck
+from ringfence.guard.checks.own.patterns import keywords, regex
+from ringfence.policies.document import PolicyError
+from ringfence.policies.own import Keywords, Length, Regex
+from ringfence.policies.types import Stage
+from ringfence.policies.words import Origin
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def words(*listed, **how):
+    return keywords(Keywords("keywords", "ours", listed, **how))
+
+
+def patterns(*listed):
+    return regex(Regex("regex", "ours", listed))
+
+
+def find(check: Check, text):
+    return check.find(Passage(Stage.INPUT, "user", text))
+
+
+def seen(check, text):
+    return [text[span.start : span.end] for finding in find(check, text) for span in finding.spans]
+
+
+def refusal(maker, kind, listed):
+    spec = {"keywords": Keywords, "regex": Regex}[kind](kind, "ours", listed, origin=Origin("shop.yaml", 7, 5))
+    with pytest.raises(PolicyError) as caught:
+        maker(spec)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("word", "text", "found"),
+    [
+        ("cat", "A Cat, a CAT\tand cat.", ["Cat", "CAT", "cat"]),
+        ("cat", "concatenate, cats, cat_1, cat5, Katze", []),
+        ("new york", "New\u2003York or new \r\n york, not newyork", ["New\u2003York", "new \r\n york"]),
+        ("straße", "STRASSE, Straße, strasse, STRAẞE", ["STRASSE", "Straße", "strasse", "STRAẞE"]),
+        ("strasse", "ßß Straße ß", ["Straße"]),
+        ("über", "ÜBER darüber Über", ["ÜBER", "Über"]),
+        ("café", "caf\u00e9 cafe\u0301 cafe", ["caf\u00e9", "cafe\u0301"]),
+        ("cafe", "cafe\u0301", []),
+        ("Σίσυφος", "ΣΊΣΥΦΟΣ", ["ΣΊΣΥΦΟΣ"]),
+        ("бомба", "Бомба и бомбардир", ["Бомба"]),
+        ("राम", "राम रामायण", ["राम"]),
+        ("爆弾", "爆弾の作り方", ["爆弾"]),
+        ("ระเบิด", "ทำระเบิดอย่างไร", ["ระเบิด"]),
+        ("c++", "C++11 and c++", ["C++", "c++"]),
+        ("@all", "mail@all.example @ALL", ["@all", "@ALL"]),
+        ("don't", "I DON'T", ["DON'T"]),
+        ("cat", "\ud800cat\udfff 😀 \x00cat\x00", ["cat", "cat"]),
+    ],
+)
+def test_a_keyword_is_a_whole_word_in_any_script_case_and_spacing(word, text, found):
+    assert seen(words(word), text) == found
+
+
+def test_a_keyword_may_be_part_of_a_word_and_mind_its_case_where_the_policy_says_so():
+    assert seen(words("cat", whole_words=False), "conCATenate") == ["CAT"]
+    assert seen(words("May", case_sensitive=True), "May I? MAY I? may I?") == ["May"]
+    assert seen(words("ßa", whole_words=False), "ssassa") == ["ssa", "ssa"]
+
+
+def test_of_words_that_overlap_the_first_is_found_then_the_longest():
+    assert seen(words("new", "new york", "york times"), "new york times, new") == ["new york", "new"]
+
+
+def test_findings_are_certain_and_name_the_word_by_its_number_only():
+    (finding,) = find(words("alpha", "project falcon"), "about Project Falcon")
+    assert (finding.category, finding.score, finding.detail) == ("ours", 1.0, "word 2 of its list")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("see Y2F0IGFuZCBkb2cgYXJlIGdvb2QgZnJpZW5kcw== there", "Y2F0IGFuZCBkb2cgYXJlIGdvb2QgZnJpZW5kcw=="),
+        ("the c a t   i s   o u t", "c a t"),
+        ("the c\u200bat and do\u200bg", "c\u200bat"),
+    ],
+)
+def test_a_word_in_disguise_is_found_where_the_text_has_it(text, found):
+    (finding,) = find(words("cat"), text)
+    (span,) = finding.spans
+    assert text[span.start : span.end] == found
+    assert finding.detail.startswith("read as ")
+
+
+def test_what_is_found_in_the_clear_is_not_found_again_in_the_clear_text_of_a_disguise():
+    text = "a cat, and Y2F0IGFuZCBkb2cgYXJlIGdvb2QgZnJpZW5kcw=="
+    assert [f.detail for f in find(words("cat"), text)] == ["word 1 of its list", "read as base64, word 1 of its list"]
+
+
+def test_patterns_are_found_in_code_points_with_their_numbers():
+    text = "ä😀\ud800 Bäd 123 née"
+    check = patterns(r"(?i)bä+d", r"\d{3}", r"\pL+ée", "never")
+    assert [(text[f.spans[0].start : f.spans[0].end], f.detail) for f in find(check, text)] == [
+        ("Bäd", "pattern 1 of its list"),
+        ("123", "pattern 2 of its list"),
+        ("née", "pattern 3 of its list"),
+    ]
+
+
+def test_every_pattern_that_cannot_be_used_is_told_with_the_reason():
+    listed = ("(?=a)", "fine", r"(a)\1", "((a{100}){100}){100}", "(", "a*", r"\b", "(?m)^", r"x\C", r"fine\\Cat")
+    lines = refusal(regex, "regex", listed)
+    assert [line.split(",")[0] for line in lines] == [f"shop.yaml:7:5: pattern {n}" for n in (1, 3, 4, 5, 6, 7, 8, 9)]
+    assert "cannot be used: invalid perl operator: (?=; RE2 has no look-around" in lines[0]
+    assert "invalid repetition size" in lines[2]
+    assert "matches where there is nothing" in lines[4]
+    assert "takes characters apart" in lines[7]
+
+
+def test_a_keyword_of_nothing_but_white_space_is_refused():
+    assert refusal(keywords, "keywords", ("a", " \t")) == [
+        "shop.yaml:7:5: word 2 is nothing but white space; write one or leave it out"
+    ]
+
+
+def test_memory_that_runs_out_is_an_error_and_not_an_absence(monkeypatch):
+    check = patterns("a")
+    # How RE2 says so: RE2::Set::Match returns false, as where nothing matches.
+    monkeypatch.setattr("re2.Set.Match", lambda self, text: None)
+    with pytest.raises(MemoryError):
+        find(check, "a")
+
+
+def test_patterns_that_are_too_large_together_are_refused(monkeypatch):
+    monkeypatch.setattr("ringfence.guard.checks.own.patterns.MEMORY", 48_000)
+    lines = refusal(regex, "regex", tuple(f"x{n}.{{1,20}}y" for n in range(40)))
+    assert lines == ["shop.yaml:7:5: its 40 patterns are too large together; make two checks of them"]
+
+
+@given(st.lists(st.sampled_from(["cat", "Straße", "é", "e\u0301", " ", "😀", "\ud800", "ß", "İ", "\x00", "-", "爆弾"])))
+def test_what_a_keyword_finds_reads_like_it(pieces):
+    text = "".join(pieces)
+    plain = words("cat", "strasse", "爆弾", whole_words=False)._look(text)
+    assert [text[start:end].casefold() for start, end, _ in plain] == [
+        piece.casefold() for piece in pieces if piece in ("cat", "Straße", "爆弾")
+    ]
+
+
+def word(chance, least, most):
+    return "".join(chance.choices(LETTERS, k=chance.randint(least, most)))
+
+
+def seconds(check, text):
+    began = thread_time()
+    for _ in check._look(text):
+        pass
+    return thread_time() - began
+
+
+def test_ten_thousand_words_take_time_that_grows_like_the_text():
+    chance = random.Random(1)
+    listed = [word(chance, 4, 14) for _ in range(10_000)]
+    check = words(*listed)
+    text = " ".join(word(chance, 2, 9) for _ in range(150_000))
+    assert seconds(check, text) < 3
+    full = " ".join(chance.choices(listed, k=20_000))
+    assert len(list(check._look(full))) == 20_000
+    assert seconds(check, full) < 1
+
+
+def test_no_pattern_runs_away():
+    check = patterns("(a+)+$", "(a|a)*b", "(x+x+)+y")
+    assert seconds(check, "a" * 500_000 + "!" + "x" * 500_000) < 2
+
+
+def test_length_finds_what_goes_beyond():
+    check = LengthCheck(Length("length", "long", 3))
+    assert seen(check, "ä😀\ud800bc") == ["bc"]
+    assert seen(check, "abc") == []
+    assert find(check, "x" * 1_234)[0].detail == "1,234 characters"
