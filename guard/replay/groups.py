@@ -1,0 +1,267 @@
+"""Reads an audit log into groups of exchanges that two policies cannot tell apart. Decides nothing.
+
+What a policy can tell of a finding is its category, its text's role, and which thresholds its score reaches; findings
+below all of them are as good as none. So a million records come to a few hundred groups.
+"""
+
+import sqlite3
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import date
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from ringfence.guard.audit.record import VERSION, Body, decisions_of
+from ringfence.guard.audit.store import SELECT
+from ringfence.guard.exchange import Judged
+from ringfence.guard.pipeline import categories_of
+from ringfence.policies.overlay import about, changed, meets
+from ringfence.policies.types import Decision, Policy, Rule, Stage
+from ringfence.policies.words import covers
+
+Mark = tuple[str, int, str, bool, str, tuple[str, ...], str]
+"""Of a finding, all that a rule may depend on; level -1 is an error."""
+
+
+class ReplayError(Exception):
+    """The log cannot be replayed; the message says at which record, why, and what to do."""
+
+
+@dataclass(slots=True)
+class Group:
+    """Exchanges that are alike to both policies, by one of them.
+
+    Attributes:
+        decisions: as recorded of the first one, without findings below every threshold.
+        roles: who said each part of the request.
+        exempt: roles of which some text was not judged.
+        who: tenant, key, model and route of the first one.
+        day: when it was received.
+        seqs: the numbers of all the records.
+    """
+
+    decisions: tuple[Decision, ...]
+    roles: tuple[str, ...]
+    exempt: frozenset[str]
+    who: Mapping[str, str]
+    day: date
+    seqs: "array[int]" = field(default_factory=lambda: array("q"))
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What a log holds of exchanges.
+
+    Attributes:
+        unjudged: exchanges without a decision.
+        ran: names of checks that found something under a policy, by its revision and stage: there they ran every time.
+    """
+
+    groups: Sequence[Group]
+    unjudged: int
+    ran: Mapping[tuple[str, str], frozenset[str]]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """The log, to read; its errors as `ReplayError`."""
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            yield connection
+    except sqlite3.Error as error:
+        raise ReplayError(f"{path}: cannot be read: {error}; `ringfence audit verify` says where") from None
+
+
+def read(connection: sqlite3.Connection, path: Path, policies: Sequence[Policy], since: str = "") -> Log:
+    """Return the exchanges of a log, received at `since` or later, in groups.
+
+    Raises:
+        ReplayError: a record was altered, is not one, or tells of an exchange that another one tells of.
+    """
+    twice = "SELECT id, min(seq), max(seq) FROM records WHERE id NOT NULL GROUP BY id HAVING count(*) > 1 LIMIT 1"
+    for name, first, last in connection.execute(twice):
+        raise ReplayError(
+            f"{path}: the records {first} and {last} are both about exchange {name}, which would count twice; "
+            "replay a log with one of them"
+        )
+    lens = _Lens.of(policies)
+    groups: dict[Any, Group] = {}
+    ran: dict[tuple[str, str], set[str]] = {}
+    unjudged = 0
+    [start] = connection.execute("SELECT min(seq) FROM records WHERE at >= ?", (since,)).fetchone()
+    for row in connection.execute(f"{SELECT} WHERE seq >= ? ORDER BY seq", (start or 2**63 - 1,)):
+        body = _body(path, *row)
+        try:
+            if body["at"] < since:
+                continue
+            if not body["decisions"]:
+                unjudged += 1
+                continue
+            key = _key(body, lens)
+            group = groups.get(key)
+            if group is None:
+                group = groups[key] = _group(body, lens)
+            group.seqs.append(row[0])
+            for decision in body["decisions"]:
+                if decision["revision"] not in lens.revisions:
+                    names = {finding["check"] for finding in decision["findings"]}
+                    ran.setdefault((decision["revision"], decision["stage"]), set()).update(names)
+        except (LookupError, TypeError, AttributeError, ValidationError) as error:
+            what = f"{path}: record {row[0]} is not as this version of ringfence writes them"
+            raise ReplayError(f"{what} ({type(error).__name__}: {str(error).splitlines()[0]})") from None
+    return Log(list(groups.values()), unjudged, {place: frozenset(names) for place, names in ran.items()})
+
+
+def body_of(connection: sqlite3.Connection, path: Path, seq: int) -> Body:
+    """Return one record, which is there."""
+    return _body(path, *connection.execute(f"{SELECT} WHERE seq = ?", (seq,)).fetchone())
+
+
+def who_of(body: Body) -> Mapping[str, str]:
+    """Return whose exchange a record is about, as scopes ask for it."""
+    subject = body["subject"]
+    return {"tenant": subject["tenant"], "key": subject["key"], "model": body["model"], "route": body["dialect"]}
+
+
+def _body(path: Path, seq: int, digest: bytes, raw: bytes) -> Body:
+    if sha256(raw).hexdigest().encode() != digest:
+        raise ReplayError(
+            f"{path}: record {seq} was altered, so what it says decides nothing; see `ringfence audit verify`"
+        )
+    try:
+        body = from_json(raw)
+        version = body["version"]
+    except (ValueError, LookupError, TypeError):
+        raise ReplayError(f"{path}: record {seq} is not a record; see `ringfence audit verify`") from None
+    if version != VERSION:
+        raise ReplayError(f"{path}: record {seq} has version {version}, this ringfence reads {VERSION}; upgrade it")
+    return dict(body)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lens:
+    """What the policies can tell.
+
+    Attributes:
+        looked_at: the categories that rules look at, with the thresholds that they have for them.
+        exempt: roles that a policy exempts.
+        roles: whether some rule is for some roles only.
+        scoped: whether something depends on whose exchange it is.
+        cuts: the thresholds that a category's score may reach, ascending; filled as categories come up.
+    """
+
+    policies: Sequence[Policy]
+    revisions: frozenset[str]
+    looked_at: Mapping[str, frozenset[float]]
+    exempt: frozenset[str]
+    roles: bool
+    scoped: bool
+    cuts: dict[str, Sequence[float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, policies: Sequence[Policy]) -> "_Lens":
+        looked_at: dict[str, frozenset[float]] = {}
+        forms = [form for policy in policies for form in _forms(policy)]
+        for form in forms:
+            levels = frozenset(level for rule in form for level in _levels(rule))
+            for category in {category for rule in form for category in categories_of(rule)}:
+                looked_at[category] = looked_at.get(category, frozenset()) | levels
+        return cls(
+            policies,
+            frozenset(policy.revision for policy in policies),
+            looked_at,
+            frozenset(one.role for policy in policies for one in policy.exempt),
+            any(rule.roles for form in forms for rule in form),
+            any(policy.overlays or policy.exceptions for policy in policies),
+        )
+
+    def level(self, category: str, score: float | None) -> int:
+        """Return how many of the thresholds for a category a score reaches; of what is no number, all."""
+        at = self.cuts.get(category)
+        if at is None:
+            meeting = [levels for other, levels in self.looked_at.items() if covers(other, category)]
+            at = self.cuts[category] = sorted(frozenset().union(*meeting))
+        return len(at) if score is None else bisect_right(at, score)
+
+
+def _forms(policy: Policy) -> Iterator[list[Rule]]:
+    """Yield each rule with all that overlays may make of it."""
+    for rule in (*policy.rules, *(rule for overlay in policy.overlays for rule in overlay.rules)):
+        changes = [overlay.override[rule.id] for overlay in policy.overlays if rule.id in overlay.override]
+        yield [rule, *(changed(rule, change, {}) for change in changes)]
+
+
+def _levels(rule: Rule) -> Iterator[float]:
+    yield rule.threshold
+    conditions = [rule.when] if rule.when else []
+    while conditions:
+        one = conditions.pop()
+        if one.category is not None:
+            yield 0.5 if one.threshold is None else one.threshold
+        conditions += [*(one.any or ()), *(one.all or ()), *([one.not_] if one.not_ else ())]
+
+
+def _group(body: Body, lens: _Lens) -> Group:
+    return Group(
+        tuple(
+            replace(
+                one, findings=tuple(f for f in one.findings if f.error is not None or lens.level(f.category, f.score))
+            )
+            for one in decisions_of(body)
+        ),
+        tuple(part["role"] for part in body["request"]),
+        _exempt(body),
+        who_of(body),
+        date.fromisoformat(body["at"][:10]),
+    )
+
+
+def _key(body: Body, lens: _Lens) -> tuple[Any, ...]:
+    parts = body["request"]
+    decisions = tuple(
+        (one["stage"], one["action"], one["revision"], *sorted({*_marks(one, parts, lens)}))
+        for one in body["decisions"]
+    )
+    exempt = _exempt(body)
+    if not lens.scoped:
+        return (decisions, exempt)
+    who, day = who_of(body), date.fromisoformat(body["at"][:10])
+    scopes = tuple(
+        (
+            about(policy, who),
+            *(day <= one.until and (one.scope is None or meets(one.scope, who)) for one in policy.exceptions),
+        )
+        for policy in lens.policies
+    )
+    return (decisions, exempt, scopes)
+
+
+def _marks(decision: Body, parts: Sequence[Body], lens: _Lens) -> Iterator[Mark]:
+    exempt = lens.exempt if decision["stage"] == Stage.INPUT else ()
+    for finding in decision["findings"]:
+        category, failed = finding["category"], finding["error"] is not None
+        # What is not a number is null in a record.
+        level = -1 if failed else lens.level(category, finding["score"])
+        if level:
+            spans = finding["spans"]
+            yield (
+                category,
+                level,
+                finding["check"] if failed else "",
+                bool(spans) and finding.get("rewritable", True),
+                finding.get("role", "") if lens.roles else "",
+                tuple(finding.get("excepted", ())),
+                parts[spans[0]["part"]]["role"] if exempt and spans else "",
+            )
+
+
+def _exempt(body: Body) -> frozenset[str]:
+    left = [one["where"] for one in body["coverage"] if one["status"] == Judged.EXEMPT]
+    return frozenset(part["role"] for part in body["request"] if part["where"] in left) if left else frozenset()

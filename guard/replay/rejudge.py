@@ -1,0 +1,132 @@
+"""Judges the kept text of a record by those who did not look at it then. Knows how records keep text; decides nothing.
+
+Of text that is kept `masked`, what nothing was hidden in is as it came.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from ringfence.guard.audit.record import SENSITIVE, Body
+from ringfence.guard.check import Finding, Passage, Span
+from ringfence.guard.exceptions import Exceptions
+from ringfence.guard.exchange import Exchange, Kind, Part
+from ringfence.guard.pipeline import Pipeline
+from ringfence.guard.replay.groups import Group
+from ringfence.guard.replay.sides import Outcome, Side
+from ringfence.guard.stream import StreamGuard
+from ringfence.policies.types import Action, Counter, Decision, Policy, Rule, Stage
+from ringfence.policies.words import root
+
+
+class CannotJudge(Exception):
+    """A text is not there as it came; the message says why not."""
+
+
+def rejudge(side: Side, group: Group, outcome: Outcome, body: Body) -> Group:
+    """Return the exchange of a record with the findings that a policy lacks, and all marked by its exceptions.
+
+    What a rewritable stretch is, a record does not say: all of a text counts as one.
+
+    Args:
+        group: that the record is of; its decisions are this record's.
+        outcome: of the group, by the policy.
+
+    Raises:
+        CannotJudge: a text that would have to be read is not kept, or not as it came.
+    """
+    decisions: list[Decision] = []
+    output = 0
+    for recorded, lacking in zip(group.decisions, outcome.lacking, strict=False):  # none after a blocked request
+        names = frozenset(name for name, source in lacking.items() if not isinstance(source, Counter))
+        passages: Sequence[Passage] = ()
+        if names or outcome.excepted:
+            by_input = recorded.stage is Stage.INPUT
+            passages = list(_of_request(body, side.policy)) if by_input else [_of_reply(body, output)]
+        found = [one for one in recorded.findings if root(one.category) not in names]
+        if names:
+            found += [one for one in _look(_looking_for(side, names), passages) if root(one.category) in names]
+        if outcome.excepted:
+            found = Exceptions(side.policy.exceptions).mark(found, passages, group.who, group.day)
+        decisions.append(replace(recorded, findings=tuple(found)))
+        output += recorded.stage is Stage.OUTPUT
+    rest = group.decisions[len(decisions) :]
+    return replace(group, decisions=(*decisions, *rest), exempt=group.exempt - outcome.unread)
+
+
+def _looking_for(side: Side, names: frozenset[str]) -> Pipeline:
+    """Return the checks that look for some categories; nothing that they find stops or changes a text."""
+    rules = tuple(Rule(f"look-{name}", name, Action.LOG, on_error=Action.LOG, shadow=True) for name in sorted(names))
+    return side.with_rules(rules)
+
+
+def _look(pipeline: Pipeline, passages: Sequence[Passage]) -> Iterator[Finding]:
+    if not passages:
+        return
+    if passages[0].stage is Stage.INPUT:
+        yield from pipeline.judge(Stage.INPUT, passages).findings
+        return
+    for whole in passages:
+        stream = StreamGuard(pipeline.policy.stream)
+        stream.feed(whole.text)
+        stream.close()
+        while window := stream.window():
+            passage = replace(whole, text=window.text, part=0)
+            stream.settle(window, pipeline.judge(Stage.OUTPUT, [passage]))
+        for one in stream.decision.findings if stream.decision else ():
+            yield replace(one, spans=tuple(Span(whole.part, span.start, span.end) for span in one.spans))
+
+
+def _of_request(body: Body, policy: Policy) -> Iterator[Passage]:
+    exempt = {one.role for one in policy.exempt}
+    parts = [_part(body, Stage.INPUT, index) for index in range(len(body["request"]))]
+    prompt = _exchange(body).prompt
+    for index, part in enumerate(parts):
+        if part.kind.is_text and part.role not in exempt:
+            text = _as_it_came(body, Stage.INPUT, index)
+            asked = prompt if part.role == "assistant" else ""
+            yield Passage(Stage.INPUT, part.role, text, asked, part=index, voice=_voice(part))
+
+
+def _of_reply(body: Body, output: int) -> Passage:
+    if len(body["reply"]) != sum(one["stage"] == Stage.OUTPUT for one in body["decisions"]):
+        raise CannotJudge("which of its replies were judged is not on record")
+    part = _part(body, Stage.OUTPUT, output)
+    exchange = _exchange(body)
+    for index, one in enumerate(exchange.request):
+        if one.kind is Kind.TEXT and one.role in ("user", "system", "developer"):
+            _as_it_came(body, Stage.INPUT, index)
+    text = _as_it_came(body, Stage.OUTPUT, output)
+    return Passage(Stage.OUTPUT, "assistant", text, exchange.prompt, exchange.system, part=output, voice=_voice(part))
+
+
+def _exchange(body: Body) -> Exchange:
+    parts = [_part(body, Stage.INPUT, index) for index in range(len(body["request"]))]
+    return Exchange(body["dialect"], body["model"], parts)
+
+
+def _part(body: Body, stage: Stage, index: int) -> Part:
+    one = body["request" if stage is Stage.INPUT else "reply"][index]
+    return Part(Kind(one["kind"]), one["role"], (one["where"],), one.get("text", ""))
+
+
+def _voice(part: Part) -> str:
+    return "tool_call" if part.kind is Kind.TOOL_CALL else part.role
+
+
+def _as_it_came(body: Body, stage: Stage, index: int) -> str:
+    part = body["request" if stage is Stage.INPUT else "reply"][index]
+    if "text" not in part:
+        raise CannotJudge("its text is not kept")
+    if body["text"] != "full" and index in set(_hidden_in(body, stage)):
+        raise CannotJudge("its text is kept masked")
+    return str(part["text"])
+
+
+def _hidden_in(body: Body, stage: Stage) -> Iterator[int]:
+    """Yield the parts that something was masked in."""
+    for decision in body["decisions"]:
+        if decision["stage"] == stage:
+            yield from (one["span"]["part"] for one in decision["rewrites"])
+            for one in decision["findings"]:
+                if root(one["category"]) in SENSITIVE:
+                    yield from (span["part"] for span in one["spans"])

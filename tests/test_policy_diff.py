@@ -1,0 +1,578 @@
+"""What a new policy would have done to exchanges on record: decided in groups as one by one, and never by guessing."""
+
+import json
+import sqlite3
+from collections import Counter as Tally
+from dataclasses import replace
+from datetime import UTC, date, datetime
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from ringfence.guard.audit.record import decisions_of, record_of
+from ringfence.guard.audit.store import Store
+from ringfence.guard.bench.traffic import exchanges
+from ringfence.guard.check import Finding
+from ringfence.guard.checks.hidden import HiddenCheck
+from ringfence.guard.checks.pii import PiiCheck
+from ringfence.guard.exchange import Coverage, Exchange, Judged, Kind, Part, Subject
+from ringfence.guard.guard import Guard
+from ringfence.guard.replay.proportions import paired_interval
+from ringfence.guard.replay.replay import replay
+from ringfence.policies.compare import compare
+from ringfence.policies.decide import decide, strongest
+from ringfence.policies.load import load_policy, loads_policy
+from ringfence.policies.types import (
+    Action,
+    Condition,
+    Counter,
+    Exemption,
+    Overlay,
+    Override,
+    Policy,
+    Rule,
+    RuleException,
+    Scope,
+    Span,
+    Stage,
+)
+from ringfence.proxy.cli import diff as cli
+from ringfence.proxy.cli.policy import app
+
+MAIL = "Write to ann@mail.example today."
+
+
+class WarCheck:
+    """Stands in for the classifier: harm is what mentions war, the more often the surer."""
+
+    name = "classifier"
+    categories = frozenset({"harm", "attack", "toxicity", "refusal"})
+
+    def find(self, passage):
+        score = min(1.0, 0.3 * passage.text.count("war"))
+        return [Finding("classifier", "harm", score, (Span(0, 0, len(passage.text)),))]
+
+
+CHECKS = {check.name: check for check in (WarCheck(), PiiCheck(), HiddenCheck())}
+HARM = Rule("harm", "harm", Action.BLOCK, threshold=0.8)
+PII = Rule("pii", "pii", Action.REWRITE)
+
+
+def policy(*rules, revision="old", text="masked", **more):
+    made = Policy("p", rules, revision=revision, **more)
+    return replace(made, audit=replace(made.audit, text=text))
+
+
+@pytest.fixture
+def db(tmp_path):
+    return tmp_path / "log.db"
+
+
+def say(db, by, *texts, reply="Fine.", key="k", role=None, day=20):
+    """Send each text through a guard, as the proxy would, and keep the records."""
+    store = Store.open(db)
+    guard = Guard(by, checks=CHECKS, store=store)
+    for text in texts:
+        parts = [Part(Kind.TEXT, "user", ("messages", 0, "content"), text)]
+        if role:
+            parts.insert(0, Part(Kind.TEXT, *role))
+        at = datetime(2026, 11, day, 12, tzinfo=UTC)
+        exchange = Exchange("openai.chat", "m", parts, subject=Subject("t", key), received_at=at)
+        if guard.judge_request(exchange).action is not Action.BLOCK:
+            answer = guard.open_reply(exchange)
+            answer.feed(("choices", 0), reply)
+            answer.release(("choices", 0), last=True)
+            answer.finish()
+        guard.record(exchange)
+    store.close()
+
+
+def counted(found):
+    return {(one.stage, one.old, one.new): one.count for one in found.changes}
+
+
+# --- groups against one by one
+
+CATEGORIES = ["harm", "harm.S4", "pii", "pii.email"]
+scores = st.sampled_from([0.0, 0.2, 0.3, 0.5, 0.7, 0.8, 1.0]) | st.floats(0, 1)
+leaves = st.builds(Condition, category=st.sampled_from(CATEGORIES), threshold=st.none() | scores)
+conditions = leaves | st.builds(lambda one: Condition(not_=one), leaves)
+rules = st.builds(
+    Rule,
+    id=st.sampled_from("abcdef"),
+    category=st.sampled_from(CATEGORIES),
+    action=st.sampled_from(Action),
+    stages=st.sampled_from([(Stage.INPUT,), (Stage.OUTPUT,), (Stage.INPUT, Stage.OUTPUT)]),
+    threshold=scores,
+    roles=st.sampled_from([(), ("user",), ("assistant", "system")]),
+    when=st.none() | conditions,
+    replacement=st.sampled_from(["[{category}]", "x"]),
+    on_error=st.sampled_from([Action.ALLOW, Action.LOG, Action.BLOCK]),
+    shadow=st.booleans(),
+)
+rule_sets = st.lists(rules, max_size=5, unique_by=lambda rule: rule.id).map(tuple)
+seen = st.tuples(
+    st.sampled_from(CATEGORIES),
+    scores | st.just(float("nan")),
+    st.integers(0, 1),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 9),
+)
+LOOKING = (
+    Rule("all-harm", "harm", Action.LOG, threshold=1, shadow=True),
+    Rule("all-pii", "pii", Action.LOG, threshold=1, shadow=True),
+)
+
+
+def made(items, stage):
+    for place, (category, score, part, spanned, rewritable, luck) in enumerate(items):
+        check = {"harm": "classifier"}.get(category.partition(".")[0], "pii")
+        if luck == 0:
+            yield Finding(check, category, 0.0, error="broke")
+        else:
+            part = part if stage is Stage.INPUT else 0
+            role = ("system", "user")[part] if stage is Stage.INPUT else "assistant"
+            spans = (Span(part, 10 * place, 10 * place + 3),) if spanned else ()
+            yield Finding(check, category, score, spans, rewritable=rewritable, role=role)
+
+
+def recorded(db, by, traffic):
+    store = Store.open(db)
+    for asked, answered in traffic:
+        request = [Part(Kind.TEXT, role, ("m", i), "x" * 90) for i, role in enumerate(("system", "user"))]
+        exchange = Exchange("openai.chat", "m", request)
+        exchange.decisions.append(decide(by, Stage.INPUT, made(asked, Stage.INPUT)))
+        if exchange.decisions[0].action is not Action.BLOCK:
+            exchange.reply.append(Part(Kind.TEXT, "assistant", ("r", 0), "y" * 90))
+            exchange.decisions.append(decide(by, Stage.OUTPUT, made(answered, Stage.OUTPUT)))
+        exchange.coverage += [Coverage(part.where, Judged.JUDGED) for part in (*request, *exchange.reply)]
+        store.append(record_of(exchange, text="masked"))
+    bodies = [kept.body for kept in store.list(limit=1000)]
+    store.close()
+    return bodies
+
+
+def one_by_one(by, body):
+    """The slow twin: what a policy makes of one record, with everything in it."""
+    exempt = {one.role for one in by.exempt}
+    roles = [part["role"] for part in body["request"]]
+    for old in decisions_of(body):
+        left = [
+            f for f in old.findings if old.stage is Stage.OUTPUT or not f.spans or roles[f.spans[0].part] not in exempt
+        ]
+        decision = decide(by, old.stage, left)
+        yield decision
+        if old.stage is Stage.INPUT and decision.action is Action.BLOCK:
+            return
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(
+    rule_sets,
+    rule_sets,
+    st.booleans(),
+    st.lists(st.tuples(st.lists(seen, max_size=3), st.lists(seen, max_size=3)), min_size=1, max_size=6),
+)
+def test_deciding_in_groups_is_deciding_one_by_one(tmp_path_factory, before, after, exempting, traffic):
+    db = tmp_path_factory.mktemp("log") / "log.db"
+    old = policy(*before, *LOOKING)
+    new = policy(*after, *LOOKING, revision="new", exempt=(Exemption("system", "ours"),) if exempting else ())
+    bodies = recorded(db, old, traffic)
+    found = replay(db, old, new, CHECKS)
+    changes, blocks, rewrites, changed = Tally(), [0, 0], [0, 0], 0
+    for body in bodies:
+        pair = [list(one_by_one(by, body)) for by in (old, new)]
+        for side, decisions in enumerate(pair):
+            action = strongest(one.action for one in decisions)
+            blocks[side] += action is Action.BLOCK
+            rewrites[side] += action is Action.REWRITE
+        different = [
+            (a.stage, a.action, b.action)
+            for a, b in zip(*pair, strict=False)
+            if a.action is not b.action
+            or (
+                a.action is Action.REWRITE
+                and {(r.span, r.replacement) for r in a.rewrites} != {(r.span, r.replacement) for r in b.rewrites}
+            )
+        ]
+        changes.update(different)
+        changed += bool(different)
+    assert counted(found) == dict(changes)
+    assert found.changed == changed
+    assert [found.blocked.old, found.blocked.new] == blocks
+    assert [found.rewritten.old, found.rewritten.new] == rewrites
+    assert found.reproduced == found.decided_then == found.exchanges == len(bodies)
+    assert all(one.causes for one in found.changes)
+    assert found.blocked.gained - found.blocked.lost == found.blocked.new - found.blocked.old
+
+
+# --- what is known, and what is not
+
+
+def test_new_threshold_is_decided_by_what_was_found_below_the_old_one(db):
+    old = policy(HARM)
+    say(db, old, "war and war", "war war war", "peace")
+    found = replay(db, old, policy(replace(HARM, threshold=0.5), revision="new"), CHECKS)
+    assert counted(found) == {(Stage.INPUT, Action.ALLOW, Action.BLOCK): 1}
+    assert found.changes[0].causes == {("harm", "harm"): 1}
+    assert [one.text for one in found.changes[0].examples] == ["war and war"]
+    assert (found.blocked.old, found.blocked.new, found.undecided) == (1, 2, 0)
+
+
+def test_check_that_ran_and_found_nothing_is_known_to_have_found_nothing(db):
+    old = policy(HARM, PII)
+    say(db, old, "peace", "quiet")
+    found = replay(db, old, policy(HARM, replace(PII, action=Action.BLOCK), revision="new"), CHECKS)
+    assert (found.changed, found.undecided, found.rejudged) == (0, 0, 0)
+
+
+def test_check_that_did_not_run_judges_the_kept_text(db):
+    old = policy(HARM, text="full")
+    say(db, old, MAIL, "peace", reply="Ask bob@mail.example, as I did.")
+    found = replay(db, old, policy(HARM, PII, revision="new"), CHECKS)
+    assert counted(found) == {
+        (Stage.INPUT, Action.ALLOW, Action.REWRITE): 1,
+        (Stage.OUTPUT, Action.ALLOW, Action.REWRITE): 2,
+    }
+    assert (found.rejudged, found.undecided, found.rewritten.new) == (2, 0, 2)
+
+
+@pytest.mark.parametrize(("keep", "why"), [("masked", "kept masked"), ("none", "not kept")])
+def test_text_that_is_not_there_as_it_came_leaves_the_exchange_undecided(db, keep, why):
+    old = policy(PII, text=keep)
+    say(db, old, MAIL)
+    found = replay(db, old, policy(PII, HARM, revision="new"), CHECKS)
+    assert (found.changed, found.undecided, found.rejudged) == (0, 1, 0)
+    [(reason, count)] = found.reasons.items()
+    assert "nobody looked for 'harm' then" in reason
+    assert reason.endswith(why)
+    assert count == 1
+    # It may be blocked by the new policy, and cannot have been by the old one.
+    assert (found.blocked.least, found.blocked.most) == (found.blocked.low, paired_interval(1, 0, 1)[1])
+
+
+def test_masked_text_in_which_nothing_was_hidden_is_judged_again(db):
+    old = policy(PII)
+    say(db, old, "war war war")
+    found = replay(db, old, policy(PII, HARM, revision="new"), CHECKS)
+    assert counted(found) == {(Stage.INPUT, Action.ALLOW, Action.BLOCK): 1}
+    assert (found.rejudged, found.undecided) == (1, 0)
+
+
+def test_rule_of_both_policies_that_nobody_can_answer_leaves_nothing_open_between_them(db):
+    say(db, policy(PII, revision="third"), MAIL)
+    old, new = policy(PII, HARM), policy(PII, HARM, revision="new")
+    found = replay(db, old, new, CHECKS)
+    assert (found.changed, found.undecided) == (0, 0)
+
+
+def test_check_of_a_third_policy_ran_for_all_its_exchanges_if_it_found_something_in_one(db):
+    third = policy(PII, revision="third")
+    say(db, third, "peace", MAIL)
+    say(db, policy(HARM, revision="fourth", text="none"), "quiet")
+    found = replay(db, policy(revision="old"), policy(PII, revision="new"), CHECKS)
+    assert counted(found) == {(Stage.INPUT, Action.ALLOW, Action.REWRITE): 1}
+    # The fourth did not look for it, and kept no text. Of replies there is no sign that the third did: one is judged
+    # again, of the other the question is kept masked.
+    assert (found.undecided, found.rejudged) == (2, 1)
+
+
+def test_judging_kept_text_again_comes_to_what_the_new_policy_would_have_recorded(db, tmp_path):
+    old = policy(replace(HARM, threshold=1.0, action=Action.LOG), text="full")
+    new = policy(HARM, PII, Rule("hidden", "hidden", Action.BLOCK), revision="new", text="full")
+    long = "All is calm here and will stay so for some time. " * 9
+    replies = [
+        long,
+        long + MAIL + long,
+        long + "war war war " + long,
+        long + "a\U000e0041\U000e0042\U000e0043b " + long,
+    ]
+    for reply in replies:
+        say(db, old, "peace", MAIL, reply=reply)
+        say(tmp_path / "new.db", new, "peace", MAIL, reply=reply)
+    found = replay(db, old, new, CHECKS, examples=0)
+    store = Store.open(tmp_path / "new.db", read_only=True)
+    assert (found.blocked.new, found.rewritten.new) == (store.count("block"), store.count("rewrite"))
+    assert (store.count(), found.blocked.new, found.rewritten.new) == (8, 4, 3)
+    assert (found.rejudged, found.undecided) == (6, 0)  # two are blocked by what was found then
+    store.close()
+
+
+def test_counter_that_counts_otherwise_leaves_its_rules_open(db):
+    old = policy(HARM, text="full")
+    say(db, old, "peace")
+    counter = Counter("often", ("harm",), 3, "10m", "5m")
+    held = Rule("held", "count.often", Action.BLOCK, stages=(Stage.INPUT,))
+    found = replay(db, old, policy(HARM, held, revision="new", counters=(counter,)), CHECKS)
+    assert found.undecided == 1
+    assert [why for why in found.reasons if "count.often" in why]
+
+
+def test_lifted_block_counts_as_lifted_and_its_reply_as_not_known(db):
+    old = policy(HARM)
+    say(db, old, "war war war", "peace")
+    found = replay(db, old, policy(replace(HARM, threshold=0.95), revision="new"), CHECKS)
+    assert counted(found) == {(Stage.INPUT, Action.BLOCK, Action.ALLOW): 1}
+    assert (found.blocked.lost, found.undecided) == (1, 1)
+    assert list(found.reasons) == ["it was stopped then: there is no reply on record, or not all of it"]
+    assert found.blocked.most > found.blocked.high  # the reply may have been blocked
+    unread = policy(replace(HARM, threshold=0.95, stages=(Stage.INPUT,)), revision="new")
+    assert replay(db, old, unread, CHECKS).undecided == 0  # nobody would have read it
+
+
+def test_text_that_was_exempt_then_is_judged_now(db):
+    exempt = policy(HARM, exempt=(Exemption("system", "ours"),), text="full")
+    say(db, exempt, "peace", role=("system", ("messages", 9), "war war war"))
+    found = replay(db, exempt, policy(HARM, revision="new"), CHECKS)
+    assert counted(found) == {(Stage.INPUT, Action.ALLOW, Action.BLOCK): 1}
+    assert (found.rejudged, found.undecided) == (1, 0)
+
+
+def test_text_that_is_exempt_now_counts_no_more(db):
+    old = policy(HARM)
+    say(db, old, "peace", role=("system", ("messages", 9), "war war war"))
+    new = policy(HARM, revision="new", exempt=(Exemption("system", "ours"),))
+    assert counted(replay(db, old, new, CHECKS)) == {(Stage.INPUT, Action.BLOCK, Action.ALLOW): 1}
+
+
+def test_overlay_counts_for_those_that_it_is_about(db):
+    old = policy(HARM)
+    say(db, old, "war and war", key="strict")
+    say(db, old, "war and war", "peace", key="other")
+    overlay = Overlay("s", Scope(key=("strict",)), override={"harm": Override(threshold=0.5)})
+    found = replay(db, old, policy(HARM, revision="new", overlays=(overlay,)), CHECKS)
+    assert counted(found) == {(Stage.INPUT, Action.ALLOW, Action.BLOCK): 1}
+    assert found.exchanges == 3
+
+
+def test_exception_of_a_scope_spares_only_until_its_day(db):
+    old = policy(HARM)
+    say(db, old, "war war war", day=20)
+    say(db, old, "war war war", day=22)
+    spared = RuleException("e", ("harm",), date(2026, 11, 21), "known", scope=Scope(key=("k",)))
+    found = replay(db, old, policy(HARM, revision="new", exceptions=(spared,)), CHECKS)
+    assert counted(found) == {(Stage.INPUT, Action.BLOCK, Action.ALLOW): 1}
+
+
+@pytest.mark.parametrize(("keep", "undecided"), [("full", 0), ("none", 1)])
+def test_exception_of_a_pattern_is_settled_by_the_text_where_that_is_kept(db, keep, undecided):
+    old = policy(PII, text=keep)
+    say(db, old, MAIL)
+    spared = RuleException("e", ("pii",), date(2027, 1, 1), "known", pattern=r"bob@.*")
+    found = replay(db, old, policy(PII, revision="new", exceptions=(spared,)), CHECKS)
+    assert found.undecided == undecided
+    assert found.changed == undecided  # by what is known, the exception holds
+    assert all("exception 'e' goes by the text" in why for why in found.reasons)
+
+
+def test_exchange_of_which_nothing_was_judged_is_left_out_and_counted(db):
+    old = policy(HARM)
+    say(db, old, "peace")
+    store = Store.open(db)
+    store.append(record_of(Exchange("openai.chat", "m", [], error="BadRequest: no"), text="masked"))
+    store.close()
+    found = replay(db, old, replace(old, revision="new"), CHECKS)
+    assert (found.exchanges, found.unjudged) == (1, 1)
+
+
+def test_traffic_of_the_shipped_policy_is_reproduced_by_it(db):
+    shipped = load_policy()
+    store = Store.open(db)
+    for exchange in exchanges(shipped, 200):
+        store.append(record_of(exchange, text="masked"))
+    store.close()
+    found = replay(db, shipped, shipped, {**CHECKS, **others()})
+    assert (found.reproduced, found.changed, found.undecided) == (200, 0, 0)
+    assert found.blocked.old > 0
+
+
+def others():
+    from ringfence.guard.checks.exfiltration import ExfiltrationCheck
+    from ringfence.guard.checks.secrets import SecretsCheck
+
+    return {check.name: check for check in (ExfiltrationCheck(), SecretsCheck())}
+
+
+# --- how sure
+
+
+def test_interval_of_a_paired_change_is_as_the_formula_worked_by_hand_has_it():
+    # 6 gained, 2 lost of 98: 0.07 and 0.03 of 100; 0.04 ± 1.95996 · √((0.1 − 0.0016) / 100)
+    low, high = paired_interval(6, 2, 98)
+    assert (round(low, 5), round(high, 5)) == (-0.02148, 0.10148)
+
+
+def test_interval_of_a_paired_change_covers_the_truth_as_often_as_it_says():
+    import numpy as np
+
+    random = np.random.default_rng(1)
+    for up, down in ((0.01, 0.002), (0.05, 0.05), (0.2, 0.02)):
+        drawn = random.multinomial(400, [up, down, 1 - up - down], size=2000)
+        covered = [
+            low <= up - down <= high for low, high in (paired_interval(int(g), int(n), 400) for g, n, _ in drawn)
+        ]
+        assert np.mean(covered) >= 0.94
+
+
+# --- the command
+
+SHOP = "version: 1\nname: shop\npacks: [pii]\n"
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "load_checks", lambda: CHECKS)
+    old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
+    old.write_text(SHOP)
+    new.write_text(SHOP + "override:\n  pii: {action: block}\nrules:\n- {id: war, category: harm, action: log}\n")
+    return old, new
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["diff", *map(str, arguments)])
+
+
+@pytest.fixture
+def logged(db, files):
+    say(db, load_policy(files[0]), MAIL, "peace", "quiet", "war war")
+    return db
+
+
+def test_difference_of_two_policies_names_rule_key_values_and_lines(files):
+    changed, added = compare(*map(load_policy, files))
+    [edit] = changed.edits
+    assert (changed.name, edit.key, edit.old, edit.new) == ("pii", "action", "rewrite", "block")
+    assert (str(edit.old_at).split("/")[-1], edit.new_at.line) == ("pii.yaml:8:5", 5)
+    assert (added.name, added.old, added.new.line) == ("war", None, 7)
+    result = run(*files)
+    assert result.exit_code == 0
+    [row] = [line.split() for line in result.output.splitlines() if line.startswith("~")]
+    assert row[:5] == ["~", "pii", "action", "rewrite", "block"]
+
+
+def test_equal_policies_have_no_difference(files):
+    assert compare(*[load_policy(files[0])] * 2) == ()
+    assert "no difference" in run(files[0], files[0]).output
+
+
+def test_removed_parts_and_settings_are_differences():
+    old = loads_policy(SHOP + "exempt: [{role: system, why: ours}]\nlimits: {text: 10}\n")
+    removed, settings_ = compare(old, loads_policy(SHOP))
+    assert (removed.section, removed.name, removed.new) == ("exempt", "system", None)
+    assert [(one.key, one.old, one.new, one.old_at.line, one.new_at) for one in settings_.edits] == [
+        ("limits.text", 10, 200_000, 5, None)
+    ]
+
+
+def test_replay_prints_changes_examples_and_intervals(files, logged):
+    result = run(*files, "--replay", logged)
+    assert result.exit_code == 0, result.output
+    assert "4 exchanges, 2 of them with another decision" in result.output
+    assert "input · rewrite → block  1" in result.output
+    assert "pii on pii.email" in result.output
+    assert "Write to [PII_EMAIL] today." in result.output
+    assert "25.000% (+1 −0)" in result.output
+
+
+def test_replay_as_json_has_the_same(files, logged):
+    report = json.loads(run(*files, "--replay", logged, "--json", "--fail-if", "new_blocks > 90%").output)
+    assert report["failed"] == []
+    assert report["differences"][0]["changes"][0]["to"] == "block"
+    told = report["replay"]
+    assert told["metrics"]["new_blocks"] == told["blocked"]["gained"] == 1
+    change, logged_only = told["changes"]
+    assert (logged_only["old"], logged_only["new"]) == ("allow", "log")
+    assert change["causes"] == [{"rule": "pii", "category": "pii.email", "count": 1}]
+    assert change["examples"][0]["seq"] == 1
+
+
+@pytest.mark.parametrize(
+    ("gates", "status"),
+    [
+        (["new_blocks > 24.9%"], 1),
+        (["new_blocks > 25%"], 0),
+        (["new_blocks >= 1", "undecided > 90%"], 1),
+        (["fewer_blocks > 0"], 0),
+        (["undecided<1"], 1),
+    ],
+)
+def test_gate_that_is_true_fails_the_command(files, logged, gates, status):
+    result = run(*files, "--replay", logged, *(word for gate in gates for word in ("--fail-if", gate)))
+    assert result.exit_code == status, result.output
+    assert ("failed: " in result.output) is bool(status)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--fail-if", "new_block > 1%"], "did you mean 'new_blocks'?"),
+        (["--fail-if", "new_blocks"], "METRIC > VALUE[%]"),
+        (["--since", "yesterday"], "write 7d, 24h, 30m, or a date"),
+        (["--since", "2999-01-01"], "nothing to replay"),
+    ],
+)
+def test_option_that_says_nothing_is_refused(files, logged, arguments, told):
+    result = run(*files, "--replay", logged, *arguments)
+    assert result.exit_code == 2
+    assert told in result.output
+
+
+def test_gate_and_time_without_a_log_are_refused(files):
+    assert run(*files, "--since", "7d").exit_code == run(*files, "--fail-if", "changed > 1").exit_code == 2
+
+
+def test_missing_log_and_wrong_policy_are_refused(files, tmp_path):
+    assert "no such audit log" in run(*files, "--replay", tmp_path / "none.db").output
+    files[1].write_text(SHOP + "ruels: []\n")
+    result = run(*files)
+    assert result.exit_code == 2
+    assert "did you mean 'rules'?" in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        ("7d", "2026-11-15T12:00:00.000000Z"),
+        ("30m", "2026-11-22T11:30:00.000000Z"),
+        ("2026-11-21", "2026-11-21T00:00:00.000000Z"),
+        ("2026-11-21T08:00+02:00", "2026-11-21T06:00:00.000000Z"),
+    ],
+)
+def test_since_is_a_time_in_utc(text, start):
+    assert cli.since_of(text, datetime(2026, 11, 22, 12, tzinfo=UTC)) == start
+
+
+def test_since_leaves_out_what_came_before(db):
+    old = policy(HARM)
+    say(db, old, "peace", "quiet", day=10)
+    say(db, old, "war", day=20)
+    assert replay(db, old, old, CHECKS, since="2026-11-15").exchanges == 1
+
+
+def altered(db, statement):
+    with sqlite3.connect(db) as connection:
+        connection.execute(statement)
+
+
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("UPDATE records SET body = replace(body, 'peace', 'quiet') WHERE seq = 2", "record 2 was altered"),
+        ("INSERT INTO records (seq, hash, body) SELECT 9, hash, body FROM records WHERE seq = 2", "records 2 and 9"),
+        (
+            "INSERT INTO records (seq, hash, body) VALUES (9, "
+            "'4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945', '[]')",
+            "record 9",
+        ),
+    ],
+)
+def test_log_with_a_record_that_is_none_is_refused(files, logged, statement, told):
+    altered(logged, statement)
+    result = run(*files, "--replay", logged)
+    assert result.exit_code == 2
+    assert told in result.output
