@@ -204,12 +204,13 @@ _BLACK_FLAG = "\U0001f3f4"  # the emoji that tags belong to: Scotland's flag and
 
 def _invisible(text: str) -> list[_Edit]:
     """Remove what is not shown from inside words, and show what tag characters and variation selectors spell."""
+    beyond_ascii = "" if text.isascii() else text
     shown = [
         _Edit(*m.span(), "".join(chr(ord(c) - 0xE0000) for c in m[0]))
-        for m in _TAGS.finditer(text)
+        for m in _TAGS.finditer(beyond_ascii)
         if text[m.start() - 1 : m.start()] != _BLACK_FLAG
     ]
-    for m in _SELECTORS.finditer(text):
+    for m in _SELECTORS.finditer(beyond_ascii):
         spelt = bytes(ord(c) - 0xFE00 if c <= "\ufe0f" else ord(c) - 0xE0100 + 16 for c in m[0])
         if said := _text_of(spelt, ROUNDS):
             shown.append(_Edit(*m.span(), said))
@@ -341,6 +342,7 @@ _HEX = re.compile(
 _BINARY = re.compile(r"(?<![0-9A-Za-z])(?:[01]{8}(?:[ ,][01]{8}(?![0-9A-Za-z])){2,}+|(?:[01]{8}){3,}+(?![0-9A-Za-z]))")
 # A line of forty and more goes on in the next: that is how mail wraps it.
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{40,}+(?:\r?\n[A-Za-z0-9+/_-]{4,}+)++={0,2}|[A-Za-z0-9+/_-]{8,}+={0,2}")
+_BASE64_PARTS = (re.compile(r"[^\r\n]+"), re.compile(r"[^\r\n/_+-]+"))
 _MORSE = re.compile(r"(?<!\S)[.·•\-–—−]{1,6}(?:[ \t/|]{1,5}[.·•\-–—−]{1,6}(?![^\s/|])){3,}+")
 
 _MORSE_SIGNS = """
@@ -406,24 +408,27 @@ def _base64(text: str, rounds: int) -> list[_Edit]:
     """Decode base64 of either alphabet, padded or not, also wrapped in lines or as one part of an address."""
     found: list[_Edit] = []
     for m in _BASE64.finditer(text):
-        found += _unpacked(m, [r"[^\r\n]+", r"[^\r\n/_+-]+"], rounds)
+        found += _unpacked(m, rounds)
     return found
 
 
-def _unpacked(block: re.Match[str], parts: list[str], rounds: int) -> list[_Edit]:
+def _unpacked(block: re.Match[str], rounds: int) -> list[_Edit]:
     if said := _text_of(_from_base64(block[0]), rounds):
         return [_Edit(*block.span(), said)]
     found: list[_Edit] = []
-    for pattern in parts:
-        for part in re.finditer(pattern, block[0]) if not found else ():
+    for pattern in _BASE64_PARTS:
+        for part in pattern.finditer(block[0]) if not found else ():
             if 8 <= len(part[0]) < len(block[0]) and (said := _text_of(_from_base64(part[0]), rounds)):
                 found.append(_Edit(block.start() + part.start(), block.start() + part.end(), said))
     return found
 
 
+_NO_BREAKS = str.maketrans("", "", "\r\n=")
+
+
 def _from_base64(block: str) -> bytes:
     """Return what a block encodes; nothing for one that is plainly a word or a number."""
-    kept = re.sub(r"[\r\n=]", "", block)
+    kept = block.translate(_NO_BREAKS)
     if len(kept) % 4 == 1 or kept.upper() == kept or kept[1:].lower() == kept[1:]:
         return b""
     raw = b64decode(kept.replace("-", "+").replace("_", "/") + "=" * (-len(kept) % 4))

@@ -110,6 +110,16 @@ def find_formats(check: str, formats: Sequence[Format], passage: Passage) -> lis
     return sorted(findings, key=lambda finding: finding.spans[0].start)
 
 
+def hint_of(words: re.Pattern[str]) -> Callable[[str], bool]:
+    """Return what says whether a text may hold any of some words; never False where it does.
+
+    In ASCII it looks in lower case, a tenth of the work that it is where case is ignored.
+    """
+    lower = re.sub(r"(?<!\\)[A-Z]", lambda letter: letter[0].lower(), words.pattern.replace("(?-i:", "(?:"))
+    expression = re.compile(lower)
+    return lambda text: not text.isascii() or expression.search(text.lower()) is not None
+
+
 def before(text: str, start: int, length: int = 24) -> str:
     """Return the characters just before a place, in lower case: what a number is, is said in front of it."""
     return text[max(0, start - length) : start].lower()
@@ -117,8 +127,7 @@ def before(text: str, start: int, length: int = 24) -> str:
 
 def lead(text: str, start: int, length: int = 48) -> str:
     """Return what stands between the number or line before and a place: the words that name what begins there."""
-    window = text[max(0, start - length) : start]
-    return window[max((mark.end() for mark in END_OF_NUMBER.finditer(window)), default=0) :]
+    return END_OF_NUMBER.split(text[max(0, start - length) : start])[-1]
 
 
 END_OF_NUMBER = re.compile(r"[0-9\n]+")

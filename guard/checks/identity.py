@@ -14,7 +14,7 @@ from importlib import import_module
 from string import ascii_letters as ASCII_LETTERS
 from typing import NamedTuple
 
-from ringfence.guard.checks.formats import END_OF_NUMBER, Format, Hit, by_pattern, lead
+from ringfence.guard.checks.formats import END_OF_NUMBER, Format, Hit, by_pattern, hint_of, lead
 
 CHECKED = 0.99  # a check digit agrees, or the date that the number holds
 SHAPED = 0.8  # the word in front and the right shape; the country has no check digit
@@ -165,7 +165,7 @@ def _national_ids(text: str) -> Iterator[Hit]:
         if DISTINCTIVE_VALID[match.lastgroup or ""](match[0]):
             yield Hit(*match.span(), CHECKED)
     for start, words, far in _named_numbers(text):
-        for cue in NAMES.finditer(words):
+        for cue in NAMES.finditer(words) if may_name(words) else ():
             if len(words) - cue.end() <= far and not OTHER_NUMBER.search(words, cue.end()):
                 hit = _number_at(text, start, _documents_of(cue[0].lower()))
                 if hit:
@@ -208,6 +208,7 @@ NAMES = re.compile(
     rf"(?<![A-Za-zÀ-ɏ])(?:{'|'.join(dict.fromkeys(document.cue for document in DOCUMENTS))})(?![A-Za-zÀ-ɏ])",
     re.IGNORECASE,
 )
+may_name = hint_of(NAMES)
 DISTINCTIVE_SHAPE = re.compile(
     rf"(?<![\w.-])(?:{'|'.join(f'(?P<n{row}>{document.shape})' for row, document in enumerate(DISTINCTIVE))})(?![\w-])"
 )
@@ -220,10 +221,10 @@ OTHER_NUMBER = re.compile(
 
 
 def _passports(text: str) -> Iterator[Hit]:
-    for start, words, far in _named_numbers(text):
-        cue = PASSPORT.search(words)
-        match = PASSPORT_NUMBER.match(text, start)
-        if cue and match and far and not OTHER_NUMBER.search(words, cue.end()):
+    for start, words, far in _named_numbers(text) if may_be_passport(text) else ():
+        cue = PASSPORT.search(words) if far and may_be_passport(words) else None
+        match = PASSPORT_NUMBER.match(text, start) if cue else None
+        if cue and match and not OTHER_NUMBER.search(words, cue.end()):
             # Digits alone could be anything, so the word must stand right before them.
             close = PASSPORT_SAYS.fullmatch(words, cue.end())
             if close if match[0].isdigit() else len(words) - cue.end() <= FAR:
@@ -236,6 +237,7 @@ PASSPORT = re.compile(
     r"|паспорт\w*|pasaport\w*|travel doc(?:ument)?s?|护照|護照|旅券|パスポート|여권|جواز (?:ال)?سفر)",
     re.IGNORECASE,
 )
+may_be_passport = hint_of(PASSPORT)
 PASSPORT_SAYS = re.compile(
     r"[\s\W_]{0,4}(?:number|no|nr|num|n|nummer|numéro|número|numero|号码|号|號碼|番号|번호)?[\s\W_]{0,4}"
     r"(?:is|ist|est|es|é|è|:)?[\s\W_]{0,3}",

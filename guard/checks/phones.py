@@ -9,10 +9,13 @@ are left out, help lines among them. It does not read numbers in words.
 
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from phonenumbers import (
     Leniency,
     NumberParseException,
+    PhoneMetadata,
+    PhoneNumberMatch,
     PhoneNumberMatcher,
     PhoneNumberType,
     ValidationResult,
@@ -20,9 +23,10 @@ from phonenumbers import (
     is_valid_number,
     number_type,
     parse,
+    region_codes_for_country_code,
 )
 
-from ringfence.guard.checks.formats import Finder, Hit, before, by_pattern, lead
+from ringfence.guard.checks.formats import Finder, Hit, before, by_pattern, hint_of, lead
 
 GUESS = 0.3
 VALID = 0.9
@@ -39,12 +43,13 @@ NUMBER_OF_PHONE = re.compile(
 def phones_of(region: str) -> Finder:
     """Return a finder that knows one region's national numbers without a word in front, as ISO 3166 names it."""
 
+    known = _known_numbers(region)
+
     def well_grouped(number: str) -> bool:
         return PhoneNumberMatcher(number, region, leniency=Leniency.STRICT_GROUPING).has_next()
 
     def find(text: str) -> Iterator[Hit]:
-        # The library gives up after so many wrong tries; text full of digits must not be a way past it.
-        for match in PhoneNumberMatcher(text, region, leniency=Leniency.VALID, max_tries=len(text) + 1):
+        for match in _Matcher(text, region, known):
             number, said = match.raw_string, before(text, match.start)
             if number_type(match.number) in PUBLIC_NUMBERS or NUMBER_OF_ELSE.search(said):
                 continue
@@ -58,6 +63,74 @@ def phones_of(region: str) -> Finder:
 
     return find
 
+
+class _Known(NamedTuple):
+    """What the digits of the numbers that the tables know in a region look like.
+
+    Attributes:
+        whole: all the digits of such a number, prefixes included.
+        within: is found in any digits that hold such a number.
+        shortest: characters that a number has at least, of any country.
+    """
+
+    whole: re.Pattern[str]
+    within: re.Pattern[str]
+    shortest: int = 1
+
+
+def _known_numbers(region: str) -> _Known:
+    """Join a region's own patterns, and those of its neighbours under the same country code, to one."""
+    own = PhoneMetadata.metadata_for_region(region)
+    if own is None or own.country_code is None or own.national_prefix_transform_rule:
+        anything = re.compile("")  # some regions add digits of their own to what was written
+        return _Known(re.compile(".*"), anything)
+    regions = region_codes_for_country_code(own.country_code)
+    lands = [land for region in regions if (land := PhoneMetadata.metadata_for_region(region))]
+    kinds = [getattr(land, kind) for land in lands for kind in KINDS]
+    patterns = dict.fromkeys(kind.national_number_pattern for kind in kinds if kind and kind.national_number_pattern)
+    number, abroad = "|".join(patterns), own.international_prefix or r"\Z."
+    prefix = own.national_prefix_for_parsing or ""
+    return _Known(
+        re.compile(rf"(?:{abroad}).*|(?:{own.country_code})?(?:{prefix})?(?:{number})"),
+        re.compile(rf"{abroad}|{number}"),
+        # With + and its country code, the shortest number of the world has seven characters.
+        shortest=min(7, *(n for land in lands if land.general_desc for n in land.general_desc.possible_length)),
+    )
+
+
+KINDS = (
+    *("fixed_line", "mobile", "toll_free", "premium_rate", "shared_cost", "personal_number", "voip", "pager", "uan"),
+    "voicemail",
+)
+# Digits and marks between them; a number with anything else (+, an extension, other digits) is left to the library.
+PLAIN = re.compile(r"[0-9 ()\[\]./-]+")
+
+
+class _Matcher(PhoneNumberMatcher):
+    """The library's matcher, which asks its tables only where the digits can be a number: they are slow to say no.
+
+    What it overrides the library has not promised; should a release rename it, time is lost, and no number.
+    """
+
+    def __init__(self, text: str, region: str, known: _Known) -> None:
+        # The library gives up after so many wrong tries; text full of digits must not be a way past it.
+        super().__init__(
+            text, region, leniency=Leniency.VALID, max_tries=len(text) + 1, min_candidate_length=known.shortest
+        )
+        self._known = known
+
+    def _extract_match(self, candidate: str, offset: int) -> PhoneNumberMatch | None:
+        if PLAIN.fullmatch(candidate) and not self._known.within.search(NO_DIGIT.sub("", candidate)):
+            return None
+        return super()._extract_match(candidate, offset)
+
+    def _parse_and_verify(self, candidate: str, offset: int) -> PhoneNumberMatch | None:
+        if PLAIN.fullmatch(candidate) and not self._known.whole.fullmatch(NO_DIGIT.sub("", candidate)):
+            return None
+        return super()._parse_and_verify(candidate, offset)
+
+
+NO_DIGIT = re.compile("[^0-9]+")
 
 # Lines that everybody may call, help lines among them: taking those out of an answer would harm.
 PUBLIC_NUMBERS = {
@@ -99,7 +172,7 @@ def _national(text: str) -> Iterator[Hit]:
     spoken: tuple[str, ...] | None = None
     for match in NATIONAL.finditer(text):
         number, words = match[0], lead(text, match.start())
-        named = (len(words) > 2 and NAMED.search(words)) or NAMED_AFTER.match(text, match.end())
+        named = (len(words) > 2 and may_name(words) and NAMED.search(words)) or NAMED_AFTER.match(text, match.end())
         groups = re.findall(r"[0-9]+", number)
         bare = len(groups) == 1
         if named:
@@ -185,6 +258,7 @@ NAMED = re.compile(
     r"|(?:电话|電話|手机|手機|手机号|連絡先|携帯|전화|휴대폰|핸드폰|연락처|फ़?ोन|मोबाइल|هاتف|جوال|موبايل|טלפון|נייד|โทร)[^,;\n。]{0,12}\Z",
     re.IGNORECASE,
 )
+may_name = hint_of(NAMED)
 NAMED_AFTER = re.compile(
     r"[ ,]{1,2}\(?(?:mobile|cell|fax|landline|home phone|work phone|handy|portable|móvil"
     r"|is (?:my|the|her|his) (?:number|landline|mobile|cell|phone))(?![^\W_])"

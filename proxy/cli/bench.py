@@ -14,6 +14,8 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from ringfence.proxy.cli import bench_checks, bench_policies
+
 if TYPE_CHECKING:
     from ringfence.guard.bench.items import LabelledSet
     from ringfence.guard.bench.published import Published
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from ringfence.guard.classifier.scorer import Scorer
 
 app = typer.Typer(no_args_is_help=True, help="Measure the guard on labelled data.")
+app.command("policies")(bench_policies.policies)
+app.command("checks")(bench_checks.checks)
 
 MEASURES = {
     "f1": "F1",

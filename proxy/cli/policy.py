@@ -5,8 +5,9 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
-from datetime import date, datetime
+from dataclasses import asdict, replace
+from datetime import UTC, date, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,26 +15,33 @@ import typer
 from pydantic import TypeAdapter
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from ringfence.guard.actions import rewrite
 from ringfence.guard.audit.record import decisions_of
-from ringfence.guard.check import Check, Passage, UnknownCheck, load_checks
+from ringfence.guard.check import Calibrated, Check, Passage, UnknownCheck, load_checks, own_checks
 from ringfence.guard.classifier.rows import RowError
 from ringfence.guard.classifier.scorer import WeightsError
+from ringfence.guard.guard import Guard
 from ringfence.guard.pipeline import Pipeline, revision_of
-from ringfence.policies.cases import Judge, Outcome, Result, run_cases, suites_of, without_cases
+from ringfence.policies.cases import Judge, Outcome, Result, Shown, coverage_of, run_cases, suites_of, without_cases
 from ringfence.policies.explain import Change, Explanation, Flip, Verdict
 from ringfence.policies.explain import explain as explain_decisions
 from ringfence.policies.lint import lint as warnings_of
-from ringfence.policies.load import SHIPPED, PolicyError, canonical, load_draft, load_policy
+from ringfence.policies.load import SHIPPED, PolicyError, load_draft, load_policy
 from ringfence.policies.lock import LockFile, dumps_lock, lock_beside
+from ringfence.policies.overlay import about
+from ringfence.policies.overlay import effective as overlaid
 from ringfence.policies.schema import schema_of
-from ringfence.policies.types import Action, Decision, Fitted, Policy, Stage
+from ringfence.policies.types import Decision, Fitted, Policy, Stage
 from ringfence.proxy.cli.audit import DEFAULT_DB, Db, opened, refuse
+from ringfence.proxy.cli.diff import diff
+from ringfence.proxy.cli.junit import junit_of
+from ringfence.proxy.cli.policy_show import as_json as policy_as_json
+from ringfence.proxy.cli.policy_show import print_policy, who_of
+from ringfence.proxy.cli.table import coloured, place, table_of
 from ringfence.proxy.review.visible import visible
 from ringfence.proxy.settings import policy_path
 
@@ -41,13 +49,13 @@ if TYPE_CHECKING:
     from ringfence.proxy.cli.curve import Curves
 
 app = typer.Typer(no_args_is_help=True, help="Read, check and try out a policy.")
+app.command()(diff)
 
 PolicyPath = Annotated[
     Path | None, typer.Argument(metavar="[PATH]", help="Policy file; else ./policy.yaml, else the one that ships.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
-COLOURS = {Action.BLOCK: "red", Action.REWRITE: "yellow", Action.LOG: "cyan", Action.ALLOW: "green"}
 OUTCOMES = {Outcome.PASS: "green", Outcome.FAIL: "bold red", Outcome.ERROR: "magenta"}
 
 
@@ -57,53 +65,82 @@ def lint(path: PolicyPath = None) -> None:
     path = policy_path(path) or SHIPPED
     with _told():
         policy = load_policy(path)
-        Pipeline(policy, load_checks())  # a rule over a category that no check knows is an error too
-        warnings = list(warnings_of(policy, list(suites_of(policy, path))))
+        guard = Guard(policy)  # a rule over a category that no check knows is an error too
+
+        def reach(category: str) -> tuple[float, float] | None:
+            check = guard.pipeline.check_of(category)
+            return check.reach(category) if isinstance(check, Calibrated) else None
+
+        suites = list(suites_of(policy, path))
+        warnings = list(warnings_of(policy, suites, datetime.now(UTC).date(), reach))
     for warning in warnings:
         typer.echo(f"{warning.origin}: warning: {warning.what}")
     typer.echo(f"{path}: {_count(len(policy.rules), 'rule')}, {_count(len(warnings), 'warning')}")
 
 
 @app.command()
-def show(path: PolicyPath = None, as_json: Json = False) -> None:
-    """Print the policy in effect: packs and overrides resolved, every rule with the line that it comes from."""
+def show(
+    path: PolicyPath = None,
+    effective: Annotated[
+        bool, typer.Option("--effective", help="Every value that is in effect, and the line that it comes from.")
+    ] = False,
+    about_whom: Annotated[
+        list[str] | None,
+        typer.Option("--for", metavar="KEY=VALUE", help="As for this tenant, key, model or route; may come again."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the policy in effect: packs, overrides and overlays resolved, every rule with its origin."""
     with _told():
         policy = load_policy(policy_path(path))
+        try:
+            policy = overlaid(policy, about(policy, who_of(about_whom or [])))
+        except ValueError as error:
+            refuse(str(error))
     if as_json:
-        rules = [rule | {"origin": str(policy.rules[i].origin)} for i, rule in enumerate(canonical(policy)["rules"])]
-        typer.echo(json.dumps(canonical(policy) | {"rules": rules, "revision": policy.revision}, ensure_ascii=False))
-        return
-    console = Console(highlight=False)
-    console.print(f"[bold]{policy.name}[/]  [dim]revision {policy.revision[:16]}[/]\n")
-    table = _rule_table(policy)
-    # Half an id or half a place is none: where the screen is too narrow, it breaks the line itself.
-    widest = Measurement.get(console, console.options.update(max_width=1_000), table).maximum
-    console.width = max(console.width, widest)
-    console.print(table)
-    console.print(_settings_table(policy))
+        typer.echo(json.dumps(policy_as_json(policy), ensure_ascii=False))
+    else:
+        print_policy(policy, origins=effective)
 
 
 @app.command("test")
-def run(path: PolicyPath = None, as_json: Json = False) -> None:
+def run(
+    path: PolicyPath = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML into this file as well.")] = None,
+    as_json: Json = False,
+) -> None:
     """Run the cases of a policy and its packs. Exit status: 0 all pass, 1 some do not, 2 the policy cannot be used."""
     path = policy_path(path) or SHIPPED
     with _told():
         policy = load_policy(path)
         suites = list(suites_of(policy, path))
-        checks = load_checks()
+        checks = {**load_checks(), **own_checks(policy.checks)}
         judges = [_judge(suite.policy, checks) for suite in suites]
-    results: list[Result] = []
+    runs: list[list[Result]] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("cases", total=sum(len(suite.cases) for suite in suites))
         for suite, judge in zip(suites, judges, strict=True):
+            runs.append([])
             for result in run_cases(suite.cases, judge):
-                results.append(result)
+                runs[-1].append(result)
                 progress.advance(task)
+    results = list(chain.from_iterable(runs))
+    if junit:
+        try:
+            junit_of(runs).write(str(junit), pretty=True)
+        except OSError as error:
+            refuse(str(error))
+    coverage = coverage_of(policy, suites)
     bare = [rule.id for rule in without_cases(policy, suites)]
     if as_json:
-        typer.echo(json.dumps({"results": list(map(_as_json, results)), "without_cases": bare}, ensure_ascii=False))
+        told = {
+            "results": list(map(_as_json, results)),
+            "coverage": {name: asdict(shown) for name, shown in coverage.items()},
+            "without_cases": bare,
+        }
+        typer.echo(json.dumps(told, ensure_ascii=False))
     else:
-        _print_results(results, bare)
+        _print_results(results, coverage, bare)
     if any(result.outcome is not Outcome.PASS for result in results):
         raise typer.Exit(1)
 
@@ -182,7 +219,8 @@ def fit(
         with _told():
             draft = load_draft(path)
             rules = [rule for rule in draft.rules if rule.target]
-            pipeline = Pipeline(replace(draft, rules=tuple(rules)), load_checks())
+            checks = {**load_checks(), **own_checks(draft.checks)}
+            pipeline = Pipeline(replace(draft, rules=tuple(rules)), checks)
         if not rules:
             refuse(f"{path}: no rule has a 'target': there is nothing to fit")
         texts = read_labelled(data, rules)
@@ -245,7 +283,7 @@ def _print_explanation(record: str, why: Explanation) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 240  # a rule a line, for grep
-    console.print(Text.assemble("\n", _coloured(why.recorded), f"  {visible(record)}"))
+    console.print(Text.assemble("\n", coloured(why.recorded), f"  {visible(record)}"))
     decided_by = why.judgements[0].recorded.revision
     console.print(Text(f"policy {why.policy.name}, revision {why.policy.revision[:16]}", "dim"))
     if not why.same_policy:
@@ -257,12 +295,12 @@ def _print_explanation(record: str, why: Explanation) -> None:
         )
     for judgement in why.judgements:
         recorded, decided = judgement.recorded, judgement.decided
-        console.print(Text.assemble(f"\n{recorded.stage} · ", _coloured(decided.action)))
+        console.print(Text.assemble(f"\n{recorded.stage} · ", coloured(decided.action)))
         if decided.action is not recorded.action:
             # Under the same policy, one thing does that: windows of a reply, of which a later one knew better.
             reason = ": a reply is judged window by window, as it comes" if why.same_policy else ""
             console.print(f"on record: {recorded.action}{reason}", style="yellow")
-        table = _table("rule", "looks at", "highest", "threshold", "outcome")
+        table = table_of("rule", "looks at", "highest", "threshold", "outcome")
         table.columns[-1].no_wrap = False  # the words of a failed check have no length
         for one in judgement.verdicts:
             table.add_row(*_verdict_row(one))
@@ -281,11 +319,15 @@ def _verdict_row(one: Verdict) -> Iterator[Text]:
     yield from (Text(one.rule.id), Text(one.rule.category), Text(found), Text(f"{one.rule.threshold:g}"))
     outcome = Text()
     if one.asks:
-        outcome.append("would " if one.rule.shadow else "fired: ").append_text(_coloured(one.asks))
+        outcome.append("would " if one.rule.shadow else "fired: ").append_text(coloured(one.asks))
     elif one.short_by is not None:
         outcome.append(f"short by {one.short_by:.4f}", "dim")
+    elif one.excepted:
+        outcome.append(f"excepted: {one.excepted}")
+    elif one.finding and one.unanswered is None:
+        outcome.append("its 'when' does not hold" if one.rule.when else "none of its 'roles'", "dim")
     if one.unanswered:
-        outcome.append("; " if outcome else "").append("unanswered: ").append_text(_coloured(one.unanswered))
+        outcome.append("; " if outcome else "").append("unanswered: ").append_text(coloured(one.unanswered))
         outcome.append(visible(f" ({'; '.join(one.errors)})"))
     yield outcome.append(" (shadow)" if one.rule.shadow and outcome else "", "dim")
 
@@ -294,7 +336,7 @@ def _flip_text(flip: Flip) -> Text:
     changes = "\n".join(
         f"  {change.rule}: {change.key} {_shown(change.old)} → {_shown(change.new)}" for change in flip.changes
     )
-    return Text.assemble("It would have been ", _coloured(flip.action), f" with\n{changes}")
+    return Text.assemble("It would have been ", coloured(flip.action), f" with\n{changes}")
 
 
 def _shown(value: object) -> str:
@@ -338,6 +380,7 @@ def _verdict_as_json(one: Verdict) -> dict[str, Any]:
         "short_by": one.short_by,
         "unanswered": one.unanswered,
         "errors": list(one.errors),
+        "excepted": one.excepted,
     }
 
 
@@ -377,51 +420,7 @@ def _print_fits(curves: "Curves", found: Mapping[str, Fitted]) -> None:
         console.print()
 
 
-def _coloured(action: Action) -> Text:
-    return Text(action, COLOURS[action])
-
-
-def _rule_table(policy: Policy) -> Table:
-    table = _table("rule", "looks at", "stage", "from", "action", "written at")
-    for rule in policy.rules:
-        action = f"[{COLOURS[rule.action]}]{rule.action}[/]"
-        action += " (shadow)" if rule.shadow else ""
-        # Failing closed is the rule; what departs from it should catch the eye.
-        action += f" (on error: {rule.on_error})" if rule.on_error is not Action.BLOCK else ""
-        stage = "both" if set(rule.stages) == set(Stage) else rule.stages[0]
-        origin = f"{_short(rule.origin.file)}:{rule.origin.line}"
-        start = f"{rule.threshold:g}" + (f" ({rule.target})" if rule.target else "")
-        table.add_row(rule.id, rule.category, stage, start, action, escape(origin))
-    return table
-
-
-def _settings_table(policy: Policy) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim")
-    for exemption in policy.exempt:
-        table.add_row("exempt", escape(f"{exemption.role}: {exemption.why}"))
-    sections = canonical(policy)
-    for name in ("message", "upstream", "stream", "audit", "limits"):
-        value = sections[name]
-        line = value if isinstance(value, str) else ", ".join(f"{key} {v}" for key, v in value.items() if v is not None)
-        table.add_row(name, escape(line))
-    return table
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, header_style="dim", pad_edge=False, expand="text" in columns)
-    for name in columns:
-        # A text takes the room that is left; everything else is shown whole.
-        table.add_column(name, no_wrap=True, ratio=1 if name == "text" else None)
-    return table
-
-
-def _short(file: str) -> str:
-    """Return the last folder and the name: enough to tell `packs/pii.yaml` from `policy.yaml`."""
-    return "/".join(Path(file).parts[-2:])
-
-
-def _as_json(result: Result) -> dict[str, str]:
+def _as_json(result: Result) -> dict[str, Any]:
     case = result.case
     return {
         "case": str(case.origin),
@@ -429,15 +428,16 @@ def _as_json(result: Result) -> dict[str, str]:
         "expected": case.expect.action,
         "outcome": result.outcome,
         "difference": result.difference,
+        "seconds": result.seconds,
     }
 
 
-def _print_results(results: list[Result], bare: list[str]) -> None:
+def _print_results(results: list[Result], coverage: Mapping[str, Shown], bare: list[str]) -> None:
     console = Console(highlight=False)
-    table = _table("", "case", "expected", "text")
+    table = table_of("", "case", "expected", "text")
     for result in results:
         case = result.case
-        where = f"{_short(case.origin.file)}:{case.origin.line}"
+        where = place(case.origin)
         mark = f"[{OUTCOMES[result.outcome]}]{result.outcome.upper()}[/]"
         table.add_row(mark, escape(where), case.expect.action, escape(" ".join(case.text.split())))
     console.print(table)
@@ -449,10 +449,20 @@ def _print_results(results: list[Result], bare: list[str]) -> None:
                 markup=False,
                 soft_wrap=True,
             )
+    console.print()
+    console.print(_coverage_table(coverage))
     if bare:
         console.print(f"rules without a case: {', '.join(bare)}", style="yellow")
     counts = (f"{sum(result.outcome is outcome for result in results)} {outcome}" for outcome in Outcome)
     console.print(f"{_count(len(results), 'case')}: {', '.join(counts)}")
+
+
+def _coverage_table(coverage: Mapping[str, Shown]) -> Table:
+    table = table_of("category", "must be caught", "must be left alone")
+    for name, shown in coverage.items():
+        row = (Text(str(number), "" if number else "yellow") for number in (shown.caught, shown.left_alone))
+        table.add_row(name, *row)
+    return table
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,0 +1,331 @@
+"""Measures the checks that are no models: what they find in our own corpora, and what they cost. Prints nothing.
+
+A mark of the corpus is *met* where a finding of its category touches it, and *whole* where such findings hold all its
+letters and digits, as taking it out needs. A finding is *right* where it touches a mark of its category. Precision is
+the share of findings that are right, recall the share of marks that are met; the rule is the same for every tool.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle
+from statistics import median
+from typing import Any, NamedTuple
+
+from ringfence.guard.bench.peers import Peer, Scored
+from ringfence.guard.bench.spans import LabelledSpan, LabelledText, load_corpus_of
+from ringfence.guard.check import Check, Passage, Versioned, load_checks
+from ringfence.guard.checks.pii import PiiCheck
+from ringfence.guard.checks.secrets import SecretsCheck
+from ringfence.guard.normalise import variants
+from ringfence.policies.types import Stage
+
+THRESHOLD = 0.5
+"""At and above it a finding counts; that of the rules in the packs `pii` and `secrets`."""
+
+PII = ("email", "phone", "card", "iban", "ip", "ssn", "national_id", "passport", "birth_date")
+"""Categories of the corpus that the check answers for; it looks for no names and no postal addresses."""
+
+SECRET = "secret"  # noqa: S105 - a category
+"""What every mark of the secrets' corpus is, as each tool has categories of its own."""
+
+LIVE = (
+    *((".example", ".systems"), ("192.0.2.", "192.3.2."), ("198.51.100.", "198.53.100."), ("203.0.113.", "203.1.113.")),
+    *(("2001:db8", "2001:470"), ("2001:DB8", "2001:470"), ("7700 900", "7911 123"), ("7700900", "7911123")),
+    *(("555-01", "638-41"), ("555 01", "638 41"), ("555.01", "638.41")),
+)
+"""Stand-ins of documentation, and what is in use in their place; of one length, so that spans stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Counts of marks and findings, see above; findings are None where a category has none of its own."""
+
+    marks: int
+    met: int
+    whole: int
+    findings: int | None
+    right: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts, and the shares that can be said."""
+        recall, precision = _share(self.met, self.marks), _share(self.right, self.findings)
+        both = recall is not None and precision is not None
+        return {
+            "marks": self.marks,
+            "findings": self.findings,
+            "precision": precision,
+            "recall": recall,
+            "whole": _share(self.whole, self.marks),
+            "f1": (2 * recall * precision / ((recall + precision) or 1)) if both else None,  # type: ignore[operator]
+        }
+
+
+class Result(NamedTuple):
+    """What one tool found in one corpus: by category, and all those together that are compared."""
+
+    tool: str
+    note: str
+    by_category: Mapping[str, Tally]
+    overall: Tally
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one object."""
+        rows = {name: tally.to_json() for name, tally in self.by_category.items()}
+        return {"tool": self.tool, "note": self.note, "overall": self.overall.to_json(), "by_category": rows}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The results of several tools on one corpus.
+
+    Attributes:
+        compared: the categories that `overall` sums up: those that every tool of the run looks for.
+        left_out: what the others look for and the corpus does not mark, or marks and only some look for.
+    """
+
+    corpus: str
+    texts: int
+    compared: tuple[str, ...]
+    left_out: tuple[str, ...]
+    results: Sequence[Result]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one object, as `ringfence bench checks --json` prints it."""
+        return {
+            "corpus": self.corpus,
+            "texts": self.texts,
+            "compared": list(self.compared),
+            "left_out": list(self.left_out),
+            "results": [result.to_json() for result in self.results],
+        }
+
+
+def compare_pii(texts: Sequence[LabelledText], peers: Sequence[Peer] = (), corpus: str = "pii") -> Comparison:
+    """Compare what the PII check finds with what others find."""
+    tools = [_ours(PiiCheck(), lambda category: category.removeprefix("pii."), PII), *peers]
+    marked = {span.category for text in texts for span in text.spans}
+    compared = tuple(c for c in PII if c in marked and all(c in tool.categories for tool in tools))
+    alone = [f"{tool.name}: {', '.join(tool.unmapped)}" for tool in tools if tool.unmapped]
+    only = sorted(c for c in marked.difference(compared))
+    results = []
+    for tool in tools:
+        found = [tool.find(text.text) for text in texts]
+        for threshold, note in _thresholds(tool, texts, found, compared):
+            kept = _at_least(threshold, found)
+            rows = {c: tally(texts, kept, c) for c in sorted(marked) if c in tool.categories}
+            results.append(Result(tool.name, note, rows, total(rows[c] for c in compared)))
+    return Comparison(corpus, len(texts), compared, (*only, *alone), results)
+
+
+def compare_secrets(texts: Sequence[LabelledText], peers: Sequence[Peer] = ()) -> Comparison:
+    """Compare what the secrets check finds with what others find; a finding of any kind will do for a secret."""
+    tools = [_ours(SecretsCheck(), lambda _: SECRET, (SECRET,)), *peers]
+    plain = [replace(t, spans=tuple(replace(s, category=SECRET) for s in t.spans)) for t in texts]
+    kinds = sorted({span.category for text in texts for span in text.spans})
+    results = []
+    for tool in tools:
+        found = _at_least(THRESHOLD, [tool.find(text.text) for text in texts])
+        rows = {kind: replace(tally(texts, found, kind, SECRET), findings=None, right=None) for kind in kinds}
+        results.append(Result(tool.name, tool.about, rows, tally(plain, found, SECRET)))
+    left_out = tuple(f"{tool.name}: {', '.join(tool.unmapped)}" for tool in tools if tool.unmapped)
+    return Comparison("secrets", len(texts), (SECRET,), left_out, results)
+
+
+def tally(
+    texts: Sequence[LabelledText], found: Sequence[Sequence[Scored]], category: str, named: str | None = None
+) -> Tally:
+    """Count one category.
+
+    Args:
+        found: of each text, what a tool found.
+        named: what findings of it are called, where that is not the name of the category.
+    """
+    marks = met = whole = findings = right = 0
+    for text, all_found in zip(texts, found, strict=True):
+        spans = [span for span in text.spans if span.category == category]
+        of_it = [one for one in all_found if one.category == (named or category)]
+        findings += len(of_it)
+        right += sum(any(_touch(one, span) for span in spans) for one in of_it)
+        marks += len(spans)
+        met += sum(any(_touch(one, span) for one in of_it) for span in spans)
+        whole += sum(_holds(of_it, text.text, span) for span in spans)
+    return Tally(marks, met, whole, findings, right)
+
+
+def total(tallies: Iterable[Tally]) -> Tally:
+    """Add up tallies that have findings."""
+    rows = [(t.marks, t.met, t.whole, t.findings or 0, t.right or 0) for t in tallies]
+    return Tally(*(sum(column) for column in zip(*rows, strict=True))) if rows else Tally(0, 0, 0, 0, 0)
+
+
+def with_live_values(texts: Iterable[LabelledText]) -> list[LabelledText]:
+    """Put values that are in use in place of those kept for documentation, which some tools pass over on purpose."""
+    live = []
+    for one in texts:
+        text = one.text
+        for stand_in, value in LIVE:
+            text = text.replace(stand_in, value)
+        live.append(replace(one, text=text))
+    return live
+
+
+def _ours(check: Check, name: Callable[[str], str], categories: tuple[str, ...]) -> Peer:
+    def find(text: str) -> list[Scored]:
+        findings = check.find(Passage(Stage.OUTPUT, "assistant", text))
+        return [Scored(s.start, s.end, name(f.category), f.score) for f in findings for s in f.spans]
+
+    return Peer("ringfence", "", frozenset(categories), find, THRESHOLD)
+
+
+def _thresholds(
+    tool: Peer, texts: Sequence[LabelledText], found: Sequence[Sequence[Scored]], compared: Sequence[str]
+) -> Sequence[tuple[float, str]]:
+    """Return what a tool is measured at: its own threshold, and for others the one that is best for them here."""
+    own = (tool.threshold, f"{tool.about}; its default threshold, {tool.threshold:g}" if tool.about else "")
+    if not tool.about:
+        return [own]
+
+    def f1(threshold: float) -> float:
+        kept = _at_least(threshold, found)
+        return total(tally(texts, kept, category) for category in compared).to_json()["f1"] or 0.0
+
+    best = max(sorted({one.score for row in found for one in row} | {tool.threshold}), key=f1)
+    return [own] if best == tool.threshold else [own, (best, f"the threshold that is best for it here, {best:g}")]
+
+
+def _at_least(threshold: float, found: Sequence[Sequence[Scored]]) -> list[list[Scored]]:
+    return [[one for one in row if one.score >= threshold] for row in found]
+
+
+def _touch(one: Scored, span: LabelledSpan) -> bool:
+    return one.start < span.end and span.start < one.end
+
+
+def _holds(found: Sequence[Scored], text: str, span: LabelledSpan) -> bool:
+    places = (at for at in range(span.start, span.end) if text[at].isalnum())
+    return all(any(one.start <= at < one.end for one in found) for at in places)
+
+
+def _share(part: int | None, whole: int | None) -> float | None:
+    return part / whole if part is not None and whole else None
+
+
+# ---- speed
+
+PROSE = """\
+We moved the meeting to Thursday because half of the team is travelling, and nobody wanted to take notes twice. The
+first draft of the report is almost done; what is missing are the 2 charts about storage and a short paragraph on costs
+for 2024. If you have time before lunch, could you read the introduction and mark whatever sounds too long? I would
+rather cut a page than explain it in the talk.
+
+The new kitchen shelves arrived this morning, so the hallway is full of boxes until somebody finds the drill. Last night
+it rained so hard that the path behind the house turned into a small river, which the children thought was the best
+thing of the whole week. The man from the council said that it happens every 10 years or so; he has a map of it, and a
+bucket. My neighbour keeps 14 hens and gives each of them a name from the opera.
+
+I have started to learn the piano again after twelve years, and my left hand has forgotten nearly everything that it
+once knew. The teacher says that the trick is to play slowly and to stop before it becomes a chore. On page 37 there is
+a waltz that I used to like. In the end we decided to keep the old table, sand it down, and paint the legs in a dark
+green that matches the door to the garden. It took 3 days, mostly of waiting.
+
+How do I get a stain of red wine out of a wool carpet? First blot it with a dry cloth, and do not rub. Mix a spoon of
+white vinegar, a spoon of dish soap and half a litre of lukewarm water, dab it on from the edge to the middle, and blot
+again. Repeat until the cloth stays clean, then go over it with plain water. If the stain is old, let the mixture work
+for about 15 minutes. Try a hidden corner first: some dyes do not like vinegar, and nobody likes a white spot.
+"""
+"""Ordinary text, of which a kilobyte should cost little."""
+
+KILOBYTE = 1000
+SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
+GROWS = 2.0
+"""By this much may a kilobyte of the longest text cost more than one of a tenth of it, before it counts as not linear.
+
+Not more than one alone: what a short text does not hold spares it work once (a table's rows whose hint is missing, a
+second reading where nothing is disguised), and a long mixture holds everything.
+"""
+
+Timed = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What the checks cost.
+
+    Attributes:
+        per_text: by kind of text, then by check, median milliseconds for a kilobyte; `all` is that of the sums.
+        per_kilobyte: by check, milliseconds a kilobyte at each length in bytes, of a mixture of all kinds of text.
+        over_one: of these, a kilobyte of the longest text over one alone.
+        over_tenth: a kilobyte of the longest text over one of the next shorter, a tenth of it.
+    """
+
+    per_text: Mapping[str, Mapping[str, float]]
+    per_kilobyte: Mapping[str, Mapping[int, float]]
+    over_one: Mapping[str, float]
+    over_tenth: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one object, as `ringfence bench checks --json` prints it."""
+        return {
+            "per_text_ms": {kind: _rounded(row) for kind, row in self.per_text.items()},
+            "per_kilobyte_ms": {name: _rounded(row) for name, row in self.per_kilobyte.items()},
+            "longest_over_1_kB": _rounded(self.over_one),
+            "longest_over_a_tenth": _rounded(self.over_tenth),
+            "not_linear": [name for name, factor in self.over_tenth.items() if factor > GROWS],
+        }
+
+
+def timed_checks(checks: Mapping[str, Check] | None = None) -> dict[str, Timed]:
+    """Return what is timed: every installed check without weights, and the reading of disguises before the one with."""
+
+    def reads(check: Check) -> Timed:
+        return lambda text: check.find(Passage(Stage.OUTPUT, "assistant", text))
+
+    ours = {name: check for name, check in (checks or load_checks()).items() if not isinstance(check, Versioned)}
+    return {"normalise": variants, **{name: reads(check) for name, check in ours.items()}}
+
+
+def measure_speed(sides: Mapping[str, Timed], sizes: Sequence[int] = SIZES, rounds: int = 5) -> Speed:
+    """Time each side; seconds are those that the processor worked for it, so that other programs do not count."""
+    corpora = {name: [text.text for text in load_corpus_of(name)] for name in ("pii", "secrets")}
+    kinds = {"prose": PROSE.split("\n\n"), **corpora}
+    per_text = {}
+    for kind, texts in kinds.items():
+        blocks = blocks_of(texts, KILOBYTE)
+        costs = {name: [_cost(side, block, rounds) for block in blocks] for name, side in sides.items()}
+        sums = [sum(row) for row in zip(*costs.values(), strict=True)]
+        per_text[kind] = {name: median(row) for name, row in (costs | {"all": sums}).items()}
+    mixed = [text for three in zip(cycle(kinds["prose"]), *corpora.values()) for text in three]
+    per_kilobyte: dict[str, dict[int, float]] = {name: {} for name in sides}
+    for size in sizes:
+        often = max(1, min(50, sizes[-1] // 100 // size))  # the longest once, the shortest on many stretches
+        texts = blocks_of(mixed, size, often)
+        for name, side in sides.items():
+            cost = sum(_cost(side, text, 1 if size >= 1_000_000 else rounds) for text in texts) / len(texts)
+            per_kilobyte[name][size] = cost / (size / KILOBYTE)
+    over_one, over_tenth = (
+        {name: row[sizes[-1]] / row[size] for name, row in per_kilobyte.items()} for size in (sizes[0], sizes[-2])
+    )
+    return Speed(per_text, per_kilobyte, over_one, over_tenth)
+
+
+def blocks_of(texts: Sequence[str], size: int, most: int | None = None) -> list[str]:
+    """Join texts, from the first again where they do not do, and cut them into blocks of so many bytes."""
+    once = "\n".join(texts).encode() + b"\n"
+    needed = size * (most or max(1, len(once) // size))
+    data = once * (needed // len(once) + 1)
+    return [data[at : at + size].decode(errors="ignore") for at in range(0, needed, size)]
+
+
+def _cost(side: Timed, text: str, rounds: int) -> float:
+    """Return milliseconds; of several rounds the least, as nothing but the machine can make one take longer."""
+    costs = []
+    for _ in range(rounds):
+        start = time.thread_time()
+        side(text)
+        costs.append(time.thread_time() - start)
+    return 1000 * min(costs)
+
+
+def _rounded(row: Mapping[Any, float]) -> dict[str, float]:
+    return {str(key): round(value, 4) for key, value in row.items()}

@@ -1,0 +1,146 @@
+"""What `ringfence policy show` prints: the policy in effect, and where each of its values was written."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from pydantic import TypeAdapter
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from ringfence.policies.load import SETTINGS, canonical
+from ringfence.policies.types import Action, Degrade, Overlay, Policy, Rule, Scope, Stage
+from ringfence.proxy.cli.table import COLOURS, place, table_of
+
+WHO = tuple(f.name for f in fields(Scope))
+
+LISTS = ("checks", "counters", "exceptions", "overlays", "exempt")
+"""Parts of a policy of which there may be several, beside its rules."""
+
+
+def who_of(pairs: Iterable[str]) -> dict[str, str]:
+    """Read `KEY=VALUE` pairs of an exchange that there might be.
+
+    Raises:
+        ValueError: one is not such a pair; the message says what they look like.
+    """
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or key not in WHO:
+            raise ValueError(f"{pair!r} is not KEY=VALUE, where KEY is one of {', '.join(WHO)}")
+        found[key] = value
+    return found
+
+
+def print_policy(policy: Policy, *, origins: bool) -> None:
+    """Print a policy: its rules in a table, or every value with its origin."""
+    console = Console(highlight=False)
+    applied = f"  with {', '.join(policy.applied)}" if policy.applied else ""
+    console.print(f"[bold]{policy.name}[/]  [dim]revision {policy.revision[:16]}{applied}[/]\n")
+    table = _value_table(policy) if origins else _rule_table(policy)
+    # Half an id or half a place is none: where the screen is too narrow, it breaks the line itself.
+    size = Measurement.get(console, console.options.update(max_width=1_000), table)
+    console.width = max(console.width, size.minimum if origins else size.maximum)
+    console.print(table)
+    if not origins:
+        console.print(_settings_table(policy))
+
+
+def as_json(policy: Policy) -> dict[str, Any]:
+    """Return the policy in canonical form, with its revision and where its values were written."""
+    shown = canonical(policy) | {"revision": policy.revision, "applied": list(policy.applied)}
+    for rule, told in zip(policy.rules, shown["rules"], strict=True):
+        told["origin"] = str(rule.origin)
+        told["origins"] = {key: str(origin) for key, origin in rule.origins.items()}
+    return shown | {"origins": {key: str(origin) for key, origin in policy.origins.items()}}
+
+
+def _rule_table(policy: Policy) -> Table:
+    table = table_of("rule", "looks at", "stage", "from", "action", "written at")
+    for rule in policy.rules:
+        stage = "both" if set(rule.stages) == set(Stage) else rule.stages[0]
+        start = f"{rule.threshold:g}" + (f" ({rule.target})" if rule.target else "")
+        table.add_row(rule.id, rule.category, stage, start, _action(rule), escape(place(rule.origin)))
+    return table
+
+
+def _action(rule: Rule) -> Text:
+    """Return what a rule asks for, and whatever of it a hasty reader should not miss."""
+    notes = [f"on error: {_value(rule.on_error)}"] if rule.on_error is not Action.BLOCK else []
+    notes += [f"{key}: {_value(value)}" for key, value in (("roles", rule.roles), ("when", rule.when)) if value]
+    notes += ["shadow"] if rule.shadow else []
+    return Text.assemble((rule.action, COLOURS[rule.action]), f" ({'; '.join(notes)})" if notes else "")
+
+
+def _settings_table(policy: Policy) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    for exemption in policy.exempt:
+        table.add_row("exempt", escape(f"{exemption.role}: {exemption.why}"))
+    for check in policy.checks:
+        table.add_row("check", escape(f"{check.category}: {check.kind}"))
+    for counter in policy.counters:
+        line = f"count.{counter.id}: {counter.at_least} of {', '.join(counter.rules)} within {counter.within}"
+        table.add_row("counter", escape(f"{line}, per {counter.per}, held {counter.hold}"))
+    for one in policy.exceptions:
+        table.add_row("exception", escape(f"{one.id}: {', '.join(one.rules)} until {one.until}: {one.why}"))
+    for overlay in policy.overlays:
+        table.add_row("overlay", escape(f"{overlay.id}: {_value(overlay.scope)}"))
+    sections = canonical(policy)
+    for name in ("message", *SETTINGS):
+        table.add_row(name, escape(_value(sections[name])))
+    return table
+
+
+def _value_table(policy: Policy) -> Table:
+    """Every value that is not a default, and where it was written."""
+    table = table_of("what", "key", "written at", "value", wraps="value")
+    for rule in policy.rules:
+        name = rule.id
+        for key, value in _written(rule):
+            table.add_row(name, key, escape(place(rule.origins.get(key, rule.origin))), escape(_value(value)))
+            name = ""
+    for kind in LISTS:
+        for one in getattr(policy, kind):
+            name = getattr(one, "id", "") or getattr(one, "category", "") or one.role
+            told = one.scope if isinstance(one, Overlay) else one  # what it changes is seen with --for
+            table.add_row(kind, name, escape(place(one.origin)), escape(_value(told)))
+    sections = canonical(policy)
+    table.add_row("message", "", _place_of(policy, "message"), escape(_value(policy.message)))
+    for section in SETTINGS:
+        for key, value in sections[section].items():
+            table.add_row(section, key, _place_of(policy, f"{section}.{key}"), escape(_value(value)))
+    return table
+
+
+def _place_of(policy: Policy, key: str) -> str:
+    return escape(place(policy.origins[key])) if key in policy.origins else "default"
+
+
+def _written(rule: Rule) -> Iterator[tuple[str, object]]:
+    """Yield the keys of a rule that say something: those that a rule must have, and what is not the default."""
+    for f in fields(rule):
+        value = getattr(rule, f.name)
+        if f.name not in ("id", "origin", "origins", "fitted") and (f.default is MISSING or value != f.default):
+            yield f.name, value
+
+
+def _value(value: object) -> str:
+    """Return a value in one line, as a person would write it down."""
+    match value:
+        case Degrade():
+            return f"degrade to {value.degrade}"
+        case Mapping():
+            said = ((key, item) for key, item in value.items() if item not in (None, "", [], {}) and key != "origin")
+            return ", ".join(f"{key} {_value(item)}" for key, item in said)
+        case str():
+            return value
+        case tuple() | list():
+            return ", ".join(map(_value, value))
+        case bool() | float() | int() | None:
+            return str(value)
+    return _value(TypeAdapter(type(value)).dump_python(value, mode="json", by_alias=True))

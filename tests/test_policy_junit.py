@@ -1,0 +1,130 @@
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+from junitparser import Error, Failure, JUnitXml
+from typer.testing import CliRunner
+
+from ringfence.guard.check import Finding
+from ringfence.guard.checks.hidden import HiddenCheck
+from ringfence.guard.checks.pii import PiiCheck
+from ringfence.policies.cases import Case, Expected, Outcome, Result, Shown, Suite, cases_beside, coverage_of, run_cases
+from ringfence.policies.load import loads_policy
+from ringfence.policies.types import Action, Decision, Span, Stage
+from ringfence.proxy.cli import policy as cli
+
+HEAD = "version: 1\nname: tiny\n"
+RULES = """\
+rules:
+  - {id: harm, category: harm, action: block}
+  - {id: mail, category: pii.email, action: rewrite}
+  - {id: quiet, category: attack, action: log}
+  - {id: seen, category: unjudged, action: block}
+"""
+CASES = """\
+- text: war
+  expect: {action: block, rules: [harm]}
+- text: "war \\e[2J & <more>"
+  expect: {action: log}
+- text: peace
+  expect: {action: allow}
+- text: bob@example.com
+  expect: {action: rewrite, rules: [mail]}
+- text: hello
+  expect: {action: allow}
+"""
+
+
+class SureOfWar:
+    """Stands in for the classifier: harm is what mentions war; asked about peace, it breaks."""
+
+    name = "classifier"
+    categories = frozenset({"harm", "attack", "toxicity"})
+
+    def find(self, passage):
+        if passage.text == "peace":
+            raise RuntimeError("cannot imagine")
+        return [Finding("classifier", "harm", float("war" in passage.text), (Span(0, 0, len(passage.text)),))]
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch):
+    checks = {check.name: check for check in (SureOfWar(), PiiCheck(), HiddenCheck())}
+    monkeypatch.setattr(cli, "load_checks", lambda: checks)
+
+
+@pytest.fixture
+def policy(tmp_path):
+    path = tmp_path / "policy.yaml"
+    path.write_text(HEAD + "packs: [hidden]\n" + RULES)
+    cases_beside(path).write_text(CASES)
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, ["test", *map(str, arguments)])
+
+
+def test_junit_has_a_suite_for_each_case_file_and_says_where_a_case_that_did_not_pass_stands(policy, tmp_path):
+    result = run(policy, "--junit", tmp_path / "out.xml")
+    assert result.exit_code == 1
+    hidden, ours = JUnitXml.fromfile(str(tmp_path / "out.xml"))
+    assert hidden.name.endswith("packs/hidden.cases.yaml")
+    assert (hidden.failures, hidden.errors) == (0, 0)
+    assert ours.name == str(cases_beside(policy))
+    assert (ours.tests, ours.failures, ours.errors) == (5, 1, 1)
+    first, second, third, *_ = ours
+    assert (first.name, first.classname, first.result) == ("1: war", ours.name, [])
+    (failure,), (error,) = second.result, third.result
+    assert isinstance(failure, Failure)
+    assert failure.text == f"{ours.name}:3:3: expected log, got block by harm, hidden"
+    assert isinstance(error, Error)
+    assert error.text == f"{ours.name}:5:3: classifier: failed with RuntimeError"
+    assert ours.time == pytest.approx(sum(case.time for case in ours), abs=0.001)
+
+
+def test_junit_is_xml_even_where_a_text_holds_what_xml_cannot(policy, tmp_path):
+    run(policy, "--junit", tmp_path / "out.xml")
+    names = [case.get("name") for case in ET.parse(tmp_path / "out.xml").iter("testcase")]
+    assert r"3: war \u001b[2J & <more>" in names
+
+
+def test_junit_leaves_output_and_exit_status_as_they_are(policy, tmp_path):
+    alone, beside = run(policy), run(policy, "--junit", tmp_path / "out.xml")
+    assert (alone.exit_code, alone.stdout) == (beside.exit_code, beside.stdout)
+
+
+def test_junit_file_that_cannot_be_written_is_told(policy, tmp_path):
+    result = run(policy, "--junit", tmp_path / "none" / "out.xml")
+    assert result.exit_code == 2
+    assert "No such file or directory" in result.stderr
+
+
+def test_table_and_json_count_the_cases_of_each_category(policy):
+    lines = [line.split() for line in run(policy).stdout.splitlines()]
+    assert ["category", "must", "be", "caught", "must", "be", "left", "alone"] in lines
+    assert ["harm", "1", "2"] in lines
+    assert ["attack", "0", "2"] in lines
+    told = json.loads(run(policy, "--json").stdout)
+    assert list(told["coverage"]) == ["hidden", "harm", "pii", "attack"]
+    assert told["coverage"]["pii"] == {"caught": 1, "left_alone": 2}
+    assert told["without_cases"] == ["quiet"]
+    assert all(row["seconds"] >= 0 for row in told["results"])
+
+
+def case(action, *rules):
+    return Case("x", Expected(Action(action), rules))
+
+
+def test_case_that_names_no_rule_counts_where_its_file_is_about_one_category_only():
+    both = loads_policy(HEAD + "rules: [{id: a, category: pii, action: log}, {id: b, category: harm, action: block}]\n")
+    one = loads_policy(HEAD + "rules: [{id: a, category: pii.email, action: log}]\n")
+    suites = [Suite(one, (case("log"), case("allow"), case("log", "a"))), Suite(both, (case("log"), case("allow")))]
+    assert coverage_of(both, suites) == {"pii": Shown(2, 2), "harm": Shown(0, 1)}
+
+
+def test_result_says_how_long_judging_took():
+    ticks = iter([10.0, 10.5])
+    judge = lambda stage, text, prompt: (Decision(Stage.INPUT, Action.ALLOW), text)  # noqa: E731
+    (result,) = run_cases([case("allow")], judge, lambda: next(ticks))
+    assert result == Result(case("allow"), Outcome.PASS, seconds=0.5)
