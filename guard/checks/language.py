@@ -13,6 +13,9 @@ from ringfence.guard.classifier.language import READ, SURE, identifier
 PART = 0.25
 """Share of a text from which on a language is found: a quotation, a heading, a name is none."""
 
+LOOKED_AT = 500
+"""Code points of a block that tell its language: a paragraph is in one, and more of it only takes longer."""
+
 # A paragraph or more, up to the end of one where it ends in time.
 BLOCK = re.compile(rf"(?s).{{200,{READ}}}?(?=\n[ \t\r]{{0,8}}\n|\Z)|.{{1,{READ}}}")
 
@@ -36,7 +39,7 @@ class LanguageCheck:
         text = passage.text
         spoken: dict[str, list[tuple[Span, float]]] = {}
         for block in BLOCK.finditer(text):
-            code, probability = identifier().classify(block[0].encode("utf-8", "replace"))
+            code, probability = identifier().classify(block[0][:LOOKED_AT].encode("utf-8", "replace"))
             if probability >= SURE and code != "zxx":
                 spoken.setdefault(str(code), []).append((Span(passage.part, *block.span()), float(probability)))
         found = [(sum(map(_length, blocks)), code, blocks) for code, blocks in spoken.items()]
