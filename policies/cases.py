@@ -17,9 +17,6 @@ from ringfence.policies.document import read_document
 from ringfence.policies.types import Action, Decision, Policy, Rule, Stage
 from ringfence.policies.words import STRICT_KEYS, Name, Origin, Written, root
 
-Judge = Callable[[Stage, str, str], tuple[Decision, str]]
-"""Judges `(stage, text, prompt)`; returns the decision and the text as rewritten by it."""
-
 
 def _joined(value: object) -> object:
     pieces = isinstance(value, list) and all(isinstance(piece, str) for piece in value)
@@ -63,6 +60,9 @@ class Case:
         expect: what must come of it.
         stage: when it is judged.
         prompt: on the output stage, what the text answers.
+        system: on the output stage, what the operator told the model.
+        role: whose text it is, as rules name it: `tool`, `tool_call` …; where it is left out, the user's on the input
+            stage and the assistant's on the output stage.
         why: what the case is there for.
     """
 
@@ -72,8 +72,19 @@ class Case:
     expect: Expected
     stage: Stage = Stage.INPUT
     prompt: Pieces = ""
+    system: Pieces = ""
+    role: Name | None = None
     why: str = ""
     origin: Written = field(default_factory=Origin, compare=False)
+
+    @property
+    def voice(self) -> str:
+        """Whose text it is, also where the case does not say."""
+        return self.role or ("user" if self.stage is Stage.INPUT else "assistant")
+
+
+Judge = Callable[[Case], tuple[Decision, str]]
+"""Judges the text of a case; returns the decision and the text as rewritten by it."""
 
 
 class Outcome(StrEnum):
@@ -156,7 +167,7 @@ def run_cases(cases: Iterable[Case], judge: Judge, clock: Callable[[], float] = 
     """Judge each case and compare."""
     for case in cases:
         started = clock()
-        decision, rewritten = judge(case.stage, case.text, case.prompt)
+        decision, rewritten = judge(case)
         seconds = clock() - started
         if decision.errors:
             yield Result(case, Outcome.ERROR, "; ".join(decision.errors), seconds)

@@ -1,46 +1,115 @@
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 import pytest
 
-from ringfence.guard.actions import rewrite
-from ringfence.guard.check import Passage
-from ringfence.guard.checks.exfiltration import ExfiltrationCheck
-from ringfence.guard.checks.hidden import HiddenCheck
+from ringfence.guard.check import load_checks, own_checks
+from ringfence.guard.checks.leakage import LeakageCheck
 from ringfence.guard.checks.pii import PiiCheck
-from ringfence.guard.checks.secrets import SecretsCheck
+from ringfence.guard.pipeline import categories_of
 from ringfence.policies.cases import Outcome, cases_beside, read_cases, run_cases, suites_of, without_cases
 from ringfence.policies.decide import decide
 from ringfence.policies.lint import lint
 from ringfence.policies.load import PACKS, PolicyError, load_policy, loads_policy
-from ringfence.policies.types import Finding, Span, Stage
+from ringfence.policies.types import Action, Finding, Span, Stage
+from ringfence.policies.words import root
+from ringfence.proxy.cli.policy import judge_of
 
 HEAD = "version: 1\nname: tiny\n"
 
 
-def judge_by(policy, find):
-    def judge(stage, text, prompt):
-        decision = decide(policy, stage, find(Passage(stage, "user", text, prompt)))
-        return decision, rewrite(text, decision.rewrites)
-
-    return judge
+NAMES = sorted({p.name.partition(".")[0] for p in PACKS.glob("*.yaml")})
+MODEL = {"harm", "attack", "toxicity", "refusal"}
 
 
-@pytest.mark.parametrize(
-    ("pack", "check"),
-    [
-        ("pii", PiiCheck()),
-        ("secrets", SecretsCheck()),
-        ("hidden", HiddenCheck()),
-        ("exfiltration", ExfiltrationCheck()),
-    ],
-)
-def test_every_case_of_the_pattern_packs_passes(pack, check):
+def suite_of(pack):
     (suite,) = suites_of(loads_policy(HEAD + f"packs: [{pack}]\n"))
-    results = list(run_cases(suite.cases, judge_by(suite.policy, check.find)))
+    return suite
+
+
+def without_the_model(suite):
+    """The rules of a pack that need no guard model, and the cases that these settle."""
+    rules = tuple(r for r in suite.policy.rules if MODEL.isdisjoint(map(root, categories_of(r))))
+    return replace(suite.policy, rules=rules), [
+        case for case in suite.cases if set(case.expect.rules) <= {rule.id for rule in rules}
+    ]
+
+
+@pytest.fixture(scope="module")
+def checks():
+    return {name: check for name, check in load_checks().items() if MODEL.isdisjoint(check.categories)}
+
+
+@pytest.mark.parametrize("pack", [name for name in NAMES if name not in {"mlcommons", "moderation"}])
+def test_every_case_that_patterns_settle_passes(pack, checks):
+    policy, cases = without_the_model(suite_of(pack))
+    results = list(run_cases(cases, judge_of(policy, {**checks, **own_checks(policy.checks)})))
     assert [(str(r.case.origin), r.difference) for r in results if r.outcome is not Outcome.PASS] == []
-    caught = sum(bool(case.expect.rules or case.expect.text) for case in suite.cases)
-    assert min(caught, len(suite.cases) - caught) >= 8
+    assert {case.expect.action for case in cases} > {"allow"}
+
+
+@pytest.mark.parametrize("pack", NAMES)
+def test_every_pack_has_twenty_cases_of_each_side_and_one_for_every_rule(pack):
+    suite = suite_of(pack)
+    left_alone = sum(case.expect.action is Action.ALLOW for case in suite.cases)
+    assert min(left_alone, len(suite.cases) - left_alone) >= 20
+    assert without_cases(suite.policy, [suite]) == []
+    known = {rule.id: rule for rule in suite.policy.rules}
+    for case in suite.cases:
+        assert all(case.stage in known[name].stages for name in case.expect.rules), case.origin
+
+
+@pytest.mark.parametrize("pack", NAMES)
+def test_every_rule_of_a_pack_says_why_and_what_needs_the_model_is_no_more_than_beta(pack):
+    for rule in suite_of(pack).policy.rules:
+        assert rule.why, rule.id
+        assert rule.maturity != "stable" or MODEL.isdisjoint(map(root, categories_of(rule))), rule.id
+
+
+@pytest.mark.parametrize("pack", NAMES)
+def test_no_pack_has_a_warning(pack):
+    suite = suite_of(pack)
+    assert list(map(str, lint(suite.policy, [suite], TODAY))) == []
+
+
+def test_what_a_child_reads_comes_in_five_languages():
+    messages = [rule.message for rule in suite_of("children").policy.rules if rule.message]
+    assert messages
+    assert all(set(message) == {"en", "de", "fr", "es", "nl"} for message in messages)
+
+
+@pytest.mark.parametrize("category", ["harm.S11", "attack", "unjudged.media"])
+def test_child_reads_the_words_for_children_also_where_strict_stops_the_same(category):
+    policy = loads_policy(HEAD + "packs: [strict, children]\n")
+    decision = decide(policy, Stage.INPUT, [Finding("fake", category, 0.9, (Span(0, 0, 1),))], "nl")
+    assert {name.partition("-")[0] for name in decision.rules} == {"child", "strict"}
+    assert decision.message == next(rule for rule in policy.rules if rule.id == decision.rules[0]).message["nl"]
+
+
+def test_enterprise_default_is_what_the_shipped_policy_has():
+    enterprise, shipped = load_policy(PACKS.parent / "enterprise-default.yaml"), load_policy()
+    assert enterprise.rules == shipped.rules
+    assert enterprise.message == shipped.message
+
+
+def test_case_may_say_whose_text_it_is_and_what_the_operator_told_the_model(tmp_path):
+    policy = loads_policy(
+        HEAD + "rules:\n"
+        "  - {id: handed, category: pii, roles: [tool_call], action: block}\n"
+        "  - {id: leak, category: leak, stages: [output], action: block}\n"
+    )
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "- {text: a@example.com, role: tool_call, expect: {action: block, rules: [handed]}}\n"
+        "- {text: a@example.com, expect: {action: allow}}\n"
+        "- {text: heron-4471, stage: output, system: 'canary: heron-4471', expect: {action: block, rules: [leak]}}\n"
+        "- {text: heron-4471, stage: output, expect: {action: allow}}\n"
+    )
+    cases = read_cases(path)
+    judge = judge_of(policy, {"pii": PiiCheck(), "leakage": LeakageCheck()})
+    assert [result.difference for result in run_cases(cases, judge)] == ["", "", "", ""]
+    assert [case.voice for case in cases] == ["tool_call", "user", "assistant", "assistant"]
 
 
 def test_every_rule_that_ships_has_a_case_on_each_side():
@@ -70,22 +139,26 @@ CASES = """\
 """
 
 
-def find(passage):
-    whole = (Span(0, 0, len(passage.text)),)
-    error = "down" if passage.text == "broken" else None
-    return [Finding("fake", "harm", float(passage.text == "bad"), whole, error=error)]
+class Fake:
+    name = "fake"
+    categories = frozenset({"harm"})
+
+    def find(self, passage):
+        if passage.text == "broken":
+            raise RuntimeError("down")
+        return [Finding("fake", "harm", float(passage.text == "bad"), (Span(0, 0, len(passage.text)),))]
 
 
 def test_cases_pass_fail_or_err_and_say_how_they_differ(tmp_path):
     policy = loads_policy(HEAD + "rules: [{id: harm, category: harm, action: block}]\n")
     path = tmp_path / "c.yaml"
     path.write_text(CASES)
-    results = list(run_cases(read_cases(path), judge_by(policy, find)))
+    results = list(run_cases(read_cases(path), judge_of(policy, {"fake": Fake()})))
     assert [(r.outcome, r.difference) for r in results] == [
         ("pass", ""),
         ("fail", "did not fire: harm"),
         ("fail", "expected rewrite, got block by harm; expected the text '[HARM]', got 'bad'"),
-        ("error", "fake: down"),
+        ("error", "fake: failed with RuntimeError"),
     ]
     assert [r.case.origin.line for r in results] == [1, 3, 5, 7]
 

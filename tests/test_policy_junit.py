@@ -125,6 +125,6 @@ def test_case_that_names_no_rule_counts_where_its_file_is_about_one_category_onl
 
 def test_result_says_how_long_judging_took():
     ticks = iter([10.0, 10.5])
-    judge = lambda stage, text, prompt: (Decision(Stage.INPUT, Action.ALLOW), text)  # noqa: E731
+    judge = lambda case: (Decision(Stage.INPUT, Action.ALLOW), case.text)  # noqa: E731
     (result,) = run_cases([case("allow")], judge, lambda: next(ticks))
     assert result == Result(case("allow"), Outcome.PASS, seconds=0.5)

@@ -50,7 +50,7 @@ class Order:
     recipe: Recipe = Recipe.SHIPPED
     plan: Plan = field(default_factory=Plan)
     wheels: Path | None = None
-    taught: bool = False
+    taught: bool = True
     device: str = "auto"
     resume: bool = False
 

@@ -274,8 +274,9 @@ SOURCES = (
     Source("inthewild_jailbreaks/train", attacks, "MIT", caps=(900, 0)),
     Source("bipia/train", attacks, "MIT; contexts CC-BY-SA", caps=(500, 300)),
     Source("cyberseceval/prompt_injection_train", attacks, "MIT", caps=(250, 0)),
-    Source("deepset_injections/train", attacks, "Apache-2.0", use=Use.CALIBRATE),
-    Source("deepset_injections/dev", attacks, "Apache-2.0", use=Use.CALIBRATE),
+    # half of it is German, and some of its injections are role play: it made the guard surer of attacks than it may be
+    Source("deepset_injections/train", attacks, "Apache-2.0", use=Use.REPORT),
+    Source("deepset_injections/dev", attacks, "Apache-2.0", use=Use.REPORT),
     # statements
     Source("davidson_hate/train", hate_statements, "MIT", caps=(500, 500)),
     Source("vicomtech_hate/train", hate_statements, CC_BY_SA, caps=(500, 500)),

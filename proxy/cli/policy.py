@@ -26,7 +26,17 @@ from ringfence.guard.classifier.rows import RowError
 from ringfence.guard.classifier.scorer import WeightsError
 from ringfence.guard.guard import Guard
 from ringfence.guard.pipeline import Pipeline, revision_of
-from ringfence.policies.cases import Judge, Outcome, Result, Shown, coverage_of, run_cases, suites_of, without_cases
+from ringfence.policies.cases import (
+    Case,
+    Judge,
+    Outcome,
+    Result,
+    Shown,
+    coverage_of,
+    run_cases,
+    suites_of,
+    without_cases,
+)
 from ringfence.policies.explain import Change, Explanation, Flip, Verdict
 from ringfence.policies.explain import explain as explain_decisions
 from ringfence.policies.lint import lint as warnings_of
@@ -35,7 +45,7 @@ from ringfence.policies.lock import LockFile, dumps_lock, lock_beside
 from ringfence.policies.overlay import about
 from ringfence.policies.overlay import effective as overlaid
 from ringfence.policies.schema import schema_of
-from ringfence.policies.types import Decision, Fitted, Policy, Stage
+from ringfence.policies.types import Decision, Fitted, Policy
 from ringfence.proxy.cli.audit import DEFAULT_DB, Db, opened, refuse
 from ringfence.proxy.cli.diff import diff
 from ringfence.proxy.cli.junit import junit_of
@@ -115,7 +125,7 @@ def run(
         policy = load_policy(path)
         suites = list(suites_of(policy, path))
         checks = {**load_checks(), **own_checks(policy.checks)}
-        judges = [_judge(suite.policy, checks) for suite in suites]
+        judges = [judge_of(suite.policy, checks) for suite in suites]
     runs: list[list[Result]] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("cases", total=sum(len(suite.cases) for suite in suites))
@@ -268,13 +278,19 @@ def _told() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
-def _judge(policy: Policy, checks: Mapping[str, Check]) -> Judge:
+def judge_of(policy: Policy, checks: Mapping[str, Check]) -> Judge:
+    """Return what judges the text of a case by a policy, as the text of a request or a reply would be.
+
+    Raises:
+        UnknownCheck: a rule looks at a category that no check answers for.
+    """
     pipeline = Pipeline(policy, checks)
 
-    def judge(stage: Stage, text: str, prompt: str) -> tuple[Decision, str]:
-        role = "user" if stage is Stage.INPUT else "assistant"
-        decision = pipeline.judge(stage, [Passage(stage, role, text, prompt)])
-        return decision, rewrite(text, decision.rewrites)
+    def judge(case: Case) -> tuple[Decision, str]:
+        role = "assistant" if case.voice == "tool_call" else case.voice  # who hands something to a tool
+        passage = Passage(case.stage, role, case.text, case.prompt, case.system, voice=case.voice)
+        decision = pipeline.judge(case.stage, [passage])
+        return decision, rewrite(case.text, decision.rewrites)
 
     return judge
 

