@@ -81,8 +81,8 @@ class PolicyFile:
     Attributes:
         version: of this language.
         name: the policy's own, for whoever reads it.
-        extends: another policy's path, relative to this one's folder: everything it says holds here too, but for what
-            is written here.
+        extends: a policy that ships, by name, or another's path, relative to this one's folder: everything it says
+            holds here too, but for what is written here.
         packs: names of packs that ship, or paths (`./ours.yaml`) relative to the policy's folder.
         rules: the policy's own, after those of its packs.
         override: changes to rules of packs and of the policy that it extends, by rule id.
@@ -256,9 +256,11 @@ def _pack_path(pack: str, folder: Path, origin: Origin) -> Path:
 
 
 def _extended(name: str, folder: Path, origin: Origin, above: tuple[Path, ...]) -> Policy:
-    path = folder / name
+    shipped = "/" not in name and not name.endswith((".yaml", ".yml"))
+    path = PACKS.parent / f"{name}.yaml" if shipped else folder / name
     if not path.is_file():
-        raise PolicyError([Problem(origin, f"there is no policy file {name_of(path)} to extend")])
+        what = f"no policy '{name}' ships" if shipped else f"there is no policy file {name_of(path)} to extend"
+        raise PolicyError([Problem(origin, what)])
     if path.resolve() in above:
         chain = " → ".join(one.name for one in (*above[above.index(path.resolve()) :], path))
         raise PolicyError([Problem(origin, f"policies extend each other in a circle: {chain}")])

@@ -9,6 +9,7 @@ from ringfence.guard.audit.store import Store
 from ringfence.guard.check import Finding
 from ringfence.guard.checks.exfiltration import ExfiltrationCheck
 from ringfence.guard.checks.hidden import HiddenCheck
+from ringfence.guard.checks.leakage import LeakageCheck
 from ringfence.guard.checks.pii import PiiCheck
 from ringfence.guard.checks.secrets import SecretsCheck
 from ringfence.guard.exchange import Exchange, Kind, Part
@@ -34,10 +35,8 @@ class SureOfWar:
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch):
-    checks = {
-        check.name: check for check in (SureOfWar(), PiiCheck(), SecretsCheck(), HiddenCheck(), ExfiltrationCheck())
-    }
-    monkeypatch.setattr(cli, "load_checks", lambda: checks)
+    real = (PiiCheck(), SecretsCheck(), HiddenCheck(), ExfiltrationCheck(), LeakageCheck())
+    monkeypatch.setattr(cli, "load_checks", lambda: {check.name: check for check in (SureOfWar(), *real)})
 
 
 def run(*arguments):

@@ -393,9 +393,10 @@ def test_traffic_of_the_shipped_policy_is_reproduced_by_it(db):
 
 def others():
     from ringfence.guard.checks.exfiltration import ExfiltrationCheck
+    from ringfence.guard.checks.leakage import LeakageCheck
     from ringfence.guard.checks.secrets import SecretsCheck
 
-    return {check.name: check for check in (ExfiltrationCheck(), SecretsCheck())}
+    return {check.name: check for check in (ExfiltrationCheck(), LeakageCheck(), SecretsCheck())}
 
 
 # --- how sure

@@ -123,6 +123,20 @@ def test_case_that_names_no_rule_counts_where_its_file_is_about_one_category_onl
     assert coverage_of(both, suites) == {"pii": Shown(2, 2), "harm": Shown(0, 1)}
 
 
+def test_a_case_that_is_known_to_fail_is_shown_and_makes_no_run_fail(tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text(HEAD + "rules: [{id: mail, category: pii.email, action: block}]\n")
+    cases = "- {text: hello, known: not yet, expect: {action: block, rules: [mail]}}\n"
+    path.with_suffix(".cases.yaml").write_text(cases)
+    result = run(path, "--junit", tmp_path / "out.xml")
+    assert result.exit_code == 0
+    assert "KNOWN" in result.stdout
+    assert "expected block, got allow by no rule" in result.stdout
+    assert "<skipped" in (tmp_path / "out.xml").read_text()
+    path.with_suffix(".cases.yaml").write_text(cases.replace("hello", "a@example.com"))
+    assert "it passes by now: take 'known' out" in run(path).stdout
+
+
 def test_result_says_how_long_judging_took():
     ticks = iter([10.0, 10.5])
     judge = lambda case: (Decision(Stage.INPUT, Action.ALLOW), case.text)  # noqa: E731

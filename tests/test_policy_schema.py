@@ -12,12 +12,12 @@ from ringfence.policies.schema import KINDS, schema_of
 from ringfence.policies.types import Limits, StreamSettings
 from ringfence.proxy.cli.policy import app
 
-FILES = [SHIPPED, *sorted(PACKS.glob("*.yaml"))]
+FILES = [SHIPPED, PACKS.parent / "enterprise-default.yaml", *sorted(PACKS.glob("*.yaml"))]
 HEADER = re.compile(r"# yaml-language-server: \$schema=(\S+)\n")
 
 
 def kind_of(path):
-    return "policy" if path == SHIPPED else "cases" if path.name.endswith(".cases.yaml") else "pack"
+    return "policy" if path.parent != PACKS else "cases" if path.name.endswith(".cases.yaml") else "pack"
 
 
 @pytest.mark.parametrize("kind", KINDS)

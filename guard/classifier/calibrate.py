@@ -1,7 +1,6 @@
 """Makes probabilities of logits, on examples the weights never learnt from. Knows heads and numbers, no network.
 
-Hazards keep their logits: they are learnt at the rates that they have among harmful texts, and too few rows are kept
-apart to know better.
+Hazards are calibrated among harmful texts, as their probabilities are those of a text that is harmful.
 """
 
 from collections import Counter
@@ -20,8 +19,14 @@ from ringfence.guard.classifier.scorer import Curve, Logits
 PRIOR = 0.4
 """Share of positives that a score of one half stands for; the calibration rows are weighed to it."""
 
+HAZARD_PRIOR = 0.1
+"""The same for a hazard, among harmful texts: most have one of the fourteen, some two."""
+
 FEWEST = 50
-"""A head with fewer rows of either label keeps its raw logits: a curve through so little would be noise."""
+"""A task with fewer rows of either label keeps its raw logits: a curve through so little would be noise."""
+
+FEWEST_HAZARDS = 20
+"""The same for a hazard: there are fewer rows, and raw logits are of no scale at all."""
 
 VERSION = 1
 
@@ -51,7 +56,7 @@ class Calibration:
 
 
 def calibrate(examples: Sequence[Example], logits: Logits) -> Calibration:
-    """Fit one curve for each task on its annotated examples.
+    """Fit one curve for each head on its annotated examples, for a hazard on those that are harmful.
 
     Within a label every family of sources weighs the same, however many rows it has.
 
@@ -61,17 +66,23 @@ def calibrate(examples: Sequence[Example], logits: Logits) -> Calibration:
     curves: dict[str, Curve] = {}
     scores: dict[str, NDArray[np.float64]] = {}
     labels: dict[str, NDArray[np.int64]] = {}
-    for head in TASKS:
-        column = HEADS.index(head)
-        rows = [index for index, one in enumerate(examples) if head in one.labels and head not in one.doubt]
-        label = np.array([examples[index].labels[head] for index in rows], np.int64)
-        if min(Counter(label.tolist())[value] for value in (0, 1)) < FEWEST:
+    for column, head in enumerate(HEADS):
+        prior, fewest = (PRIOR, FEWEST) if head in TASKS else (HAZARD_PRIOR, FEWEST_HAZARDS)
+        rows = [index for index, one in enumerate(examples) if _tells(one, head)]
+        label = np.array([examples[index].labels[head] >= 0.5 for index in rows], np.int64)
+        if min(Counter(label.tolist())[value] for value in (0, 1)) < fewest:
             continue
         x = logits[rows, column].astype(np.float64)
-        curves[head] = fit_curve(x, label, [project(examples[index].family) for index in rows])
+        curves[head] = fit_curve(x, label, [project(examples[index].family) for index in rows], prior)
         scores[head] = 1 / (1 + np.exp(-(curves[head].slope * x + curves[head].offset)))
         labels[head] = label
     return Calibration(curves, scores, labels)
+
+
+def _tells(example: Example, head: str) -> bool:
+    """Whether an example has something to say of a head."""
+    harmful = max(example.labels.get(task, 0.0) for task in ("prompt_harm", "response_harm")) >= 0.5
+    return head in example.labels and head not in example.doubt and (head in TASKS or harmful)
 
 
 def project(family: str) -> str:
@@ -79,11 +90,13 @@ def project(family: str) -> str:
     return "own" if family.startswith("own_") else family
 
 
-def fit_curve(logits: NDArray[np.float64], labels: NDArray[np.int64], families: Sequence[str]) -> Curve:
-    """Fit slope and offset by weighted maximum likelihood."""
+def fit_curve(
+    logits: NDArray[np.float64], labels: NDArray[np.int64], families: Sequence[str], prior: float = PRIOR
+) -> Curve:
+    """Fit slope and offset by weighted maximum likelihood, the positives weighed to the prior."""
     groups = list(zip(families, labels.tolist(), strict=True))
     rows, kinds = Counter(groups), Counter(label for _, label in set(groups))
-    share = {1: PRIOR, 0: 1 - PRIOR}
+    share = {1: prior, 0: 1 - prior}
     weights = np.array([share[label] / kinds[label] / rows[family, label] for family, label in groups])
     model = LogisticRegression(C=1e6).fit(logits[:, None], labels, sample_weight=weights * len(labels))
     return Curve(slope=float(model.coef_[0, 0]), offset=float(model.intercept_[0]))

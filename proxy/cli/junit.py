@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
-from junitparser import Error, Failure, JUnitXml, TestCase, TestSuite
+from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from ringfence.policies.cases import Outcome, Result
 from ringfence.proxy.review.visible import visible
 
-KINDS = {Outcome.FAIL: Failure, Outcome.ERROR: Error}
+KINDS = {Outcome.FAIL: Failure, Outcome.ERROR: Error, Outcome.KNOWN: Skipped}
 
 
 def junit_of(runs: Iterable[Sequence[Result]]) -> JUnitXml:

@@ -66,7 +66,7 @@ PolicyPath = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
-OUTCOMES = {Outcome.PASS: "green", Outcome.FAIL: "bold red", Outcome.ERROR: "magenta"}
+OUTCOMES = {Outcome.PASS: "green", Outcome.KNOWN: "yellow", Outcome.FAIL: "bold red", Outcome.ERROR: "magenta"}
 
 
 @app.command()
@@ -75,7 +75,7 @@ def lint(path: PolicyPath = None) -> None:
     path = policy_path(path) or SHIPPED
     with _told():
         policy = load_policy(path)
-        guard = Guard(policy)  # a rule over a category that no check knows is an error too
+        guard = Guard(policy, checks=load_checks())  # a rule over a category that no check knows is an error too
 
         def reach(category: str) -> tuple[float, float] | None:
             check = guard.pipeline.check_of(category)
@@ -151,7 +151,7 @@ def run(
         typer.echo(json.dumps(told, ensure_ascii=False))
     else:
         _print_results(results, coverage, bare)
-    if any(result.outcome is not Outcome.PASS for result in results):
+    if any(result.outcome in (Outcome.FAIL, Outcome.ERROR) for result in results):
         raise typer.Exit(1)
 
 
@@ -469,8 +469,9 @@ def _print_results(results: list[Result], coverage: Mapping[str, Shown], bare: l
     console.print(_coverage_table(coverage))
     if bare:
         console.print(f"rules without a case: {', '.join(bare)}", style="yellow")
-    counts = (f"{sum(result.outcome is outcome for result in results)} {outcome}" for outcome in Outcome)
-    console.print(f"{_count(len(results), 'case')}: {', '.join(counts)}")
+    counts = {outcome: sum(result.outcome is outcome for result in results) for outcome in Outcome}
+    told = [f"{count} {outcome}" for outcome, count in counts.items() if count or outcome is not Outcome.KNOWN]
+    console.print(f"{_count(len(results), 'case')}: {', '.join(told)}")
 
 
 def _coverage_table(coverage: Mapping[str, Shown]) -> Table:
