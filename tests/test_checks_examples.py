@@ -92,7 +92,7 @@ def test_ten_examples_of_each_side_make_a_detector(reader):
             f"ordinary {rows[-1][3]:.3f}"
         )
         assert auroc >= 0.7
-        assert rows[-1][3] <= 0.1
+        assert rows[-1][3] <= 0.2
     auroc, recall, near, far = np.mean(rows, axis=0)
     print(f"{'mean':12} AUROC {auroc:.3f}  recall {recall:.2f}  alarms: near misses {near:.2f}, ordinary {far:.3f}")
     assert auroc >= 0.85

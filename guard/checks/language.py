@@ -13,7 +13,7 @@ from ringfence.guard.classifier.language import READ, SURE, identifier
 PART = 0.25
 """Share of a text from which on a language is found: a quotation, a heading, a name is none."""
 
-LOOKED_AT = 500
+LOOKED_AT = 300
 """Code points of a block that tell its language: a paragraph is in one, and more of it only takes longer."""
 
 # A paragraph or more, up to the end of one where it ends in time.

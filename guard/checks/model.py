@@ -14,10 +14,13 @@ from threading import Lock
 from time import monotonic
 from weakref import WeakValueDictionary
 
-from ringfence.guard.classifier.correction import Vector, root_of
-from ringfence.guard.classifier.ordinary import ALONE, read_ordinary
+import numpy as np
+from numpy.typing import NDArray
+
 from ringfence.guard.classifier.scorer import Scorer, weights_folder
 from ringfence.guard.classifier.tokens import Window
+
+Vector = NDArray[np.float64]
 
 KEPT = 32
 """Readings kept for who asks next: the checks of one stage ask together. The longest text takes 1.6 MB."""
@@ -54,11 +57,15 @@ class Reader:
         Raises:
             WeightsError: the weights come without.
         """
+        from ringfence.guard.classifier.ordinary import ALONE, read_ordinary  # learning loads what judging need not
+
         return read_ordinary(self._folder)[ALONE]
 
     @cached_property
     def root(self) -> Vector:
         """Their Cholesky factor: what measures by how much a head moves ordinary texts."""
+        from ringfence.guard.classifier.correction import root_of
+
         return root_of(self.ordinary)
 
     def read(self, text: str, until: float | None = None) -> Reading:
