@@ -148,8 +148,8 @@ def read_cases(path: Path) -> tuple[Case, ...]:
 def suites_of(policy: Policy, path: Path | None = None) -> Iterator[Suite]:
     """Yield the cases of each file that the policy has rules from, and those beside the policy itself.
 
-    A pack's cases are about the pack's rules alone, as this policy has them; the policy's own cases are about
-    everything together.
+    A pack's cases are about the pack's rules alone, as this policy has them; the policy's own cases, and those of the
+    policies that it extends, are about everything together.
 
     Args:
         path: the policy's own file; None where it has none.
@@ -157,13 +157,14 @@ def suites_of(policy: Policy, path: Path | None = None) -> Iterator[Suite]:
     Raises:
         PolicyError: a case file has problems.
     """
-    files = dict.fromkeys(Path(rule.origin.file) for rule in policy.rules)
-    for file in files:
-        if (path is None or file.resolve() != path.resolve()) and cases_beside(file).is_file():
+    whole = dict.fromkeys(file.resolve() for file in (*policy.layers, *([path] if path else [])))
+    for file in dict.fromkeys(Path(rule.origin.file) for rule in policy.rules):
+        if file.resolve() not in whole and cases_beside(file).is_file():
             of_file = tuple(rule for rule in policy.rules if Path(rule.origin.file) == file)
             yield Suite(replace(policy, rules=of_file), read_cases(cases_beside(file)))
-    if path and cases_beside(path).is_file():
-        yield Suite(policy, read_cases(cases_beside(path)))
+    for file in whole:
+        if cases_beside(file).is_file():
+            yield Suite(policy, read_cases(cases_beside(file)))
 
 
 def run_cases(cases: Iterable[Case], judge: Judge, clock: Callable[[], float] = perf_counter) -> Iterator[Result]:

@@ -166,6 +166,7 @@ _RULES = {"__all__": {"origin", "origins", "target", "fitted"}}
 _NOT_CANONICAL: Any = {
     "revision": True,
     "files": True,
+    "layers": True,
     "applied": True,
     "origins": True,
     "looking": True,
@@ -223,6 +224,7 @@ def _assemble(document: Document[PolicyFile], folder: Path, above: tuple[Path, .
         audit=_merged(base.audit, file.audit, document, "audit"),
         limits=_merged(base.limits, file.limits, document, "limits"),
         files=(*base.files, *files),
+        layers=(*base.layers, *above[-1:]),
         origins={**base.origins, **{key: document.at(key) for key in given}, **_settings_written(document)},
     )
     for one in packs:

@@ -516,6 +516,7 @@ class Policy:
         revision: sha256 over the canonical form of everything else, hexadecimal.
         applied: ids of the overlays that made it what it is.
         files: every file that it was read from.
+        layers: those of them that are policies, each building on the one before; the last is its own.
         origins: where the keys that are no lists were written: `message`, `stream.window`; those left out are missing.
         looking: the rules by stage and category.
     """
@@ -535,6 +536,7 @@ class Policy:
     revision: str = ""
     applied: tuple[str, ...] = field(default=(), compare=False)
     files: tuple[Path, ...] = field(default=(), compare=False)
+    layers: tuple[Path, ...] = field(default=(), compare=False)
     origins: Mapping[str, Origin] = field(default_factory=dict, compare=False)
     looking: Mapping[tuple[Stage, str], tuple[Rule, ...]] = field(init=False, compare=False, repr=False)
 

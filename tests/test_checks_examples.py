@@ -233,4 +233,4 @@ def test_other_weights_are_another_model_and_go_with_the_last_check(tmp_path, mo
     gone = id(other)
     del other
     gc.collect()
-    assert not any(id(one) == gone for one in gc.get_objects() if isinstance(one, Reader))
+    assert not any(id(one) == gone for one in gc.get_objects() if type(one) is Reader)

@@ -15,6 +15,7 @@ from ringfence.guard.exchange import Exchange, Kind, Part, Subject
 from ringfence.guard.guard import Guard
 from ringfence.guard.history import History
 from ringfence.guard.pipeline import Pipeline
+from ringfence.policies.cases import suites_of
 from ringfence.policies.decide import decide
 from ringfence.policies.document import PolicyError
 from ringfence.policies.load import canonical, load_policy, loads_policy
@@ -117,6 +118,13 @@ class TestExtends:
                 load_policy(folder / f"{name}.yaml")
             assert lines_of(caught)[0].startswith(line)
         assert "did you mean 'knives'?" in str(caught.value)
+
+    def test_cases_of_the_policy_below_are_about_everything_together(self, folder):
+        (folder / "base.cases.yaml").write_text("- {text: x, expect: {action: allow}}\n")
+        policy = load_policy(folder / "shop.yaml")
+        suites = {Path(suite.cases[0].origin.file).name: suite for suite in suites_of(policy, folder / "shop.yaml")}
+        assert suites.keys() == {"pii.cases.yaml", "base.cases.yaml"}
+        assert suites["base.cases.yaml"].policy is policy
 
     def test_canonical_form_needs_no_other_file(self, folder):
         policy = load_policy(folder / "shop.yaml")
