@@ -11,7 +11,8 @@ import re2
 from ringfence.guard.check import Finding, Passage
 from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.overlay import meets
-from ringfence.policies.types import RuleException
+from ringfence.policies.types import Policy, RuleException
+from ringfence.policies.words import covers
 
 Who = Mapping[str, str]
 """Of an exchange its tenant, key, model and route; see `policies.types.Scope`."""
@@ -20,7 +21,8 @@ Who = Mapping[str, str]
 @dataclass(frozen=True, slots=True)
 class _Ready:
     exception: RuleException
-    pattern: Any = None
+    pattern: Any
+    categories: tuple[str, ...]
 
 
 class Exceptions:
@@ -30,8 +32,12 @@ class Exceptions:
         PolicyError: a pattern is none.
     """
 
-    def __init__(self, exceptions: Iterable[RuleException]) -> None:
-        self._ready = [_Ready(one, _compiled(one)) for one in exceptions]
+    def __init__(self, policy: Policy) -> None:
+        looks_at = {rule.id: rule.category for rule in policy.rules}
+        self._ready = [
+            _Ready(one, _compiled(one), tuple(looks_at[rule] for rule in one.rules if rule in looks_at))
+            for one in policy.exceptions
+        ]
 
     def mark(self, findings: Iterable[Finding], passages: Sequence[Passage], who: Who, today: date) -> list[Finding]:
         """Return the findings, each with the ids of the exceptions that apply to it.
@@ -59,6 +65,8 @@ class Exceptions:
 
 
 def _applies(one: _Ready, finding: Finding, texts: Mapping[int, str], prints: Mapping[int, str]) -> bool:
+    if not any(covers(category, finding.category) for category in one.categories):
+        return False
     narrow = one.exception.fingerprint is not None or one.pattern is not None
     if narrow and not finding.spans:
         return False  # nobody can say which text it is about
@@ -69,6 +77,11 @@ def _applies(one: _Ready, finding: Finding, texts: Mapping[int, str], prints: Ma
     )
 
 
+def _words(error: Exception) -> str:
+    said = error.args[0] if error.args else ""
+    return said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+
+
 def _compiled(one: RuleException) -> Any:
     if one.pattern is None:
         return None
@@ -77,5 +90,5 @@ def _compiled(one: RuleException) -> Any:
         options.log_errors = False
         return re2.compile(one.pattern, options)
     except re2.error as error:
-        what = f"the pattern of exception '{one.id}' is not one that RE2 reads: {error.args[0]}"
+        what = f"the pattern of exception '{one.id}' is not one that RE2 reads: {_words(error)}"
         raise PolicyError([Problem(one.origin, what)]) from None

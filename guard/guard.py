@@ -102,14 +102,29 @@ class Guard:
             self._pipelines[applied] = Pipeline(effective(self.policy, applied), self._checks, self.pipeline.pool)
         return self._pipelines[applied]
 
-    def check(self, text: str, stage: Stage = Stage.INPUT, prompt: str = "") -> Decision:
+    def check(
+        self,
+        text: str,
+        stage: Stage = Stage.INPUT,
+        prompt: str = "",
+        *,
+        role: str = "",
+        system: str = "",
+        model: str = "",
+    ) -> Decision:
         """Judge one text by itself; no record is kept.
 
         Args:
             prompt: on the output stage, what the text answers.
+            role: whose text it is, or `tool_call`; left out, the user's on the input stage, else the assistant's.
+            system: on the output stage, what the operator told the model.
+            model: whom it goes to, for overlays and exceptions that are about some.
         """
-        role = "user" if stage is Stage.INPUT else "assistant"
-        return self.pipeline.judge(stage, [Passage(stage, role, text, prompt)])
+        voice = role or ("user" if stage is Stage.INPUT else "assistant")
+        speaker = "assistant" if voice == "tool_call" else voice
+        who = Exchange(dialect="cli", model=model, request=[]).who
+        pipeline = self._pipeline(about(self.policy, who))
+        return pipeline.judge(stage, [Passage(stage, speaker, text, prompt, system, voice=voice)], who=who)
 
     def judge_request(self, exchange: Exchange) -> Decision:
         """Judge every part of the request; write coverage and decision into the exchange and rewrites into its body.
@@ -118,7 +133,7 @@ class Guard:
             TooLong: nothing was judged, and the coverage says so.
         """
         parts = exchange.request
-        exempt = {e.role: e for e in self.policy.exempt}
+        exempt: dict[str, Exemption] = {e.role: e for e in self.policy.exempt}
         # Until judging ends, however it does, nothing counts as judged.
         exchange.coverage = [Coverage(part.where, Judged.UNJUDGED, "judging did not end") for part in parts]
         length = sum(len(part.text) for part in parts)

@@ -43,7 +43,9 @@ class History:
             full = [
                 counter
                 for counter in counters
-                if (tally := self._tallies[counter.id].get(_whose(counter, subject))) and now < tally.full_until
+                if (whose := _whose(counter, subject))
+                and (tally := self._tallies[counter.id].get(whose))
+                and now < tally.full_until
             ]
         return [
             Finding("history", f"count.{one.id}", 1.0, detail=f"{one.at_least} within {one.within}, held {one.hold}")
@@ -54,12 +56,12 @@ class History:
         """Count one exchange, in which the rules of these ids fired."""
         now = self._clock()
         for counter in counters:
-            if fired.isdisjoint(counter.rules):
+            if fired.isdisjoint(counter.rules) or (whose := _whose(counter, subject)) is None:
                 continue
             with self._lock:
                 tallies = self._tallies[counter.id]
-                tally = tallies.setdefault(_whose(counter, subject), _Tally())
-                tallies.move_to_end(_whose(counter, subject))
+                tally = tallies.setdefault(whose, _Tally())
+                tallies.move_to_end(whose)
                 tally.hits.append(now)
                 while tally.hits[0] <= now - seconds(counter.within) or len(tally.hits) > counter.at_least:
                     tally.hits.popleft()
@@ -69,11 +71,12 @@ class History:
                     tallies.popitem(last=False)
 
 
-def _whose(counter: Counter, subject: Subject) -> tuple[str, ...]:
+def _whose(counter: Counter, subject: Subject) -> tuple[str, ...] | None:
+    """Return who is counted together; None for a user without a name, who would be everybody without one."""
     match counter.per:
         case "tenant":
             return (subject.tenant,)
         case "key":
             return (subject.tenant, subject.key)
         case "user":
-            return (subject.tenant, subject.key, subject.user)
+            return (subject.tenant, subject.key, subject.user) if subject.user else None

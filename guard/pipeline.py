@@ -50,7 +50,7 @@ class Pipeline:
                     )
         if problems := list(_unfitted(policy.rules, owners)):
             raise PolicyError(problems)
-        self._exceptions = Exceptions(policy.exceptions)
+        self._exceptions = Exceptions(policy)
         self._speaks_several = any(isinstance(m, Mapping) for m in (policy.message, *(r.message for r in policy.rules)))
         self._orders = {stage: tuple(_orders(policy, stage, checks.values(), owners)) for stage in Stage}
         self.pool = pool or new_pool()

@@ -13,9 +13,9 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, WithJsonSchema
 
-from ringfence.policies.document import read_document
+from ringfence.policies.document import PolicyError, Problem, did_you_mean, read_document
 from ringfence.policies.types import Action, Decision, Policy, Rule, Stage
-from ringfence.policies.words import STRICT_KEYS, Name, Origin, Written, root
+from ringfence.policies.words import STRICT_KEYS, Name, Origin, Voice, Written, root
 
 
 def _joined(value: object) -> object:
@@ -74,7 +74,7 @@ class Case:
     stage: Stage = Stage.INPUT
     prompt: Pieces = ""
     system: Pieces = ""
-    role: Name | None = None
+    role: Voice | None = None
     why: str = ""
     known: str = ""
     origin: Written = field(default_factory=Origin, compare=False)
@@ -148,8 +148,8 @@ def read_cases(path: Path) -> tuple[Case, ...]:
 def suites_of(policy: Policy, path: Path | None = None) -> Iterator[Suite]:
     """Yield the cases of each file that the policy has rules from, and those beside the policy itself.
 
-    A pack's cases are about the pack's rules alone, as this policy has them; the policy's own cases, and those of the
-    policies that it extends, are about everything together.
+    A pack's cases are about the pack's rules alone, as this policy has them, but for those that name a rule that it
+    removed; the policy's own cases, and those of the policies that it extends, are about everything together.
 
     Args:
         path: the policy's own file; None where it has none.
@@ -161,10 +161,22 @@ def suites_of(policy: Policy, path: Path | None = None) -> Iterator[Suite]:
     for file in dict.fromkeys(Path(rule.origin.file) for rule in policy.rules):
         if file.resolve() not in whole and cases_beside(file).is_file():
             of_file = tuple(rule for rule in policy.rules if Path(rule.origin.file) == file)
-            yield Suite(replace(policy, rules=of_file), read_cases(cases_beside(file)))
+            known = {rule.id for rule in of_file}
+            cases = (case for case in read_cases(cases_beside(file)) if known.issuperset(case.expect.rules))
+            yield Suite(replace(policy, rules=of_file), tuple(cases))
     for file in whole:
         if cases_beside(file).is_file():
-            yield Suite(policy, read_cases(cases_beside(file)))
+            yield Suite(policy, _of_known_rules(policy, read_cases(cases_beside(file))))
+
+
+def _of_known_rules(policy: Policy, cases: tuple[Case, ...]) -> tuple[Case, ...]:
+    """Return the cases, none of which names a rule that there is not."""
+    known = dict.fromkeys(rule.id for rule in (*policy.rules, *(r for over in policy.overlays for r in over.rules)))
+    strange = [(case, name) for case in cases for name in case.expect.rules if name not in known]
+    if strange:
+        whats = ((case, f"no rule '{name}' in the policy" + did_you_mean(name, known)) for case, name in strange)
+        raise PolicyError(Problem(case.origin, what) for case, what in whats)
+    return cases
 
 
 def run_cases(cases: Iterable[Case], judge: Judge, clock: Callable[[], float] = perf_counter) -> Iterator[Result]:
@@ -176,7 +188,10 @@ def run_cases(cases: Iterable[Case], judge: Judge, clock: Callable[[], float] = 
         if decision.errors:
             yield Result(case, Outcome.ERROR, "; ".join(decision.errors), seconds)
         elif difference := "; ".join(_differences(case.expect, decision, rewritten)):
-            yield Result(case, Outcome.KNOWN if case.known else Outcome.FAIL, difference, seconds)
+            if case.known:
+                yield Result(case, Outcome.KNOWN, f"{difference} (known: {case.known})", seconds)
+            else:
+                yield Result(case, Outcome.FAIL, difference, seconds)
         else:
             yield Result(case, Outcome.PASS, "it passes by now: take 'known' out" if case.known else "", seconds)
 

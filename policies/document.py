@@ -16,7 +16,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from ringfence.policies.words import NOT_WRITTEN, Origin
+from ringfence.policies.words import FORMS, NOT_WRITTEN, Origin
 
 T = TypeVar("T")
 Loc = tuple[str | int, ...]
@@ -435,7 +435,8 @@ def _said(refusal: _Refusal) -> str:
         case "too_long":
             return f"{key} must have at most {bounds['max_length']} items, got {len(got)}"
         case "string_pattern_mismatch":
-            return f"{key} must match {bounds['pattern']}, got {_shown(got)}"
+            wanted = FORMS.get(bounds["pattern"]) or f"must match {bounds['pattern']}"
+            return f"{key} {wanted}, got {_shown(got)}"
         case type_error if type_error in KINDS:
             return f"{key} must be {KINDS[type_error]}, got {_shown(got)}"
     return f"{key}: {refusal.words}"

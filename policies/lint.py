@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 
 from ringfence.policies.cases import Suite, without_cases
-from ringfence.policies.document import Problem
-from ringfence.policies.types import Action, Policy, Rule
+from ringfence.policies.document import Problem, name_of
+from ringfence.policies.types import Action, Policy, Rule, Stage
 from ringfence.policies.words import Origin, covers, lineage
 
 Reach = Callable[[str], tuple[float, float] | None]
@@ -19,7 +19,10 @@ def lint(policy: Policy, suites: Sequence[Suite], today: date, reach: Reach = la
         today: what has run out by then is told.
     """
     if not policy.rules:
-        yield Problem(Origin(policy.name), "the policy has no rule: everything passes unjudged")
+        yield Problem(
+            Origin(name_of(policy.layers[-1]) if policy.layers else policy.name),
+            "the policy has no rule: everything passes unjudged",
+        )
     over: dict[str, list[Rule]] = {}
     for rule in policy.rules:
         over.setdefault(rule.category, []).append(rule)
@@ -35,6 +38,15 @@ def lint(policy: Policy, suites: Sequence[Suite], today: date, reach: Reach = la
             what = f"rule '{rule.id}' adds nothing: '{same.id}' ({same.origin}) asks for {same.action} wherever it does"
             yield Problem(rule.origin, what)
         yield from _out_of_reach(rule, reach(rule.category))
+    scopes = [(one.id, one.scope, one.origin) for kind in (policy.overlays, policy.exceptions) for one in kind]
+    for name, scope, origin in scopes:
+        if scope and (scope.tenant or scope.key):
+            what = f"'{name}' asks for a tenant or a key: every caller is of tenant 'default' and has no key id"
+            yield Problem(origin, what)
+    for rule in policy.rules:
+        if rule.restore and (rule.action is not Action.REWRITE or Stage.INPUT not in rule.stages):
+            what = f"rule '{rule.id}' has 'restore', and rewrites no request: there is nothing to give back"
+            yield Problem(rule.origin, what)
     for one in policy.exceptions:
         if one.until < today:
             yield Problem(one.origin, f"exception '{one.id}' ran out on {one.until}: renew it, or take it out")

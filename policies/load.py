@@ -120,13 +120,13 @@ class PolicyFile:
     limits: Limits = field(default_factory=Limits)
 
 
-def load_policy(path: Path | None = None) -> Policy:
+def load_policy(path: Path | str | None = None) -> Policy:
     """Read a policy file; without a path, the one that ships. Targets become the thresholds of the lock file beside it.
 
     Raises:
         PolicyError: with every problem of the file and its packs; of a target that no threshold was fitted to.
     """
-    path = path or SHIPPED
+    path = Path(path) if path else SHIPPED
     return _revised(resolve(load_draft(path), path))
 
 
@@ -261,7 +261,9 @@ def _extended(name: str, folder: Path, origin: Origin, above: tuple[Path, ...]) 
     shipped = "/" not in name and not name.endswith((".yaml", ".yml"))
     path = PACKS.parent / f"{name}.yaml" if shipped else folder / name
     if not path.is_file():
-        what = f"no policy '{name}' ships" if shipped else f"there is no policy file {name_of(path)} to extend"
+        what = f"there is no policy file {name_of(path)} to extend"
+        if shipped:
+            what = f"no policy '{name}' ships" + did_you_mean(name, sorted(p.stem for p in path.parent.glob("*.yaml")))
         raise PolicyError([Problem(origin, what)])
     if path.resolve() in above:
         chain = " → ".join(one.name for one in (*above[above.index(path.resolve()) :], path))

@@ -21,9 +21,12 @@ from ringfence.policies.words import (
     Language,
     Name,
     Origin,
+    Role,
+    Route,
     Share,
     Tag,
     Text,
+    Voice,
     Written,
 )
 
@@ -247,7 +250,7 @@ class Rule:
     action: Action
     stages: Annotated[tuple[Stage, ...], MinLen(1)] = (Stage.INPUT, Stage.OUTPUT)
     threshold: Annotated[float, Ge(0), Le(1)] = 0.5
-    roles: tuple[Name, ...] = ()
+    roles: tuple[Voice, ...] = ()
     when: Condition | None = None
     message: Message | None = None
     replacement: str = "[{category}]"
@@ -295,7 +298,7 @@ class Override:
     threshold: Annotated[float, Ge(0), Le(1)] | None = None
     target: Target | None = None
     stages: Annotated[tuple[Stage, ...], MinLen(1)] | None = None
-    roles: tuple[Name, ...] | None = None
+    roles: tuple[Voice, ...] | None = None
     when: Condition | None = None
     message: Message | None = None
     replacement: str | None = None
@@ -317,7 +320,7 @@ class Scope:
         tenant: whose exchange it is.
         key: by which key the caller came; the key's id, never the key.
         model: the model that the caller asks for.
-        route: the API that the exchange came by: `openai.chat`, `openai.moderations`, `python`, `cli`.
+        route: how the exchange came.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -325,7 +328,7 @@ class Scope:
     tenant: tuple[Text, ...] = ()
     key: tuple[Text, ...] = ()
     model: tuple[Text, ...] = ()
-    route: tuple[Text, ...] = ()
+    route: tuple[Route, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,7 +428,7 @@ class Exemption:
 
     __pydantic_config__ = STRICT_KEYS
 
-    role: Text
+    role: Role
     why: Text
     origin: Written = field(default_factory=Origin, compare=False)
 

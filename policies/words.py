@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 from annotated_types import Gt, Lt, MinLen
 from pydantic import BeforeValidator, ConfigDict, StringConstraints
@@ -29,10 +29,26 @@ Tag = Annotated[str, StringConstraints(pattern=r"^\S{1,64}$")]
 Language = Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}$")]
 """ISO 639 code, as `de`."""
 
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+"""Who says a message."""
+
+Voice = Literal[Role, "tool_call"]
+"""Whose text a rule looks at: a message's, or what a model hands to a tool."""
+
+Route = Literal["openai.chat", "openai.moderations", "python", "cli"]
+"""How an exchange came."""
+
 Share = Annotated[float, Gt(0), Lt(1)]
 
 Duration = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}[smhd]$")]
 """A whole number of seconds, minutes, hours or days: `90s`, `10m`, `24h`, `7d`."""
+
+FORMS = {
+    r"^[1-9][0-9]{0,5}[smhd]$": "must be a number and s, m, h or d, as 90s, 10m, 24h, 7d",
+    r"^[a-z]{2,3}$": "must be the code of a language, as en or de",
+    r"^[0-9a-f]{64}$": "must be 64 hexadecimal digits, as sha256sum prints them",
+}
+"""What a pattern asks for, in words."""
 
 SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 

@@ -126,7 +126,7 @@ def test_test_exits_1_and_says_what_differs(policy):
     path = policy(RULES, CASES + "- {text: war, expect: {action: log}}\n- {text: peace, expect: {action: allow}}\n")
     result = run("test", path)
     assert result.exit_code == 1
-    assert f"{path.with_suffix('.cases.yaml')}:7:3: expected log, got block by harm\n" in result.stdout
+    assert f"{path.with_suffix('.cases.yaml')}:7:3: fail: expected log, got block by harm\n" in result.stdout
     assert "classifier: failed with RuntimeError" in result.stdout
     assert "5 cases: 3 pass, 1 fail, 1 error" in result.stdout
 

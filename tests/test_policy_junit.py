@@ -137,6 +137,16 @@ def test_a_case_that_is_known_to_fail_is_shown_and_makes_no_run_fail(tmp_path):
     assert "it passes by now: take 'known' out" in run(path).stdout
 
 
+def test_cases_of_a_pack_may_be_left_out_and_those_of_a_removed_rule_are(tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text(HEAD + "packs: [hidden]\nremove: [hidden]\nrules: [{id: mail, category: pii, action: block}]\n")
+    path.with_suffix(".cases.yaml").write_text("- {text: a@b.org, expect: {action: block, rules: [mail]}}\n")
+    assert run(path, "--own").stdout.endswith("1 case: 1 pass, 0 fail, 0 error\n")
+    assert run(path).stdout.endswith("1 case: 1 pass, 0 fail, 0 error\n")
+    path.with_suffix(".cases.yaml").write_text("- {text: a@b.org, expect: {action: block, rules: [mial]}}\n")
+    assert "p.cases.yaml:1:3: no rule 'mial' in the policy; did you mean 'mail'?" in run(path).stderr
+
+
 def test_result_says_how_long_judging_took():
     ticks = iter([10.0, 10.5])
     judge = lambda case: (Decision(Stage.INPUT, Action.ALLOW), case.text)  # noqa: E731

@@ -168,7 +168,10 @@ class TestOverlays:
             ("exceptions: [{id: x, rules: [pii], until: 2030-01-01, why: y}]", "give at least one of"),
             ("exceptions: [{id: x, rules: [pii], why: y, pattern: z}]", "'until' is missing here"),
             ("counters: [{id: x, rules: [pij], at_least: 2, within: 1m, hold: 1m}]", "'x' names rule 'pij'"),
-            ("counters: [{id: x, rules: [pii], at_least: 2, within: 1 week, hold: 1m}]", "'within' must match"),
+            (
+                "counters: [{id: x, rules: [pii], at_least: 2, within: 1 week, hold: 1m}]",
+                "'within' must be a number and s, m, h or d, as 90s",
+            ),
             ("rules: [{id: y, category: count.x, action: block}]", "rule 'y' looks at counter 'x'"),
             (
                 "rules: [{id: y, category: a, action: block, when: {}}]",
@@ -177,6 +180,9 @@ class TestOverlays:
             ("rules: [{id: y, category: a, action: block, when: {nott: {category: a}}}]", "did you mean 'not'?"),
             ("rules: [{id: y, category: a, action: block, when: {any: [{category: b}], threshold: 0.1}}]", "goes with"),
             ("rules: [{id: y, category: a, action: block, on_error: {degrade: 7}}]", "degrade"),
+            ("rules: [{id: y, category: a, action: block, roles: [usr]}]", "did you mean 'user'?"),
+            ("exempt: [{role: sytem, why: x}]", "did you mean 'system'?"),
+            ("overlays: [{id: x, scope: {route: [openai.chatt]}}]", "did you mean 'openai.chat'?"),
             ("checks: [{kind: keyword, category: x, words: [a]}]", "did you mean 'keywords'?"),
             ("checks: [{kind: keywords, category: x.y, words: [a]}]", "'category' must match"),
         ],
@@ -270,7 +276,8 @@ class TestExceptions:
     def marks(self, exception: RuleException, text: str = "call 12345", who=None) -> bool:
         passage = Passage(Stage.INPUT, "user", text)
         findings = [Finding("fake", "number", 1.0, (Span(0, 5, 10),))]
-        [one] = Exceptions([exception]).mark(findings, [passage], who or {}, self.today)
+        policy = Policy("p", (Rule("number", "number", Action.LOG),), exceptions=(exception,))
+        [one] = Exceptions(policy).mark(findings, [passage], who or {}, self.today)
         return one.excepted == (exception.id,)
 
     def exception(self, **what) -> RuleException:
@@ -300,7 +307,7 @@ class TestExceptions:
 
     def test_an_impossible_pattern_is_told_with_its_place(self):
         with pytest.raises(PolicyError, match=r"<memory>:1:1: the pattern of exception 'x' is not one that RE2 reads"):
-            Exceptions([self.exception(pattern=r"(?=a)")])
+            Exceptions(Policy("p", (), exceptions=(self.exception(pattern=r"(?=a)"),)))
 
     def test_an_exception_stops_its_own_rules_and_the_decision_says_so(self):
         rules = (Rule("number", "number", Action.REWRITE), Rule("other", "number", Action.LOG))
@@ -352,6 +359,8 @@ class TestCounters:
         history.note([per_user], Subject(user="ann"), {"number"})
         assert self.full(history, Subject(user="ann"), per_user)
         assert not self.full(history, Subject(user="bob"), per_user)
+        history.note([per_user], Subject(), {"number"})
+        assert not self.full(history, Subject(), per_user), "whoever names no user is not everybody who names none"
 
     def test_after_enough_exchanges_the_next_is_blocked_whatever_it_says(self, checks):
         rules = (

@@ -46,7 +46,7 @@ def rejudge(side: Side, group: Group, outcome: Outcome, body: Body) -> Group:
         if names:
             found += [one for one in _look(_looking_for(side, names), passages) if root(one.category) in names]
         if outcome.excepted:
-            found = Exceptions(side.policy.exceptions).mark(found, passages, group.who, group.day)
+            found = Exceptions(side.policy).mark(found, passages, group.who, group.day)
         decisions.append(replace(recorded, findings=tuple(found)))
         output += recorded.stage is Stage.OUTPUT
     rest = group.decisions[len(decisions) :]

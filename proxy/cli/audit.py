@@ -87,7 +87,7 @@ def show_record(
     if as_json:
         _print_json([kept])
     else:
-        Console(soft_wrap=True).print(_page(kept))
+        Console().print(_page(kept))
     if kept.body is None:
         raise typer.Exit(1)
 
@@ -211,7 +211,7 @@ def _part(side: str, part: dict[str, Any], coverage: dict[str, Any]) -> Iterator
     why = f" ({seen['why']})" if seen["why"] else ""
     yield _heading(f"{side} · {part['role']} · {part['where']} · {seen['status']}{why}")
     if "text" in part:
-        yield Padding(Text(visible(part["text"])), (0, 2))
+        yield Padding(Text(visible(part["text"]), overflow="fold"), (0, 2))
     else:
         yield Padding(Text(f"{part['kind']}, {part.get('withheld', 'not kept')}", "dim italic"), (0, 2))
 
@@ -224,6 +224,8 @@ def _decision(decision: dict[str, Any]) -> Iterator[Padding | Table]:
         ("also", ", ".join(decision["logged"])),
         ("unanswered", ", ".join(f"{rule} asks to {action}" for rule, action in unanswered.items())),
         ("shadow", ", ".join(f"{rule} would {action}" for rule, action in decision["shadow"].items())),
+        ("excepted", ", ".join(f"{rule} by {exception}" for rule, exception in decision.get("excepted", {}).items())),
+        ("overlays", ", ".join(decision.get("overlays", ()))),
         ("told", decision["message"]),
         ("policy", decision["revision"]),
     )
@@ -243,7 +245,7 @@ def _pairs(*pairs: tuple[str, str]) -> Table:
     grid = Table.grid(padding=(0, 2))
     for name, value in pairs:
         if value:
-            grid.add_row(Text(name, "dim"), Text(visible(value)))
+            grid.add_row(Text(name, "dim"), Text(visible(value), overflow="fold"))
     return Table.grid() if not grid.rows else grid
 
 

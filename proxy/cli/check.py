@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from rich.console import Console
@@ -18,6 +18,7 @@ from ringfence.guard.guard import Guard
 from ringfence.policies.decide import reasons
 from ringfence.policies.load import PolicyError
 from ringfence.policies.types import Action, Decision, Stage
+from ringfence.policies.words import Voice
 from ringfence.proxy.settings import policy_path, read_settings
 
 STYLE = {Action.ALLOW: "green", Action.LOG: "yellow", Action.REWRITE: "yellow", Action.BLOCK: "red"}
@@ -28,6 +29,9 @@ def check(
     text: Annotated[str, typer.Argument(help="The text to judge; - reads it from standard input.")],
     stage: Annotated[Stage, typer.Option(help="Judge it as what goes into a model, or comes out.")] = Stage.INPUT,
     prompt: Annotated[str, typer.Option(help="On the output stage: what the text answers.")] = "",
+    role: Annotated[str, typer.Option(help="Whose text it is: user, tool, tool_call …", show_default=False)] = "",
+    system: Annotated[str, typer.Option(help="On the output stage: what the model was told.")] = "",
+    model: Annotated[str, typer.Option(help="Whom it goes to, for overlays that are about some.")] = "",
     policy: Annotated[Path | None, typer.Option(help="Policy file; else ./policy.yaml, else what ships.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -35,6 +39,8 @@ def check(
     try:
         guard = Guard(policy_path(read_settings(policy=policy).policy))
         text = _read(text)
+        if role and role not in get_args(Voice):
+            raise ValueError(f"--role {role} is none of {', '.join(get_args(Voice))}")
         limit = guard.policy.limits.text
         if len(text) > limit:
             raise ValueError(f"the text has {len(text):,} characters; the policy's limits.text is {limit:,}")
@@ -43,7 +49,7 @@ def check(
         typer.echo(f"ringfence check: {error}", err=True)
         raise typer.Exit(2) from None
     started = perf_counter()
-    decision = guard.check(text, stage, prompt)
+    decision = guard.check(text, stage, prompt, role=role, system=system, model=model)
     latency_ms = (perf_counter() - started) * 1000
     if as_json:
         typer.echo(json.dumps(_as_json(decision, latency_ms), ensure_ascii=False))

@@ -116,6 +116,7 @@ def show(
 @app.command("test")
 def run(
     path: PolicyPath = None,
+    own: Annotated[bool, typer.Option("--own", help="Leave the cases of packs out.")] = False,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML into this file as well.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -123,7 +124,7 @@ def run(
     path = policy_path(path) or SHIPPED
     with _told():
         policy = load_policy(path)
-        suites = list(suites_of(policy, path))
+        suites = [suite for suite in suites_of(policy, path) if suite.policy is policy or not own]
         checks = {**load_checks(), **own_checks(policy.checks)}
         judges = [judge_of(suite.policy, checks) for suite in suites]
     runs: list[list[Result]] = []
@@ -455,12 +456,12 @@ def _print_results(results: list[Result], coverage: Mapping[str, Shown], bare: l
         case = result.case
         where = place(case.origin)
         mark = f"[{OUTCOMES[result.outcome]}]{result.outcome.upper()}[/]"
-        table.add_row(mark, escape(where), case.expect.action, escape(" ".join(case.text.split())))
+        table.add_row(mark, escape(where), case.expect.action, escape(visible(" ".join(case.text.split()))))
     console.print(table)
     for result in results:
         if result.difference:
             console.print(
-                f"{result.case.origin}: {result.difference}",
+                f"{result.case.origin}: {result.outcome}: {visible(result.difference)}",
                 style=OUTCOMES[result.outcome],
                 markup=False,
                 soft_wrap=True,

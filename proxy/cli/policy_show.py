@@ -1,7 +1,7 @@
 """What `ringfence policy show` prints: the policy in effect, and where each of its values was written."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -102,7 +102,7 @@ def _value_table(policy: Policy) -> Table:
     for rule in policy.rules:
         name = rule.id
         for key, value in _written(rule):
-            table.add_row(name, key, escape(place(rule.origins.get(key, rule.origin))), escape(_value(value)))
+            table.add_row(name, key, _origin_of(rule, key, value), escape(_value(value)))
             name = ""
     for kind in LISTS:
         for one in getattr(policy, kind):
@@ -122,11 +122,17 @@ def _place_of(policy: Policy, key: str) -> str:
 
 
 def _written(rule: Rule) -> Iterator[tuple[str, object]]:
-    """Yield the keys of a rule that say something: those that a rule must have, and what is not the default."""
+    """Yield the keys of a rule that say something."""
     for f in fields(rule):
         value = getattr(rule, f.name)
-        if f.name not in ("id", "origin", "origins", "fitted") and (f.default is MISSING or value != f.default):
+        if f.name not in ("id", "origin", "origins", "fitted") and value not in (None, "", (), False):
             yield f.name, value
+
+
+def _origin_of(rule: Rule, key: str, value: object) -> str:
+    defaults = {f.name: f.default for f in fields(rule)}
+    written = key in rule.origins or value != defaults[key]
+    return escape(place(rule.origins.get(key, rule.origin))) if written else "default"
 
 
 def _value(value: object) -> str:
