@@ -22,6 +22,7 @@ __all__ = [
     "Warm",
     "load_checks",
     "own_checks",
+    "said",
 ]
 
 ENTRY_POINTS = "ringfence.checks"
@@ -66,6 +67,11 @@ class Passage:
             return True
         at = bisect_right(self.rewritable, span.start, key=itemgetter(0)) - 1  # a tool call may have very many
         return at >= 0 and span.end <= self.rewritable[at][1]
+
+
+def said(stage: Stage, voice: str, text: str, prompt: str = "", system: str = "") -> Passage:
+    """Return a text by itself as a passage, whoever says it: what a model hands to a tool the assistant says."""
+    return Passage(stage, "assistant" if voice == "tool_call" else voice, text, prompt, system, voice=voice)
 
 
 class Check(Protocol):

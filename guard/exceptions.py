@@ -52,12 +52,10 @@ class Exceptions:
         if not about:
             return list(findings)
         texts = {passage.part: passage.text for passage in passages}
-        prints = {part: sha256(text.encode(errors="replace")).hexdigest() for part, text in texts.items()}
+        asked = texts if any(one.exception.fingerprint for one in about) else {}
+        prints = {part: sha256(text.encode(errors="replace")).hexdigest() for part, text in asked.items()}
         return [
-            replace(
-                finding,
-                excepted=tuple(one.exception.id for one in about if _applies(one, finding, texts, prints)),
-            )
+            replace(finding, excepted=tuple(one.exception.id for one in about if _applies(one, finding, texts, prints)))
             if finding.error is None
             else finding
             for finding in findings

@@ -66,6 +66,11 @@ class Part:
         """The path as people write it."""
         return dotted(self.path)
 
+    @property
+    def voice(self) -> str:
+        """Whose text it is, as rules name it."""
+        return "tool_call" if self.kind is Kind.TOOL_CALL else self.role
+
 
 def compose(kind: Kind, role: str, path: Path, strings: Iterable[tuple[Path | None, str]], seam: str = "\n") -> Part:
     """Put strings together to one part, with `seam` between them."""
@@ -151,6 +156,11 @@ class Subject:
     user: str = ""
 
 
+def whose(subject: Subject, model: str, route: str) -> dict[str, str]:
+    """Return what a policy's scopes ask for, by the names that they have for it."""
+    return {"tenant": subject.tenant, "key": subject.key, "model": model, "route": route}
+
+
 @dataclass(slots=True)
 class Exchange:
     """What happened, from the request to the last byte of the reply. Mutable; owned by one task.
@@ -184,12 +194,7 @@ class Exchange:
     @property
     def who(self) -> dict[str, str]:
         """What a policy's scopes ask for."""
-        return {
-            "tenant": self.subject.tenant,
-            "key": self.subject.key,
-            "model": self.model,
-            "route": self.dialect,
-        }
+        return whose(self.subject, self.model, self.dialect)
 
     @property
     def prompt(self) -> str:

@@ -14,14 +14,13 @@ from typing import Any, Protocol
 from ringfence.guard.actions import rewrite_body
 from ringfence.guard.audit.record import Body, Receipt, record_of
 from ringfence.guard.audit.store import StoreError
-from ringfence.guard.check import Check, Finding, Passage, Span, Versioned, Warm, load_checks, own_checks
-from ringfence.guard.exchange import Coverage, Exchange, Judged, Kind, Part, Path
+from ringfence.guard.check import Check, Finding, Passage, Span, Versioned, load_checks, own_checks, said
+from ringfence.guard.exchange import Coverage, Exchange, Judged, Kind, Part, Path, Subject, whose
 from ringfence.guard.history import History
-from ringfence.guard.pipeline import Pipeline
+from ringfence.guard.pipeline import Pipeline, Pipelines
 from ringfence.guard.placeholders import Originals, Restorer, about_others, numbered, originals, restored
 from ringfence.guard.stream import StreamGuard
 from ringfence.policies.load import load_policy
-from ringfence.policies.overlay import about, effective
 from ringfence.policies.types import Action, Decision, Exemption, Policy, Stage
 
 log = logging.getLogger(__name__)
@@ -78,29 +77,19 @@ class Guard:
         history: History | None = None,
     ) -> None:
         self.policy = policy if isinstance(policy, Policy) else load_policy(FilePath(policy) if policy else None)
-        self._checks = {**(load_checks() if checks is None else checks), **own_checks(self.policy.checks)}
-        self.pipeline = Pipeline(self.policy, self._checks)
-        self._pipelines: dict[tuple[str, ...], Pipeline] = {(): self.pipeline}
-        for overlay in self.policy.overlays:
-            self._pipeline((overlay.id,))  # what is wrong with one is said now, not at its first exchange
+        installed = load_checks() if checks is None else checks
+        self._pipelines = Pipelines(self.policy, {**installed, **own_checks(self.policy.checks)})
+        self.pipeline = self._pipelines.base
         self.history = history or History()
         self.store = store
 
     def warm(self) -> None:
         """Load what the checks need, so that the first exchange does not wait for it."""
-        for pipeline in self._pipelines.values():
-            for check in pipeline.checks:
-                if isinstance(check, Warm):
-                    check.warm()
+        self._pipelines.warm()
 
     def pipeline_of(self, exchange: Exchange) -> Pipeline:
         """Return what judges an exchange: the policy with the overlays that are about it."""
-        return self._pipeline(about(self.policy, exchange.who)) if self.policy.overlays else self.pipeline
-
-    def _pipeline(self, applied: tuple[str, ...]) -> Pipeline:
-        if applied not in self._pipelines:  # two threads may both make it; they make the same
-            self._pipelines[applied] = Pipeline(effective(self.policy, applied), self._checks, self.pipeline.pool)
-        return self._pipelines[applied]
+        return self._pipelines.of(exchange.who)
 
     def check(
         self,
@@ -120,11 +109,9 @@ class Guard:
             system: on the output stage, what the operator told the model.
             model: whom it goes to, for overlays and exceptions that are about some.
         """
+        who = whose(Subject(), model, "cli")
         voice = role or ("user" if stage is Stage.INPUT else "assistant")
-        speaker = "assistant" if voice == "tool_call" else voice
-        who = Exchange(dialect="cli", model=model, request=[]).who
-        pipeline = self._pipeline(about(self.policy, who))
-        return pipeline.judge(stage, [Passage(stage, speaker, text, prompt, system, voice=voice)], who=who)
+        return self._pipelines.of(who).judge(stage, [said(stage, voice, text, prompt, system)], who=who)
 
     def judge_request(self, exchange: Exchange) -> Decision:
         """Judge every part of the request; write coverage and decision into the exchange and rewrites into its body.
@@ -196,6 +183,8 @@ class ReplyGuard:
         self._guard = guard
         self._exchange = exchange
         self._pipeline = guard.pipeline_of(exchange)
+        self._asked = (exchange.prompt, exchange.system)
+        self._who = exchange.who
         self._streams: dict[Path, tuple[Kind, StreamGuard]] = {}
         self._restorers: dict[Path, Restorer] = {}
         self._wholes: list[tuple[Part, Decision]] = []
@@ -235,9 +224,7 @@ class ReplyGuard:
         window = stream.window()
         if window is None:
             return ""
-        passage = Passage(
-            Stage.OUTPUT, "assistant", window.text, self._exchange.prompt, self._exchange.system, before=window.start
-        )
+        passage = Passage(Stage.OUTPUT, "assistant", window.text, *self._asked, before=window.start)
         released = stream.settle(window, self._judge(passage))
         self.stopped = stream.stopped
         return "" if self.stopped else self._restorers[path].feed(released, last=window.last)
@@ -252,7 +239,7 @@ class ReplyGuard:
         Args:
             body: what the paths of the part's pieces lead into. It may leave only while `stopped` is None.
         """
-        passage = _passage(part, 0, Stage.OUTPUT, self._exchange.prompt, self._exchange.system)
+        passage = _passage(part, 0, Stage.OUTPUT, *self._asked)
         decision = self._judge(passage)
         self._wholes.append((part, decision))
         if decision.action is Action.BLOCK:
@@ -267,7 +254,7 @@ class ReplyGuard:
 
     def _judge(self, passage: Passage) -> Decision:
         """Judge what the model wrote: its placeholders as they are, what they stand for being the caller's own."""
-        findings = self._pipeline.find(Stage.OUTPUT, [passage], who=self._exchange.who)
+        findings = self._pipeline.find(Stage.OUTPUT, [passage], who=self._who)
         return self._pipeline.decide(
             Stage.OUTPUT, [passage], about_others(tuple(findings), passage.text, self._originals)
         )
@@ -298,8 +285,8 @@ class ReplyGuard:
 
 def _passage(part: Part, index: int, stage: Stage, prompt: str = "", system: str = "") -> Passage:
     rewritable = tuple((piece.start, piece.end) for piece in part.pieces if piece.path is not None)
-    voice = "tool_call" if part.kind is Kind.TOOL_CALL else part.role
-    return Passage(stage, part.role, part.text, prompt, system, index, rewritable if part.pieces else None, voice=voice)
+    stretches = rewritable if part.pieces else None
+    return Passage(stage, part.role, part.text, prompt, system, index, stretches, voice=part.voice)
 
 
 def _coverage_of(part: Part, exemption: Exemption | None, decision: Decision, pipeline: Pipeline) -> Coverage:

@@ -5,15 +5,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Overrun
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from time import monotonic
 
-from ringfence.guard.check import Check, Finding, Passage, UnknownCheck, Versioned
+from ringfence.guard.check import Check, Finding, Passage, UnknownCheck, Versioned, Warm
 from ringfence.guard.classifier.language import language
 from ringfence.guard.exceptions import Exceptions, Who
 from ringfence.policies.decide import decide
 from ringfence.policies.document import PolicyError, Problem
-from ringfence.policies.types import Condition, Decision, Degrade, Policy, Rule, Stage
+from ringfence.policies.overlay import about, effective
+from ringfence.policies.types import Decision, Degrade, Policy, Rule, Stage
 from ringfence.policies.words import root
 
 log = logging.getLogger(__name__)
@@ -96,9 +97,11 @@ class Pipeline:
         findings = list(known)
         for order, future in running:
             findings.extend(_settle(order, future, now + order.seconds))
-        if self.policy.exceptions:
-            findings = self._exceptions.mark(findings, passages, who or {}, datetime.now(UTC).date())
-        return findings
+        return self.mark(findings, passages, who or {}, datetime.now(UTC).date())
+
+    def mark(self, findings: Sequence[Finding], passages: Sequence[Passage], who: Who, today: date) -> list[Finding]:
+        """Return the findings, each with the ids of the policy's exceptions that apply to it."""
+        return self._exceptions.mark(findings, passages, who, today)
 
     def decide(self, stage: Stage, passages: Sequence[Passage], findings: Sequence[Finding]) -> Decision:
         """Have the policy decide on what was found in the passages, and tell the caller in the user's language."""
@@ -110,6 +113,40 @@ class Pipeline:
             return ""
         said = [p.text for p in passages if p.role == "user"] if stage is Stage.INPUT else [passages[-1].prompt]
         return (language(said[-1]) if said else None) or ""
+
+
+class Pipelines:
+    """A policy as its overlays have it for each exchange: a pipeline for each set of them that applies together.
+
+    Args:
+        policy, checks: as of `Pipeline`, which says what it raises; overlays are tried one by one.
+
+    Attributes:
+        base: the policy without overlays.
+    """
+
+    def __init__(self, policy: Policy, checks: Mapping[str, Check]) -> None:
+        self.base = Pipeline(policy, checks)
+        self._checks = checks
+        self._made: dict[tuple[str, ...], Pipeline] = {(): self.base}
+        for overlay in policy.overlays:
+            self._of((overlay.id,))  # what is wrong with one is said now, not at its first exchange
+
+    def of(self, who: Who) -> Pipeline:
+        """Return what judges somebody's exchanges."""
+        return self._of(about(self.base.policy, who))
+
+    def warm(self) -> None:
+        """Load what the checks need, so that the first exchange does not wait for it."""
+        for check in {check.name: check for one in self._made.values() for check in one.checks}.values():
+            if isinstance(check, Warm):
+                check.warm()
+
+    def _of(self, applied: tuple[str, ...]) -> Pipeline:
+        if applied not in self._made:  # two threads may both make it; they make the same
+            policy = effective(self.base.policy, applied)
+            self._made[applied] = Pipeline(policy, self._checks, self.base.pool)
+        return self._made[applied]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,14 +183,7 @@ def categories_of(rule: Rule) -> Iterator[str]:
     if isinstance(rule.on_error, Degrade):
         yield rule.on_error.degrade
     if rule.when:
-        yield from _named(rule.when)
-
-
-def _named(condition: Condition) -> Iterator[str]:
-    if condition.category is not None:
-        yield condition.category
-    for inner in (*(condition.any or ()), *(condition.all or ()), *([condition.not_] if condition.not_ else ())):
-        yield from _named(inner)
+        yield from (category for category, _ in rule.when.leaves())
 
 
 def _owners(checks: Iterable[Check]) -> dict[str, Check]:

@@ -171,7 +171,7 @@ def suites_of(policy: Policy, path: Path | None = None) -> Iterator[Suite]:
 
 def _of_known_rules(policy: Policy, cases: tuple[Case, ...]) -> tuple[Case, ...]:
     """Return the cases, none of which names a rule that there is not."""
-    known = dict.fromkeys(rule.id for rule in (*policy.rules, *(r for over in policy.overlays for r in over.rules)))
+    known = dict.fromkeys(rule.id for rule in policy.every_rule)
     strange = [(case, name) for case in cases for name in case.expect.rules if name not in known]
     if strange:
         whats = ((case, f"no rule '{name}' in the policy" + did_you_mean(name, known)) for case, name in strange)

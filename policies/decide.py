@@ -146,9 +146,8 @@ def _holds(condition: Condition, found: Sequence[Finding]) -> bool | None:
     if condition.all is not None:
         none = _either(None if (inner := _holds(one, found)) is None else not inner for one in condition.all)
         return None if none is None else not none
-    threshold = 0.5 if condition.threshold is None else condition.threshold
     category = condition.category or ""
-    return _either(_meets(category, threshold, finding) for finding in found)
+    return _either(_meets(category, condition.least, finding) for finding in found)
 
 
 def _meets(category: str, threshold: float, finding: Finding) -> bool | None:

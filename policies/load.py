@@ -284,10 +284,7 @@ def _overlays(document: Document[PolicyFile]) -> Iterator[Overlay]:
 
 def _overridden(rule: Rule, document: Document[PolicyFile]) -> Rule:
     change = document.value.override.get(rule.id)
-    if change is None:
-        return rule
-    written = {f.name: document.at("override", rule.id, f.name) for f in fields(change)}
-    return changed(rule, change, {key: place for key, place in written.items() if getattr(change, key) is not None})
+    return changed(rule, change, lambda key: document.at("override", rule.id, key)) if change else rule
 
 
 Section = TypeVar("Section", UpstreamChoice, StreamSettings, AuditSettings, Limits)
@@ -313,14 +310,12 @@ def _torn(document: Document[PackFile] | Document[PolicyFile], places: Iterable[
 
 def _misplaced(policy: Policy) -> Iterator[Problem]:
     """Yield what is wrong with the parts by themselves: ids that are used twice, replacements that say nothing."""
-    rules = [*policy.rules, *(rule for overlay in policy.overlays for rule in overlay.rules)]
-    yield from _repeated(
-        "id", [(rule.id, rule.origin) for rule in rules], "choose another, or change a pack's rule under 'override'"
-    )
+    hint = "choose another, or change a pack's rule under 'override'"
+    yield from _repeated("id", [(rule.id, rule.origin) for rule in policy.every_rule], hint)
     yield from _repeated("check", [(one.category, one.origin) for one in policy.checks], "choose another category")
     for kind in (policy.counters, policy.exceptions, policy.overlays):
         yield from _repeated("id", [(one.id, one.origin) for one in kind], "choose another")
-    for rule in rules:
+    for rule in policy.every_rule:
         if "{" in rule.replacement.replace("{category}", ""):
             yield Problem(rule.origin, f"'replacement' may hold {{category}} only, got {rule.replacement!r}")
 
@@ -357,7 +352,7 @@ def _unmet(policy: Policy) -> Iterator[Problem]:
             if name not in known:
                 yield Problem(origin, f"'{who}' names rule '{name}'" + _which(name, known))
     counters = dict.fromkeys(counter.id for counter in policy.counters)
-    for rule in (*policy.rules, *(rule for overlay in policy.overlays for rule in overlay.rules)):
+    for rule in policy.every_rule:
         name = rule.category.removeprefix("count.")
         if root(rule.category) == "count" and rule.category != "count" and name not in counters:
             yield Problem(rule.origin, f"rule '{rule.id}' looks at counter '{name}'" + _which(name, counters))

@@ -1,6 +1,6 @@
 """Makes the policy that is in effect for one exchange, with those of its overlays that are about it. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 
@@ -43,18 +43,19 @@ def meets(scope: Scope, who: Mapping[str, str]) -> bool:
     )
 
 
-def changed(rule: Rule, change: Override, written: Mapping[str, Origin]) -> Rule:
-    """Return the rule with what the change gives, and where each of it was written."""
+def changed(rule: Rule, change: Override, written_at: Callable[[str], Origin]) -> Rule:
+    """Return the rule with what the change gives.
+
+    Args:
+        written_at: the place of each key that it gives.
+    """
     given = {f.name: value for f in fields(change) if (value := getattr(change, f.name)) is not None}
+    origins = {**rule.origins, **{key: written_at(key) for key in given}}
     if "threshold" in given:
         given["target"] = given["fitted"] = None  # it takes the place of the target
-    return replace(rule, **given, origins={**rule.origins, **written})
+    return replace(rule, **given, origins=origins)
 
 
 def _overridden(rule: Rule, overlay: Overlay) -> Rule:
     change = overlay.override.get(rule.id)
-    return rule if change is None else changed(rule, change, dict.fromkeys(_given(change), overlay.origin))
-
-
-def _given(change: Override) -> list[str]:
-    return [f.name for f in fields(change) if getattr(change, f.name) is not None]
+    return changed(rule, change, lambda _: overlay.origin) if change else rule

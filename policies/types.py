@@ -1,6 +1,6 @@
 """The words a policy is made of, and what judging hands to it and gets back. Values only; no behaviour beyond order."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from enum import StrEnum
@@ -193,6 +193,18 @@ class Condition:
             raise PydanticCustomError("condition", "give one of 'category', 'any', 'all' and 'not'")
         if self.threshold is not None and self.category is None:
             raise PydanticCustomError("condition", "a 'threshold' goes with a 'category'")
+
+    @property
+    def least(self) -> float:
+        """The score from which on its category counts as found."""
+        return 0.5 if self.threshold is None else self.threshold
+
+    def leaves(self) -> Iterator[tuple[str, float]]:
+        """Yield every category that it asks for, with the score from which on that is found."""
+        if self.category is not None:
+            yield self.category, self.least
+        for inner in (*(self.any or ()), *(self.all or ()), *([self.not_] if self.not_ else ())):
+            yield from inner.leaves()
 
 
 @dataclass(frozen=True, slots=True)
@@ -542,6 +554,11 @@ class Policy:
     layers: tuple[Path, ...] = field(default=(), compare=False)
     origins: Mapping[str, Origin] = field(default_factory=dict, compare=False)
     looking: Mapping[tuple[Stage, str], tuple[Rule, ...]] = field(init=False, compare=False, repr=False)
+
+    @property
+    def every_rule(self) -> tuple[Rule, ...]:
+        """Its rules, and those that its overlays add."""
+        return (*self.rules, *(rule for overlay in self.overlays for rule in overlay.rules))
 
     def __post_init__(self) -> None:
         looking: dict[tuple[Stage, str], list[Rule]] = {}

@@ -20,11 +20,11 @@ from pydantic_core import from_json
 
 from ringfence.guard.audit.record import VERSION, Body, decisions_of
 from ringfence.guard.audit.store import SELECT
-from ringfence.guard.exchange import Judged
+from ringfence.guard.exchange import Judged, Subject, whose
 from ringfence.guard.pipeline import categories_of
 from ringfence.policies.overlay import about, changed, meets
 from ringfence.policies.types import Decision, Policy, Rule, Stage
-from ringfence.policies.words import covers
+from ringfence.policies.words import Origin, covers
 
 Mark = tuple[str, int, str, bool, str, tuple[str, ...], str]
 """Of a finding, all that a rule may depend on; level -1 is an error."""
@@ -127,7 +127,7 @@ def body_of(connection: sqlite3.Connection, path: Path, seq: int) -> Body:
 def who_of(body: Body) -> Mapping[str, str]:
     """Return whose exchange a record is about, as scopes ask for it."""
     subject = body["subject"]
-    return {"tenant": subject["tenant"], "key": subject["key"], "model": body["model"], "route": body["dialect"]}
+    return whose(Subject(subject["tenant"], subject["key"]), body["model"], body["dialect"])
 
 
 def _body(path: Path, seq: int, digest: bytes, raw: bytes) -> Body:
@@ -193,19 +193,15 @@ class _Lens:
 
 def _forms(policy: Policy) -> Iterator[list[Rule]]:
     """Yield each rule with all that overlays may make of it."""
-    for rule in (*policy.rules, *(rule for overlay in policy.overlays for rule in overlay.rules)):
+    for rule in policy.every_rule:
         changes = [overlay.override[rule.id] for overlay in policy.overlays if rule.id in overlay.override]
-        yield [rule, *(changed(rule, change, {}) for change in changes)]
+        yield [rule, *(changed(rule, change, lambda _: Origin()) for change in changes)]
 
 
 def _levels(rule: Rule) -> Iterator[float]:
     yield rule.threshold
-    conditions = [rule.when] if rule.when else []
-    while conditions:
-        one = conditions.pop()
-        if one.category is not None:
-            yield 0.5 if one.threshold is None else one.threshold
-        conditions += [*(one.any or ()), *(one.all or ()), *([one.not_] if one.not_ else ())]
+    if rule.when:
+        yield from (least for _, least in rule.when.leaves())
 
 
 def _group(body: Body, lens: _Lens) -> Group:

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from ringfence.guard.audit.record import SENSITIVE, Body
 from ringfence.guard.check import Finding, Passage, Span
-from ringfence.guard.exceptions import Exceptions
 from ringfence.guard.exchange import Exchange, Kind, Part
 from ringfence.guard.pipeline import Pipeline
 from ringfence.guard.replay.groups import Group
@@ -46,7 +45,7 @@ def rejudge(side: Side, group: Group, outcome: Outcome, body: Body) -> Group:
         if names:
             found += [one for one in _look(_looking_for(side, names), passages) if root(one.category) in names]
         if outcome.excepted:
-            found = Exceptions(side.policy).mark(found, passages, group.who, group.day)
+            found = side.pipeline(group.who).mark(found, passages, group.who, group.day)
         decisions.append(replace(recorded, findings=tuple(found)))
         output += recorded.stage is Stage.OUTPUT
     rest = group.decisions[len(decisions) :]
@@ -70,7 +69,7 @@ def _look(pipeline: Pipeline, passages: Sequence[Passage]) -> Iterator[Finding]:
         stream.feed(whole.text)
         stream.close()
         while window := stream.window():
-            passage = replace(whole, text=window.text, part=0)
+            passage = replace(whole, text=window.text, part=0, before=window.start)
             stream.settle(window, pipeline.judge(Stage.OUTPUT, [passage]))
         for one in stream.decision.findings if stream.decision else ():
             yield replace(one, spans=tuple(Span(whole.part, span.start, span.end) for span in one.spans))
@@ -84,7 +83,7 @@ def _of_request(body: Body, policy: Policy) -> Iterator[Passage]:
         if part.kind.is_text and part.role not in exempt:
             text = _as_it_came(body, Stage.INPUT, index)
             asked = prompt if part.role == "assistant" else ""
-            yield Passage(Stage.INPUT, part.role, text, asked, part=index, voice=_voice(part))
+            yield Passage(Stage.INPUT, part.role, text, asked, part=index, voice=part.voice)
 
 
 def _of_reply(body: Body, output: int) -> Passage:
@@ -96,7 +95,7 @@ def _of_reply(body: Body, output: int) -> Passage:
         if one.kind is Kind.TEXT and one.role in ("user", "system", "developer"):
             _as_it_came(body, Stage.INPUT, index)
     text = _as_it_came(body, Stage.OUTPUT, output)
-    return Passage(Stage.OUTPUT, "assistant", text, exchange.prompt, exchange.system, part=output, voice=_voice(part))
+    return Passage(Stage.OUTPUT, "assistant", text, exchange.prompt, exchange.system, part=output, voice=part.voice)
 
 
 def _exchange(body: Body) -> Exchange:
@@ -107,10 +106,6 @@ def _exchange(body: Body) -> Exchange:
 def _part(body: Body, stage: Stage, index: int) -> Part:
     one = body["request" if stage is Stage.INPUT else "reply"][index]
     return Part(Kind(one["kind"]), one["role"], (one["where"],), one.get("text", ""))
-
-
-def _voice(part: Part) -> str:
-    return "tool_call" if part.kind is Kind.TOOL_CALL else part.role
 
 
 def _as_it_came(body: Body, stage: Stage, index: int) -> str:

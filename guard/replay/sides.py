@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ringfence.guard.check import Check, own_checks
-from ringfence.guard.pipeline import Pipeline, categories_of
+from ringfence.guard.pipeline import Pipeline, Pipelines, categories_of
 from ringfence.guard.replay.groups import Group
 from ringfence.policies.decide import decide, strongest
-from ringfence.policies.overlay import about, effective, meets
+from ringfence.policies.overlay import about, meets
 from ringfence.policies.own import OwnCheck
 from ringfence.policies.types import Action, Counter, Decision, Finding, Policy, Rule, Span, Stage
 from ringfence.policies.words import covers, root
@@ -75,28 +75,24 @@ class Side:
     def __init__(self, policy: Policy, checks: Mapping[str, Check]) -> None:
         self.policy = policy
         self.checks = {**checks, **own_checks(policy.checks)}
-        self._pipelines: dict[tuple[str, ...], Pipeline] = {(): Pipeline(policy, self.checks)}
+        self._pipelines = Pipelines(policy, self.checks)
         self._others: dict[tuple[Rule, ...], Pipeline] = {}
         self._sources: dict[tuple[tuple[str, ...], Stage], Mapping[str, Source]] = {}
 
     def pipeline(self, who: Mapping[str, str]) -> Pipeline:
         """Return the policy as its overlays have it for somebody, with its checks."""
-        applied = about(self.policy, who)
-        if applied not in self._pipelines:
-            policy = effective(self.policy, applied)
-            self._pipelines[applied] = Pipeline(policy, self.checks, self._pipelines[()].pool)
-        return self._pipelines[applied]
+        return self._pipelines.of(who)
 
     def with_rules(self, rules: tuple[Rule, ...]) -> Pipeline:
         """Return other rules with the checks behind this policy."""
         if rules not in self._others:
             bare = replace(self.policy, rules=rules, overlays=(), counters=(), exceptions=())
-            self._others[rules] = Pipeline(bare, self.checks, self._pipelines[()].pool)
+            self._others[rules] = Pipeline(bare, self.checks, self._pipelines.base.pool)
         return self._others[rules]
 
     def close(self) -> None:
         """Let its threads go."""
-        self._pipelines[()].pool.shutdown(wait=False)
+        self._pipelines.base.pool.shutdown(wait=False)
 
     def sources(self, who: Mapping[str, str], stage: Stage) -> Mapping[str, Source]:
         """Return who finds what the rules of a stage look at, by first word of categories; `count.ID` of counters."""

@@ -20,15 +20,15 @@ from ringfence.guard.classifier.scorer import WeightsError
 from ringfence.policies.compare import Difference, compare
 from ringfence.policies.document import did_you_mean
 from ringfence.policies.load import PolicyError, load_policy
-from ringfence.policies.words import seconds
+from ringfence.policies.words import Origin, seconds
 from ringfence.proxy.cli.audit import opened, refuse
+from ringfence.proxy.cli.table import coloured, place
 from ringfence.proxy.review.visible import visible
 
 if TYPE_CHECKING:
     from ringfence.guard.replay.proportions import Rate
     from ringfence.guard.replay.replay import Replay
 
-COLOURS = {"block": "red", "rewrite": "yellow", "log": "cyan", "allow": "green"}
 OPERATORS = MappingProxyType(
     {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le, "==": operator.eq, "!=": operator.ne}
 )
@@ -194,7 +194,7 @@ def _print_replay(console: Console, found: "Replay") -> None:
         table.add_row(name, *_rate_row(rate, found.exchanges))
     console.print(table)
     for change in found.changes:
-        arrow = Text.assemble(_action(change.old), " → ", _action(change.new))
+        arrow = Text.assemble(coloured(change.old), " → ", coloured(change.new))
         console.print(Text.assemble(f"\n{change.stage} · ", arrow, f"  {change.count:,}"))
         for (rule, category), count in change.causes.items():
             console.print(Text(visible(f"  {count:>9,}  {rule} on {category}")))
@@ -256,15 +256,5 @@ def _shown(value: object) -> str:
     return "" if value is None else visible(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
-def _places(old: object, new: object) -> str:
-    places = [visible(_short(str(one))) for one in (old, new) if one is not None]
-    return " → ".join(dict.fromkeys(places))
-
-
-def _short(place: str) -> str:
-    """Leave the column and all but the last folder out: enough to tell `packs/pii.yaml:8` from `policy.yaml:8`."""
-    return "/".join(Path(place.rsplit(":", 1)[0]).parts[-2:])
-
-
-def _action(name: str) -> Text:
-    return Text(name, COLOURS[name])
+def _places(old: Origin | None, new: Origin | None) -> str:
+    return " → ".join(dict.fromkeys(visible(place(one)) for one in (old, new) if one is not None))

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from ringfence.guard.actions import rewrite
 from ringfence.guard.audit.record import decisions_of
-from ringfence.guard.check import Calibrated, Check, Passage, UnknownCheck, load_checks, own_checks
+from ringfence.guard.check import Calibrated, Check, UnknownCheck, load_checks, own_checks, said
 from ringfence.guard.classifier.rows import RowError
 from ringfence.guard.classifier.scorer import WeightsError
 from ringfence.guard.guard import Guard
@@ -288,9 +288,7 @@ def judge_of(policy: Policy, checks: Mapping[str, Check]) -> Judge:
     pipeline = Pipeline(policy, checks)
 
     def judge(case: Case) -> tuple[Decision, str]:
-        role = "assistant" if case.voice == "tool_call" else case.voice  # who hands something to a tool
-        passage = Passage(case.stage, role, case.text, case.prompt, case.system, voice=case.voice)
-        decision = pipeline.judge(case.stage, [passage])
+        decision = pipeline.judge(case.stage, [said(case.stage, case.voice, case.text, case.prompt, case.system)])
         return decision, rewrite(case.text, decision.rewrites)
 
     return judge
