@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from ringfence.policies.document import PolicyError, Problem, did_you_mean, read_document
 from ringfence.policies.types import Action, Decision, Policy, Rule, Stage
-from ringfence.policies.words import STRICT_KEYS, Name, Origin, Voice, Written, root
+from ringfence.policies.words import STRICT_KEYS, Name, Origin, Route, Voice, Written, root
 
 
 def _joined(value: object) -> object:
@@ -52,6 +52,25 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True)
+class Whose:
+    """Whose exchange a case is, as scopes ask for it; what is left out is known to none of them.
+
+    Attributes:
+        tenant: whose exchange it is.
+        key: by which key the caller came; the key's id, never the key.
+        model: the model that the caller asks for.
+        route: how the exchange came.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    tenant: str = ""
+    key: str = ""
+    model: str = ""
+    route: Route | Literal[""] = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Case:
     """One example.
 
@@ -63,6 +82,7 @@ class Case:
         system: on the output stage, what the operator told the model.
         role: whose text it is, as rules name it: `tool`, `tool_call` …; where it is left out, the user's on the input
             stage and the assistant's on the output stage.
+        for_: written `for`: whose exchange it is, for overlays and exceptions that are about some exchanges only.
         why: what the case is there for.
         known: why it does not pass yet, and is kept all the same: it is shown, and makes no run fail.
     """
@@ -75,6 +95,7 @@ class Case:
     prompt: Pieces = ""
     system: Pieces = ""
     role: Voice | None = None
+    for_: Annotated[Whose, Field(alias="for")] = Whose()
     why: str = ""
     known: str = ""
     origin: Written = field(default_factory=Origin, compare=False)
@@ -148,8 +169,9 @@ def read_cases(path: Path) -> tuple[Case, ...]:
 def suites_of(policy: Policy, path: Path | None = None) -> Iterator[Suite]:
     """Yield the cases of each file that the policy has rules from, and those beside the policy itself.
 
-    A pack's cases are about the pack's rules alone, as this policy has them, but for those that name a rule that it
-    removed; the policy's own cases, and those of the policies that it extends, are about everything together.
+    A pack's cases are about the pack's rules alone, as this policy has them without its overlays, but for those that
+    name a rule that it removed; the policy's own cases, and those of the policies that it extends, are about everything
+    together.
 
     Args:
         path: the policy's own file; None where it has none.
@@ -163,7 +185,7 @@ def suites_of(policy: Policy, path: Path | None = None) -> Iterator[Suite]:
             of_file = tuple(rule for rule in policy.rules if Path(rule.origin.file) == file)
             known = {rule.id for rule in of_file}
             cases = (case for case in read_cases(cases_beside(file)) if known.issuperset(case.expect.rules))
-            yield Suite(replace(policy, rules=of_file), tuple(cases))
+            yield Suite(replace(policy, rules=of_file, overlays=()), tuple(cases))
     for file in whole:
         if cases_beside(file).is_file():
             yield Suite(policy, _of_known_rules(policy, read_cases(cases_beside(file))))
@@ -199,15 +221,15 @@ def run_cases(cases: Iterable[Case], judge: Judge, clock: Callable[[], float] = 
 def without_cases(policy: Policy, suites: Sequence[Suite]) -> list[Rule]:
     """Return the rules that no case names under `expect.rules`; of what nobody can read there are no cases."""
     named = {rule_id for suite in suites for case in suite.cases for rule_id in case.expect.rules}
-    return [rule for rule in policy.rules if rule.id not in named and root(rule.category) not in UNREAD]
+    return [rule for rule in policy.every_rule if rule.id not in named and root(rule.category) not in UNREAD]
 
 
 def coverage_of(policy: Policy, suites: Sequence[Suite]) -> dict[str, Shown]:
     """Count the cases of each root category that the policy's rules look at, in the order of its rules."""
-    root_of = {rule.id: root(rule.category) for rule in policy.rules}
+    root_of = {rule.id: root(rule.category) for rule in policy.every_rule}
     caught, left_alone = Counter[str](), Counter[str]()
     for suite in suites:
-        roots = {root(rule.category) for rule in suite.policy.rules}
+        roots = {root(rule.category) for rule in suite.policy.every_rule}
         for case in suite.cases:
             if named := {root_of[rule_id] for rule_id in case.expect.rules if rule_id in root_of}:
                 caught.update(named)

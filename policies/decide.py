@@ -90,6 +90,11 @@ def reasons(decision: Decision) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*decision.rules, *failed]))
 
 
+def hears(rule: Rule, finding: Finding) -> bool:
+    """Whether a rule is about text of whoever said what was found; it is where that is not known."""
+    return not rule.roles or not finding.role or finding.role in rule.roles
+
+
 def strongest(actions: Iterable[Action]) -> Action:
     """Return the strongest of some actions, of which there is at least one."""
     return max(actions, key=lambda action: action.strength)
@@ -106,7 +111,7 @@ def _gather(
     spared: dict[str, str] = {}
     for finding in found:
         for rule in _looking(policy, stage, finding):
-            if rule.roles and finding.role and finding.role not in rule.roles:
+            if not hears(rule, finding):
                 continue
             if finding.error is not None:
                 failed.add(rule.id)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from decimal import ROUND_FLOOR, Decimal
 from typing import Literal
 
-from ringfence.policies.decide import alone, decide, strongest
+from ringfence.policies.decide import alone, decide, hears, strongest
 from ringfence.policies.types import Action, Decision, Finding, Policy, Rule, Stage
 from ringfence.policies.words import covers
 
@@ -120,10 +120,9 @@ def _judgement(policy: Policy, recorded: Decision) -> Judgement:
 
 
 def _verdict(policy: Policy, rule: Rule, stage: Stage, findings: Sequence[Finding]) -> Verdict:
-    answered = [finding for finding in findings if finding.error is None]
     failed = [f for f in findings if f.error is not None and alone(rule, stage, [f]).unanswered]
     by_itself = alone(rule, stage, findings, policy.exceptions)
-    seen = [finding for finding in answered if covers(rule.category, finding.category)]
+    seen = [finding for finding in findings if _looks_at(rule, finding)]
     return Verdict(
         rule=rule,
         # What is not a number fires, so it counts as the highest.
@@ -202,8 +201,12 @@ def _scores(rule: Rule, recorded: Iterable[Decision]) -> Iterator[float]:
     for one in recorded:
         if one.stage in rule.stages:
             for finding in one.findings:
-                if finding.error is None and covers(rule.category, finding.category) and math.isfinite(finding.score):
+                if _looks_at(rule, finding) and math.isfinite(finding.score):
                     yield finding.score
+
+
+def _looks_at(rule: Rule, finding: Finding) -> bool:
+    return finding.error is None and covers(rule.category, finding.category) and hears(rule, finding)
 
 
 def floor(score: float) -> Decimal:

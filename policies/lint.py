@@ -87,4 +87,7 @@ def _out_of_reach(rule: Rule, scores: tuple[float, float] | None) -> Iterator[Pr
     lowest, highest = scores
     if not lowest < rule.threshold <= highest:
         what = f"rule '{rule.id}' fires from {rule.threshold:g} on; '{rule.category}' was calibrated on texts that"
-        yield Problem(rule.origin, f"{what} scored {lowest:g} to {highest:g}: beyond, nobody knows what a score means")
+        yield Problem(
+            rule.written_at("threshold"),
+            f"{what} scored {lowest:g} to {highest:g}: beyond, nobody knows what a score means",
+        )

@@ -58,7 +58,7 @@ def resolve(policy: Policy, path: Path | None) -> Policy:
     else:
         hint = f"run: ringfence policy fit {name_of(path)} --data LABELLED.jsonl"
     unfit = ((rule, _unfit(rule, lock.rules.get(rule.id))) for rule in policy.rules)
-    problems = [Problem(rule.origin, f"rule '{rule.id}' {what}; {hint}") for rule, what in unfit if what]
+    problems = [Problem(rule.written_at("target"), f"rule '{rule.id}' {what}; {hint}") for rule, what in unfit if what]
     if problems:
         raise PolicyError(problems)
     return replace(policy, rules=tuple(_with_threshold(rule, lock.rules.get(rule.id)) for rule in policy.rules))

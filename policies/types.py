@@ -280,6 +280,10 @@ class Rule:
     origins: Annotated[SkipJsonSchema[Mapping[str, Origin]], NOT_WRITTEN] = field(default_factory=dict, compare=False)
     fitted: Annotated[SkipJsonSchema[Fitted | None], NOT_WRITTEN] = field(default=None, compare=False)
 
+    def written_at(self, key: str) -> Origin:
+        """Return where one of its values was written: at the rule, or where something changes it."""
+        return self.origins.get(key, self.origin)
+
 
 @dataclass(frozen=True, slots=True)
 class Override:

@@ -161,6 +161,13 @@ def test_nothing_found_leaves_nothing_to_change():
     assert all(one.finding is None and one.short_by is None for one in why.judgements[0].verdicts)
 
 
+def test_rules_about_other_peoples_text_found_nothing_and_are_no_nearer_for_it():
+    policy = Policy("p", (Rule("handed", "harm", Action.BLOCK, threshold=0.8, roles=("tool_call",)),), revision="r")
+    found = explained(policy, [(Stage.INPUT, [Finding("fake", "harm", 0.7, (Span(0, 0, 3),), role="user")])])
+    (verdict,) = found.judgements[0].verdicts
+    assert (verdict.finding, verdict.short_by, found.stronger) == (None, None, None)
+
+
 def test_one_change_serves_all_decisions_of_an_exchange():
     policy = Policy("p", (HARM,), revision="r")
     why = explained(policy, [(Stage.INPUT, [found("harm", 0.6)]), (Stage.OUTPUT, [found("harm", 0.8)])])

@@ -8,7 +8,16 @@ from ringfence.guard.check import load_checks, own_checks
 from ringfence.guard.checks.leakage import LeakageCheck
 from ringfence.guard.checks.pii import PiiCheck
 from ringfence.guard.pipeline import categories_of
-from ringfence.policies.cases import Outcome, cases_beside, read_cases, run_cases, suites_of, without_cases
+from ringfence.policies.cases import (
+    Outcome,
+    Suite,
+    cases_beside,
+    coverage_of,
+    read_cases,
+    run_cases,
+    suites_of,
+    without_cases,
+)
 from ringfence.policies.decide import decide
 from ringfence.policies.lint import lint
 from ringfence.policies.load import PACKS, PolicyError, load_policy, loads_policy
@@ -110,6 +119,40 @@ def test_case_may_say_whose_text_it_is_and_what_the_operator_told_the_model(tmp_
     judge = judge_of(policy, {"pii": PiiCheck(), "leakage": LeakageCheck()})
     assert [result.difference for result in run_cases(cases, judge)] == ["", "", "", ""]
     assert [case.voice for case in cases] == ["tool_call", "user", "assistant", "assistant"]
+
+
+def test_case_may_say_whose_exchange_it_is_so_that_overlays_and_exceptions_show(tmp_path):
+    policy = loads_policy(
+        HEAD + "rules: [{id: mail, category: pii, action: log}]\n"
+        "overlays:\n"
+        "  - id: strict\n"
+        "    scope: {model: [clinic-*]}\n"
+        "    override: {mail: {action: block}}\n"
+        "    rules: [{id: clinic, category: harm, action: block}]\n"
+        "exceptions: [{id: desk, rules: [mail], until: 2999-01-01, why: tests, scope: {tenant: [desk]}}]\n"
+    )
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "- {text: a@example.com, expect: {action: log, rules: [mail]}}\n"
+        "- {text: a@example.com, for: {model: clinic-1}, expect: {action: block, rules: [mail]}}\n"
+        "- {text: a@example.com, for: {tenant: desk}, expect: {action: allow}}\n"
+        "- {text: bad, expect: {action: allow}}\n"
+        "- {text: bad, for: {model: clinic-1}, expect: {action: block, rules: [clinic]}}\n"
+    )
+    cases = read_cases(path)
+    judge = judge_of(policy, {"pii": PiiCheck(), "fake": Fake()})
+    assert [result.difference for result in run_cases(cases, judge)] == [""] * 5
+    suite = Suite(policy, cases)
+    assert without_cases(policy, [suite]) == []
+    assert [rule.id for rule in without_cases(policy, [Suite(policy, cases[:4])])] == ["clinic"]
+    assert coverage_of(policy, [suite])["harm"].caught == 1
+
+
+def test_whose_a_case_is_comes_by_known_names_only(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("- {text: a, for: {tennant: x}, expect: {action: allow}}\n")
+    with pytest.raises(PolicyError, match=r"c.yaml:1:19: unknown key 'tennant'; did you mean 'tenant'"):
+        read_cases(path)
 
 
 def test_every_rule_that_ships_has_a_case_on_each_side():

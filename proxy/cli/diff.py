@@ -109,7 +109,10 @@ def diff(
         console = Console(highlight=False, soft_wrap=True)
         if not console.is_terminal:
             console.width = 240  # a row a line, for grep
-        console.print(f"{before.name}  revision {before.revision[:16]}\n{after.name}  revision {after.revision[:16]}\n")
+        for sign, path, policy in (("-", old, before), ("+", new, after)):
+            told = f"{policy.name}  revision {policy.revision[:16]}"
+            console.print(Text.assemble(f"{sign} {visible(str(path))}  ", (told, "dim")))
+        console.print()
         console.print(_differences_table(differences) if differences else "no difference")
         if found:
             _print_replay(console, found)

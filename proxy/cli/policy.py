@@ -25,7 +25,7 @@ from ringfence.guard.check import Calibrated, Check, UnknownCheck, load_checks, 
 from ringfence.guard.classifier.rows import RowError
 from ringfence.guard.classifier.scorer import WeightsError
 from ringfence.guard.guard import Guard
-from ringfence.guard.pipeline import Pipeline, revision_of
+from ringfence.guard.pipeline import Pipeline, Pipelines, revision_of
 from ringfence.policies.cases import (
     Case,
     Judge,
@@ -247,7 +247,7 @@ def fit(
         try:
             threshold, samples = threshold_of(rule.target, scored[rule.id])
         except CannotPromise as error:
-            reasons += [f"{rule.origin}: rule '{rule.id}', {line}" for line in str(error).splitlines()]
+            reasons += [f"{rule.written_at('target')}: rule '{rule.id}', {line}" for line in str(error).splitlines()]
         else:
             revision = revision_of(pipeline.check_of(rule.category))
             found[rule.id] = Fitted(threshold, rule.target, rule.category, samples, sha256, revision, on)
@@ -285,10 +285,12 @@ def judge_of(policy: Policy, checks: Mapping[str, Check]) -> Judge:
     Raises:
         UnknownCheck: a rule looks at a category that no check answers for.
     """
-    pipeline = Pipeline(policy, checks)
+    pipelines = Pipelines(policy, checks)
 
     def judge(case: Case) -> tuple[Decision, str]:
-        decision = pipeline.judge(case.stage, [said(case.stage, case.voice, case.text, case.prompt, case.system)])
+        passage = said(case.stage, case.voice, case.text, case.prompt, case.system)
+        who = asdict(case.for_)
+        decision = pipelines.of(who).judge(case.stage, [passage], who=who)
         return decision, rewrite(case.text, decision.rewrites)
 
     return judge
@@ -331,7 +333,8 @@ def _print_explanation(record: str, why: Explanation) -> None:
 
 def _verdict_row(one: Verdict) -> Iterator[Text]:
     found = "nothing" if one.finding is None else f"{one.finding.score:.4f} {visible(one.finding.category)}"
-    yield from (Text(one.rule.id), Text(one.rule.category), Text(found), Text(f"{one.rule.threshold:g}"))
+    looks_at = " of ".join([one.rule.category, *([", ".join(one.rule.roles)] if one.rule.roles else [])])
+    yield from (Text(one.rule.id), Text(looks_at), Text(found), Text(f"{one.rule.threshold:g}"))
     outcome = Text()
     if one.asks:
         outcome.append("would " if one.rule.shadow else "fired: ").append_text(coloured(one.asks))
@@ -340,7 +343,7 @@ def _verdict_row(one: Verdict) -> Iterator[Text]:
     elif one.excepted:
         outcome.append(f"excepted: {one.excepted}")
     elif one.finding and one.unanswered is None:
-        outcome.append("its 'when' does not hold" if one.rule.when else "none of its 'roles'", "dim")
+        outcome.append("its 'when' does not hold", "dim")
     if one.unanswered:
         outcome.append("; " if outcome else "").append("unanswered: ").append_text(coloured(one.unanswered))
         outcome.append(visible(f" ({'; '.join(one.errors)})"))

@@ -132,7 +132,7 @@ def _written(rule: Rule) -> Iterator[tuple[str, object]]:
 def _origin_of(rule: Rule, key: str, value: object) -> str:
     defaults = {f.name: f.default for f in fields(rule)}
     written = key in rule.origins or value != defaults[key]
-    return escape(place(rule.origins.get(key, rule.origin))) if written else "default"
+    return escape(place(rule.written_at(key))) if written else "default"
 
 
 def _value(value: object) -> str:
