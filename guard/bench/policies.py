@@ -1,15 +1,18 @@
-"""How fast policies load and decide on this machine, beside what the project promises of it. Runs no check."""
+"""How fast policies load, decide and replay on this machine, beside what the project promises. Runs no check."""
 
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from ringfence.guard.check import Check
+from ringfence.guard.replay.replay import replay
 from ringfence.policies.decide import decide
 from ringfence.policies.load import loads_policy
-from ringfence.policies.types import Finding, Span, Stage
+from ringfence.policies.types import Finding, Policy, Span, Stage
 
 LOADED = (1, 100, 1_000, 10_000)
 """Rules of the policies that are loaded."""
@@ -19,7 +22,7 @@ DECIDED = (10, 100, 1_000)
 
 FINDINGS = 20
 
-BARS: Mapping[tuple[str, int], float] = {("load", 1_000): 100.0, ("decide", 100): 0.05}
+BARS: Mapping[tuple[str, int], float] = {("load", 1_000): 100.0, ("decide", 100): 0.05, ("replay", 1_000_000): 60_000.0}
 """Milliseconds that are promised."""
 
 ROOTS = ("harm", "attack", "toxicity", "pii", "secret", "hidden", "exfiltration", "refusal")
@@ -30,8 +33,9 @@ class Pace:
     """How long one thing takes.
 
     Attributes:
-        what: `load`: from text to a policy with its revision; `decide`: on `FINDINGS` findings.
-        rules: of the policy.
+        what: `load`: from text to a policy with its revision; `decide`: on `FINDINGS` findings; `replay`: a log under
+            two policies that differ in thresholds.
+        size: rules of the policy, or records of the log.
         rounds: how often it was timed.
         median_ms: milliseconds of half of the rounds, at most.
         least_ms: milliseconds of the fastest.
@@ -39,7 +43,7 @@ class Pace:
     """
 
     what: str
-    rules: int
+    size: int
     rounds: int
     median_ms: float
     least_ms: float
@@ -61,7 +65,16 @@ def measure_policies(seconds: float = 1.0) -> list[Pace]:
     return paces
 
 
-def pace(what: str, rules: int, call: Callable[[], object], seconds: float) -> Pace:
+def measure_replay(log: Path, policy: Policy, checks: Mapping[str, Check]) -> Pace:
+    """Time once what becomes of a log where every threshold is a tenth lower."""
+    lower = tuple(replace(rule, threshold=round(rule.threshold * 0.9, 4)) for rule in policy.rules)
+    started = time.perf_counter()
+    found = replay(log, policy, replace(policy, rules=lower, revision="lower"), checks)
+    took = (time.perf_counter() - started) * 1_000
+    return Pace("replay", found.exchanges, 1, took, took, BARS.get(("replay", found.exchanges)))
+
+
+def pace(what: str, size: int, call: Callable[[], object], seconds: float) -> Pace:
     """Time one thing over and over."""
     call()  # what is made once, such as pydantic's validators, is no part of it
     took: list[float] = []
@@ -70,7 +83,7 @@ def pace(what: str, rules: int, call: Callable[[], object], seconds: float) -> P
         started = time.perf_counter()
         call()
         took.append((time.perf_counter() - started) * 1_000)
-    return Pace(what, rules, len(took), statistics.median(took), min(took), BARS.get((what, rules)))
+    return Pace(what, size, len(took), statistics.median(took), min(took), BARS.get((what, size)))
 
 
 def policy_text(rules: int) -> str:

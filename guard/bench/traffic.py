@@ -1,9 +1,14 @@
 """Made-up exchanges with the shape of real ones, to measure what reads audit logs. Nothing in them was ever said."""
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from random import Random
 
+from ringfence.guard.audit.record import GENESIS, record_of, seal
+from ringfence.guard.audit.store import Store
 from ringfence.guard.exchange import Coverage, Exchange, Judged, Kind, Part, Subject
 from ringfence.policies.decide import decide
 from ringfence.policies.types import Action, Finding, Policy, Span, Stage
@@ -43,6 +48,22 @@ def exchanges(policy: Policy, number: int, seed: int = 0) -> Iterator[Exchange]:
         exchange.timings |= {"input_s": 0.02, "upstream_first_s": 0.3, "output_s": 0.1, "total_s": 1.2}
         exchange.revisions["classifier"] = "0" * 64
         yield exchange
+
+
+def write_log(path: Path, policy: Policy, number: int) -> Iterator[int]:
+    """Write an audit log of so many made-up exchanges, and yield each one's number.
+
+    In one transaction: `Store.append` makes sure of each record by itself, which takes twice as long.
+    """
+    Store.open(path).close()
+    with closing(sqlite3.connect(path)) as log, log:
+        prev = GENESIS
+        for seq, exchange in enumerate(exchanges(policy, number), 1):
+            sealed = seal(record_of(exchange, text="masked"), seq, prev)
+            row = (seq, sealed.hash, sealed.canonical.decode())
+            log.execute("INSERT INTO records (seq, hash, body) VALUES (?, ?, ?)", row)
+            prev = sealed.hash
+            yield seq
 
 
 def _findings(random: Random, index: int, part: Part) -> Iterator[Finding]:
