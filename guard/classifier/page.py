@@ -67,8 +67,9 @@ def _compared(card: Card, beside: Card) -> Iterator[str]:
     yield ""
     yield f"## Beside it: the recipe `{beside['recipe']}`"
     yield ""
-    yield "The same training with every source of the pool, also those whose licence forbids commercial use. It is not"
-    yield f"shipped. {beside['training']['examples']:,} texts; on the sources that neither of the two learnt from:"
+    alone = ", without the teacher," if card["teacher"] and not beside["teacher"] else ""
+    yield f"The same training{alone} with every source of the pool, also those whose licence forbids commercial use."
+    yield f"It is not shipped. {beside['training']['examples']:,} texts; on the sources that neither learnt from:"
     yield ""
     names = (card["recipe"], beside["recipe"])
     yield (

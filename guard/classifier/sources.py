@@ -7,7 +7,7 @@ so `SOURCES` says for each what it means, under which licence it comes and what 
 import csv
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -94,21 +94,6 @@ def jailbreak_responses(row: Row) -> Iterable[Example]:
         if opening is None or not example.labels["response_harm"]:
             labels = {**example.labels, "refusal": float(opening is not None)}
             yield replace(example, labels=labels, doubt=frozenset({"refusal"}))
-
-
-def held_out_question(row: Row) -> bool:
-    """Tell whether a question is among the fifth kept for calibration: both files ask the same hundred questions."""
-    return zlib.crc32(row["text"].encode()) % 5 == 0
-
-
-def jailbreak_responses_to_train(row: Row) -> Iterable[Example]:
-    """Read `jailbreak_responses` to the questions that are not held out."""
-    return () if held_out_question(row) else jailbreak_responses(row)
-
-
-def jailbreak_responses_held_out(row: Row) -> Iterable[Example]:
-    """Read `jailbreak_responses` to the held-out questions."""
-    return jailbreak_responses(row) if held_out_question(row) else ()
 
 
 def answered_requests(row: Row) -> Iterable[Example]:
@@ -249,6 +234,23 @@ def english_requests(row: Row) -> Iterable[Example]:
     return requests(row, doubt=HAZARDS) if row["lang"] == "en" else ()
 
 
+Reader = Callable[[Row], Iterable[Example]]
+
+
+def parted(read: Reader, key: Callable[[Row], str], of: int) -> tuple[Reader, Reader]:
+    """Part a source: what trains, and the share, one in `of`, that calibrates. Rows with one key stay together."""
+
+    def held_out(row: Row) -> bool:
+        return zlib.crc32(key(row).encode()) % of == 0
+
+    return (lambda row: () if held_out(row) else read(row)), (lambda row: read(row) if held_out(row) else ())
+
+
+# of jailbroken answers two files ask the same hundred questions; a dialogue comes twice, with either of two answers
+answers_to_train, answers_held_out = parted(jailbreak_responses, lambda row: row["text"], 5)
+dialogues_to_train, dialogues_held_out = parted(annotated_dialogues, lambda row: row["id"].split("-")[1], 9)
+
+
 CC_BY, CC_BY_SA, CC_BY_NC, CC_BY_NC_SA = "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-NC-4.0", "CC-BY-NC-SA-4.0"
 
 NONE = "none stated"
@@ -289,10 +291,11 @@ SOURCES = (
     Source("surge_toxicity/train", statements, "MIT", use=Use.REPORT),
     Source("hatecheck/dev", hate_statements, CC_BY, use=Use.REPORT),
     # responses
-    Source("gptfuzz_responses/train", jailbreak_responses_to_train, "MIT", caps=(1000, 1000)),
-    Source("gptfuzz_responses/train", jailbreak_responses_held_out, "MIT", use=Use.CALIBRATE, caps=(400, 400)),
-    Source("gptfuzz_responses/dev", jailbreak_responses_held_out, "MIT", use=Use.CALIBRATE, caps=(200, 200)),
-    Source("hh_rlhf_harmless/unlabelled", annotated_dialogues, "MIT; labels ours", caps=(5000, 5000)),
+    Source("gptfuzz_responses/train", answers_to_train, "MIT", caps=(1000, 1000)),
+    Source("gptfuzz_responses/train", answers_held_out, "MIT", use=Use.CALIBRATE, caps=(400, 400)),
+    Source("gptfuzz_responses/dev", answers_held_out, "MIT", use=Use.CALIBRATE, caps=(200, 200)),
+    Source("hh_rlhf_harmless/unlabelled", dialogues_to_train, "MIT; labels ours", caps=(5000, 5000)),
+    Source("hh_rlhf_harmless/unlabelled", dialogues_held_out, "MIT; labels ours", use=Use.CALIBRATE),
     Source("dices/train", responses, CC_BY, use=Use.REPORT),
     Source("dices/dev", responses, CC_BY, use=Use.REPORT),
     # for the eye only: never learnt from, by either recipe
