@@ -613,3 +613,8 @@ class Decision:
     errors: tuple[str, ...] = ()
     message: str = ""
     revision: str = ""
+
+    @property
+    def would(self) -> Mapping[str, str]:
+        """What each shadow rule would have done, as it is told: `would_block`, `would_rewrite` …"""
+        return {rule: f"would_{action}" for rule, action in self.shadow.items()}

@@ -40,7 +40,7 @@ def found(category, *spans, stage=Stage.INPUT, action=Action.LOG, error=None, **
 def test_golden_record_keeps_its_bytes():
     sealed = runpy.run_path(str(GOLDEN / "make_audit_record.py"))["sealed"]()
     assert sealed.canonical == (GOLDEN / "audit_record_v1.json").read_bytes()
-    assert sealed.hash == "7a3ff70d795892514292e7a7cd149872eab6a8637612eb375fc340bb068fbcdb"
+    assert sealed.hash == "bffb79dcaf2efe09ee84fd1be9602313f4e788547c6698cb20964b38c40c426b"
 
 
 def test_decisions_are_read_back_as_they_were_recorded():
@@ -62,6 +62,7 @@ def test_decisions_are_read_back_as_they_were_recorded():
     )
     body = json.loads(seal(record_of(exchange(PROMPT, decision), text="masked"), seq=1, prev=GENESIS).canonical)
     assert decisions_of(body) == (decision,)
+    assert body["decisions"][0]["shadow"] == {"trial": "would_log"}
 
 
 def test_score_that_is_no_number_is_read_back_as_one():

@@ -256,6 +256,14 @@ def test_check_answers_in_json(tmp_path: Path) -> None:
     assert "[PII_EMAIL]" in done.stdout
 
 
+def test_check_tells_what_rules_in_shadow_would_have_done(tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text("version: 1\nname: t\npacks: [pii]\noverride: {pii: {shadow: true}}\n")
+    done = run("check", "Call me: jane.roe@example.com", cwd=tmp_path)
+    assert (done.returncode, "in shadow: pii would_rewrite" in done.stdout) == (0, True)
+    told = json.loads(run("check", "Call me: jane.roe@example.com", "--json", cwd=tmp_path).stdout)
+    assert (told["action"], told["shadow"]) == ("allow", {"pii": "would_rewrite"})
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "says"),
     [

@@ -97,7 +97,11 @@ def seal(body: Body, seq: int, prev: str) -> Sealed:
 def decisions_of(body: Body) -> tuple[Decision, ...]:
     """Read the decisions of a record back, with their findings; a score that was not a number is none again."""
     decisions = [
-        {**one, "findings": [f if f["score"] is not None else {**f, "score": math.nan} for f in one["findings"]]}
+        {
+            **one,
+            "shadow": {rule: would.removeprefix("would_") for rule, would in one["shadow"].items()},
+            "findings": [f if f["score"] is not None else {**f, "score": math.nan} for f in one["findings"]],
+        }
         for one in body["decisions"]
     ]
     return _decisions().validate_python(decisions)
@@ -180,7 +184,7 @@ def _decision(decision: Decision) -> Body:
         "rules": list(decision.rules),
         "logged": list(decision.logged),
         **({"unanswered": dict(decision.unanswered)} if decision.unanswered else {}),
-        "shadow": dict(decision.shadow),
+        "shadow": dict(decision.would),
         **({"excepted": dict(decision.excepted)} if decision.excepted else {}),
         **({"overlays": list(decision.overlays)} if decision.overlays else {}),
         "findings": [

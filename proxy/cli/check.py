@@ -75,6 +75,7 @@ def _as_json(decision: Decision, latency_ms: float) -> dict[str, object]:
     return {
         "action": decision.action.value,
         "rules": list(reasons(decision)),
+        **({"shadow": dict(decision.would)} if decision.shadow else {}),
         "findings": [
             {
                 "check": finding.check,
@@ -101,6 +102,8 @@ def _show(decision: Decision, text: str, latency_ms: float) -> None:
         console.print(decision.message, markup=False)
     if decision.action is Action.REWRITE:
         console.print(rewrite(text, decision.rewrites), markup=False)
+    for rule, would in decision.would.items():
+        console.print(f"in shadow: {rule} {would}", style="dim", markup=False)
     for error in decision.errors:
         console.print(f"check failed: {error}", style="red", markup=False)
     table = Table("finding", "score", "where", "", box=None, header_style="dim")
