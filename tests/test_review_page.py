@@ -117,7 +117,7 @@ def test_record_shows_parts_coverage_findings_decisions_and_chain(client, store)
     text = Markup(client.get(f"/audit/{one.id}").text).text
     for piece in ("Write to [MAIL] now", "I did.", "judged", "pii.email", "0.975", "user 9–23", "an address"):
         assert piece in text
-    for piece in ("mask-mail", "stricter would block", "acme/key-7", "250.0 ms", "g1", receipt.hash, "0" * 64):
+    for piece in ("mask-mail", "stricter would_block", "acme/key-7", "250.0 ms", "g1", receipt.hash, "0" * 64):
         assert piece in text
     assert "jo@example.org" not in text
 
