@@ -49,6 +49,23 @@ class WordCheck:
         ]
 
 
+class SureOfWar:
+    """Stands in for the classifier: harm is what mentions war; asked about peace, it breaks."""
+
+    name = "classifier"
+    categories = frozenset({"harm", "attack", "toxicity"})
+
+    def find(self, passage: Passage) -> Sequence[Finding]:
+        if passage.text == "peace":
+            raise RuntimeError("cannot imagine")
+        return [Finding("classifier", "harm", float("war" in passage.text), (Span(0, 0, len(passage.text)),))]
+
+
+@pytest.fixture
+def sure_of_war() -> SureOfWar:
+    return SureOfWar()
+
+
 @dataclass
 class BrokenCheck:
     """Cannot answer."""
@@ -100,6 +117,22 @@ def seconds() -> Callable[[Callable[[], object]], float]:
             gc.enable()
 
     return measured
+
+
+@pytest.fixture
+def grows_with_its_length(seconds: Callable[[Callable[[], object]], float]) -> Callable[..., bool]:
+    """Whether the time that a text takes grows with its length and no faster."""
+
+    def linear(read: Callable[[str], object], unit: str, before: str = "", after: str = "") -> bool:
+        def taken(length: int) -> float:
+            text = before + unit * (length // len(unit)) + after
+            return seconds(lambda: read(text))
+
+        read(unit)
+        # Eight times the text: eight times the time if linear, sixty-four times if quadratic.
+        return taken(64_000) < 24 * taken(8_000) + 0.05
+
+    return linear
 
 
 @pytest.fixture

@@ -269,14 +269,8 @@ def test_image_is_found_whatever_stands_around_it(before, after):
     ],
 )
 @pytest.mark.parametrize("head", ["", "![x](https://a.b/?q=", "https://"])
-def test_time_grows_with_the_length_and_no_faster(unit, head, seconds):
-    def taken(length):
-        text = head + unit * (length // len(unit))
-        return seconds(lambda: find(text))
-
-    find(unit)
-    # Eight times the text: eight times the time if linear, sixty-four times if quadratic.
-    assert taken(64_000) < 24 * taken(8_000) + 0.05
+def test_time_grows_with_the_length_and_no_faster(unit, head, grows_with_its_length):
+    assert grows_with_its_length(find, unit, before=head)
 
 
 @pytest.mark.parametrize("unit", ["The quick brown fox. ", "https://a.example/b?c=d ", f"![x]({OUT}/?d={BASE64}) "])

@@ -165,14 +165,8 @@ def test_text_without_hidden_characters_has_no_finding(text):
         *("\x9d", "\x9da", "\x9b1;", "\x1b[0;8m", "\x00", "\x00a", "\x93", "\x1bP", "8;"),
     ],
 )
-def test_time_grows_with_the_length_and_no_faster(unit, seconds):
-    def taken(length):
-        text = unit * (length // len(unit)) + "é"
-        return seconds(lambda: find(text))
-
-    find(unit)
-    # Eight times the text: eight times the time if linear, sixty-four times if quadratic.
-    assert taken(64_000) < 24 * taken(8_000) + 0.05
+def test_time_grows_with_the_length_and_no_faster(unit, grows_with_its_length):
+    assert grows_with_its_length(find, unit, after="é")
 
 
 @pytest.mark.parametrize("unit", ["The quick brown fox. ", "caf\u00e9 ", "i\u200bg", "ab\u202ecd\u202c\n", "\x1b[2Jx"])

@@ -296,11 +296,5 @@ def test_key_is_found_whatever_stands_around_it(before, after):
         ),
     ],
 )
-def test_time_grows_with_the_length_and_no_faster(unit, seconds):
-    def taken(length):
-        text = unit * (length // len(unit))
-        return seconds(lambda: find(text))
-
-    find(unit)
-    # Eight times the text: eight times the time if linear, sixty-four times if quadratic.
-    assert taken(64_000) < 24 * taken(8_000) + 0.05
+def test_time_grows_with_the_length_and_no_faster(unit, grows_with_its_length):
+    assert grows_with_its_length(find, unit)

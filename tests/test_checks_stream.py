@@ -30,39 +30,36 @@ PIECES = [
 ]
 
 
-def judge(text):
-    return PIPELINE.judge(Stage.OUTPUT, [Passage(Stage.OUTPUT, "assistant", text)])
+def judge(pipeline, text):
+    return pipeline.judge(Stage.OUTPUT, [Passage(Stage.OUTPUT, "assistant", text)])
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from(PIECES), min_size=10, max_size=60).map("".join), st.integers(1, 50))
-def test_stream_is_rewritten_as_the_whole_text_is(text, chunk):
-    stream, released = StreamGuard(POLICY.stream), ""
+def streamed(pipeline, text, chunk):
+    """What comes out of a stream that the text goes into in chunks."""
+    stream, released = StreamGuard(pipeline.policy.stream), ""
     for start in range(0, len(text) + 1, chunk):
         stream.feed(text[start : start + chunk])
         if start + chunk > len(text):
             stream.close()
         while window := stream.window():
-            released += stream.settle(window, judge(window.text))
-    assert released == rewrite(text, judge(text).rewrites)
+            released += stream.settle(window, judge(pipeline, window.text))
+    return released
 
 
-WAYS_OUT = loads_policy("version: 1\nname: ways-out\npacks: [hidden, exfiltration]\n")
-WAYS_OUT_PIPELINE = Pipeline(WAYS_OUT, {"hidden": HiddenCheck(), "exfiltration": ExfiltrationCheck()})
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), min_size=10, max_size=60).map("".join), st.integers(1, 50))
+def test_stream_is_rewritten_as_the_whole_text_is(text, chunk):
+    assert streamed(PIPELINE, text, chunk) == rewrite(text, judge(PIPELINE, text).rewrites)
+
+
+WAYS_OUT = Pipeline(
+    loads_policy("version: 1\nname: ways-out\npacks: [hidden, exfiltration]\n"),
+    {"hidden": HiddenCheck(), "exfiltration": ExfiltrationCheck()},
+)
 LINES = [case.text for pack in ("hidden", "exfiltration") for case in read_cases(PACKS / f"{pack}.cases.yaml")]
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from(LINES), min_size=3, max_size=25).map("\n".join), st.integers(1, 50))
 def test_stream_with_hidden_text_and_ways_out_is_rewritten_as_the_whole_text_is(text, chunk):
-    def judge(text):
-        return WAYS_OUT_PIPELINE.judge(Stage.OUTPUT, [Passage(Stage.OUTPUT, "assistant", text)])
-
-    stream, released = StreamGuard(WAYS_OUT.stream), ""
-    for start in range(0, len(text) + 1, chunk):
-        stream.feed(text[start : start + chunk])
-        if start + chunk > len(text):
-            stream.close()
-        while window := stream.window():
-            released += stream.settle(window, judge(window.text))
-    assert released == rewrite(text, judge(text).rewrites)
+    assert streamed(WAYS_OUT, text, chunk) == rewrite(text, judge(WAYS_OUT, text).rewrites)

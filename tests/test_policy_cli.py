@@ -21,22 +21,10 @@ from ringfence.proxy.cli import policy as cli
 HEAD = "version: 1\nname: tiny\n"
 
 
-class SureOfWar:
-    """Stands in for the classifier: harm is what mentions war; asked about peace, it breaks."""
-
-    name = "classifier"
-    categories = frozenset({"harm", "attack", "toxicity"})
-
-    def find(self, passage):
-        if passage.text == "peace":
-            raise RuntimeError("cannot imagine")
-        return [Finding("classifier", "harm", float("war" in passage.text), (Span(0, 0, len(passage.text)),))]
-
-
 @pytest.fixture(autouse=True)
-def installed(monkeypatch):
+def installed(monkeypatch, sure_of_war):
     real = (PiiCheck(), SecretsCheck(), HiddenCheck(), ExfiltrationCheck(), LeakageCheck())
-    monkeypatch.setattr(cli, "load_checks", lambda: {check.name: check for check in (SureOfWar(), *real)})
+    monkeypatch.setattr(cli, "load_checks", lambda: {check.name: check for check in (sure_of_war, *real)})
 
 
 def run(*arguments):

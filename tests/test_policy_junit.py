@@ -5,12 +5,11 @@ import pytest
 from junitparser import Error, Failure, JUnitXml
 from typer.testing import CliRunner
 
-from ringfence.guard.check import Finding
 from ringfence.guard.checks.hidden import HiddenCheck
 from ringfence.guard.checks.pii import PiiCheck
 from ringfence.policies.cases import Case, Expected, Outcome, Result, Shown, Suite, cases_beside, coverage_of, run_cases
 from ringfence.policies.load import loads_policy
-from ringfence.policies.types import Action, Decision, Span, Stage
+from ringfence.policies.types import Action, Decision, Stage
 from ringfence.proxy.cli import policy as cli
 
 HEAD = "version: 1\nname: tiny\n"
@@ -35,21 +34,9 @@ CASES = """\
 """
 
 
-class SureOfWar:
-    """Stands in for the classifier: harm is what mentions war; asked about peace, it breaks."""
-
-    name = "classifier"
-    categories = frozenset({"harm", "attack", "toxicity"})
-
-    def find(self, passage):
-        if passage.text == "peace":
-            raise RuntimeError("cannot imagine")
-        return [Finding("classifier", "harm", float("war" in passage.text), (Span(0, 0, len(passage.text)),))]
-
-
 @pytest.fixture(autouse=True)
-def installed(monkeypatch):
-    checks = {check.name: check for check in (SureOfWar(), PiiCheck(), HiddenCheck())}
+def installed(monkeypatch, sure_of_war):
+    checks = {check.name: check for check in (sure_of_war, PiiCheck(), HiddenCheck())}
     monkeypatch.setattr(cli, "load_checks", lambda: checks)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 """Characters of an example."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What was judged, and what came of it: by file, and in all."""
+
+    policy: Policy
+    sets: Mapping[str, "Texts"]
+    reports: Mapping[str, "Report"]
+    total: "Report"
+    benign: bool
+    examples: bool
 
 
 def rules(
@@ -78,10 +91,12 @@ def rules(
     total = report_on(wanted, list(chain.from_iterable(outcomes.values())))
     if markdown:
         typer.echo("\n".join(markdown_of(total, benign)))
-    elif as_json:
-        typer.echo(json.dumps(json_of(guard.policy, sets, reports, total, benign, examples)))
+        return
+    run = Run(guard.policy, sets, reports, total, benign, examples)
+    if as_json:
+        typer.echo(json.dumps(json_of(run)))
     else:
-        show(guard.policy, sets, reports, total, benign, examples)
+        show(run)
 
 
 def named(paths: Sequence[Path]) -> dict[str, Path]:
@@ -107,57 +122,43 @@ def markdown_of(report: "Report", benign: bool) -> Iterator[str]:
         yield f"| `{one.rule.id}` | {' | '.join(written(one.rate))} |"
 
 
-def json_of(
-    policy: Policy,
-    sets: Mapping[str, "Texts"],
-    reports: Mapping[str, "Report"],
-    total: "Report",
-    benign: bool,
-    examples: bool,
-) -> dict[str, Any]:
+def json_of(run: Run) -> dict[str, Any]:
     """Return everything as one object."""
     found: dict[str, Any] = {
-        "policy": {"name": policy.name, "revision": policy.revision},
-        "benign": benign,
+        "policy": {"name": run.policy.name, "revision": run.policy.revision},
+        "benign": run.benign,
         "files": {
-            name: report.to_json() | {"skipped": sets[name].skipped, "left": sets[name].left}
-            for name, report in reports.items()
+            name: report.to_json() | {"skipped": run.sets[name].skipped, "left": run.sets[name].left}
+            for name, report in run.reports.items()
         },
-        "total": total.to_json(),
+        "total": run.total.to_json(),
     }
-    if examples:
+    if run.examples:
         found["examples"] = {
             one.rule.id: [{"at": example.text.where, "text": excerpt(one, example)} for example in one.examples]
-            for one in total.rules
+            for one in run.total.rules
         }
     return found
 
 
-def show(
-    policy: Policy,
-    sets: Mapping[str, "Texts"],
-    reports: Mapping[str, "Report"],
-    total: "Report",
-    benign: bool,
-    examples: bool,
-) -> None:
+def show(run: Run) -> None:
     """Print a row for each rule and each action, a column for each file, and of all files together."""
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 240  # a rule a line, for grep
-    console.print(f"[bold]{escape(policy.name)}[/]  [dim]revision {policy.revision[:16]}[/]")
-    for name, texts in sets.items():
+    console.print(f"[bold]{escape(run.policy.name)}[/]  [dim]revision {run.policy.revision[:16]}[/]")
+    for name, texts in run.sets.items():
         rest = [f"{texts.skipped:,} skipped"] if texts.skipped else []
         rest += [f"{texts.left:,} more not drawn"] if texts.left else []
-        what = f"{name}: {len(texts.texts):,} {'benign ' if benign else ''}texts"
+        what = f"{name}: {len(texts.texts):,} {'benign ' if run.benign else ''}texts"
         console.print(Text(", ".join([what, *rest]), "dim"))
-    console.print(table_of(reports, total))
-    for one in total.rules:
+    console.print(table_of(run.reports, run.total))
+    for one in run.total.rules:
         if one.unanswered:
             left_open = f"{one.rule.id}: its check could not answer for {one.unanswered:,} texts more"
             console.print(Text(left_open, "magenta"))
-    console.print(Text(f"median {total.median_ms:.2f} ms a text", "dim"))
-    for one in total.rules if examples else ():
+    console.print(Text(f"median {run.total.median_ms:.2f} ms a text", "dim"))
+    for one in run.total.rules if run.examples else ():
         if one.examples:
             console.print(f"\n[bold]{one.rule.id}[/]")
         for example in one.examples:
