@@ -1,0 +1,92 @@
+"""Puts a network together from a checkpoint's tensors, by Hugging Face's names, one layer after the other."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ringfence.model.config import Config, Layer
+from ringfence.model.linear import Linear, Plain
+from ringfence.model.llama4 import Attention, Block, Decoder, Experts, FeedForward
+
+Take = Callable[[str], Tensor]
+"""Reads a tensor by its name. Raises KeyError where the checkpoint has none of it."""
+
+Form = Callable[[Tensor, Tensor | None], Linear]
+"""Makes a product of weights (out, in) and a bias."""
+
+
+def assemble(config: Config, take: Take, form: Form = Plain, dtype: torch.dtype = torch.float32) -> Decoder:
+    """Read every tensor once, and keep those of products in a form of their own.
+
+    Raises:
+        KeyError: a tensor is missing.
+        ValueError: one has another shape than the configuration says.
+    """
+
+    def read(name: str, *shape: int) -> Tensor:
+        tensor = take(name)
+        if tensor.shape != shape:
+            raise ValueError(f"{name} is of shape {tuple(tensor.shape)}, not {shape}")
+        return tensor.to(dtype)
+
+    def below(prefix: str) -> Callable[..., Tensor]:
+        return lambda name, *shape: read(f"{prefix}{name}", *shape)
+
+    words = read("model.embed_tokens.weight", config.vocabulary, config.width)
+    blocks = [_block(config, index, below(f"model.layers.{index}."), form) for index in range(len(config.layers))]
+    head = words if config.tied else read("lm_head.weight", config.vocabulary, config.width)
+    return Decoder(config, words, blocks, read("model.norm.weight", config.width), form(head, None))
+
+
+def _block(config: Config, index: int, read: Callable[..., Tensor], form: Form) -> Block:
+    layer = config.layers[index]
+    return Block(
+        config.eps,
+        read("input_layernorm.weight", config.width),
+        _attention(config, index, read, form),
+        read("post_attention_layernorm.weight", config.width),
+        _experts(config, layer, read, form) if layer.experts else _dense(config, layer, read, form),
+    )
+
+
+def _attention(config: Config, index: int, read: Callable[..., Tensor], form: Form) -> Attention:
+    rows = {"q": config.heads * config.head, "k": config.kv_heads * config.head, "v": config.kv_heads * config.head}
+
+    def part(name: str, kind: str, *shape: int) -> Tensor:
+        tensor = read(f"self_attn.{name}_proj.{kind}", rows[name], *shape)
+        return _neighbours(tensor, config.head) if config.halves and name != "v" else tensor
+
+    qkv = torch.cat([part(name, "weight", config.width) for name in rows])
+    bias = torch.cat([part(name, "bias") for name in rows]) if config.bias else None
+    out = read("self_attn.o_proj.weight", config.width, rows["q"])
+    out_bias = read("self_attn.o_proj.bias", config.width) if config.bias else None
+    return Attention(config, config.layers[index], index, form(qkv, bias), form(out, out_bias))
+
+
+def _neighbours(rows: Tensor, head: int) -> Tensor:
+    """Put each head's first and second half (heads · head, …) next to each other: what is turned together."""
+    return rows.view(-1, 2, head // 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+
+
+def _dense(config: Config, layer: Layer, read: Callable[..., Tensor], form: Form) -> FeedForward:
+    return _gated("mlp." if config.halves else "feed_forward.", config, layer, read, form)
+
+
+def _gated(prefix: str, config: Config, layer: Layer, read: Callable[..., Tensor], form: Form) -> FeedForward:
+    pair = [read(f"{prefix}{name}_proj.weight", layer.width, config.width) for name in ("gate", "up")]
+    down = read(f"{prefix}down_proj.weight", config.width, layer.width)
+    return FeedForward(form(torch.cat(pair), None), form(down, None))
+
+
+def _experts(config: Config, layer: Layer, read: Callable[..., Tensor], form: Form) -> Experts:
+    gate_up = read("feed_forward.experts.gate_up_proj", layer.experts, config.width, 2 * layer.width)
+    down = read("feed_forward.experts.down_proj", layer.experts, layer.width, config.width)
+    # The checkpoint has them (in, out); each is kept the way all other products are.
+    pairs = zip(gate_up.transpose(1, 2), down.transpose(1, 2), strict=True)
+    return Experts(
+        config.top_k,
+        read("feed_forward.router.weight", layer.experts, config.width),
+        _gated("feed_forward.shared_expert.", config, layer, read, form),
+        [FeedForward(form(up.contiguous(), None), form(back.contiguous(), None)) for up, back in pairs],
+    )

@@ -1,0 +1,259 @@
+"""The network, top to bottom: Llama 4's decoder, which also computes the dense Llamas before it.
+
+A step computes the new tokens of several sequences at once. All products with weights are over all of them together;
+only attention looks at one sequence at a time, and reads what came before from the cache. Of the experts only those
+are computed that a token was given to. `reference` says the same in plainer words, and slower.
+
+Source: Llama 4's model card (Meta 2025); Su et al. 2021 for rotary positions; Ainslie et al. 2023 for grouped queries.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding, rms_norm, silu
+
+from ringfence.model.cache import Cache, Held
+from ringfence.model.config import Config, Layer
+from ringfence.model.linear import Linear
+from ringfence.model.reference import frequencies
+
+flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+"""Attention that also returns the logarithm of what it divided by, so that parts of it can be put together."""
+
+
+# A step: which tokens of which sequences
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens of one sequence that attend to the same tokens before them, and each to those among them up to itself.
+
+    Attributes:
+        rows: which of the step's tokens they are.
+        before: where in the cache the tokens lie that all of them attend to.
+        alone: whether there is one, which lies at the end of `before` itself.
+    """
+
+    rows: slice
+    before: tuple[slice, ...]
+    alone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """New tokens of some sequences, one sequence after the other.
+
+    Attributes:
+        ids, positions, slots: of each token (N,): what it is, how many tokens came before it, where it goes in the cache.
+        pieces: by the chunk that a layer's attention stays within, what attends to what.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    pieces: Mapping[int | None, Sequence[Piece]]
+
+    @classmethod
+    def of(cls, config: Config, new: Sequence[tuple[Held, Sequence[int]]]) -> "Step":
+        """Put new tokens behind what each sequence has; there must be room for them."""
+        ids = torch.tensor([id for _, own in new for id in own])
+        positions = torch.cat([torch.arange(held.length, held.length + len(own)) for held, own in new])
+        slots = [
+            torch.arange(part.start, part.stop)
+            for held, own in new
+            for part in held.slots(held.length, held.length + len(own))
+        ]
+        chunks = dict.fromkeys(layer.chunk for layer in config.layers)
+        return cls(ids, positions, torch.cat(slots), {chunk: tuple(_pieces(new, chunk)) for chunk in chunks})
+
+
+def _pieces(new: Sequence[tuple[Held, Sequence[int]]], chunk: int | None) -> Iterator[Piece]:
+    row = 0
+    for held, own in new:
+        first, end = held.length, held.length + len(own)
+        while first < end:
+            since = first // chunk * chunk if chunk else 0
+            last = min(end, since + chunk) if chunk else end
+            alone = last - first == 1
+            before = tuple(held.slots(since, last if alone else first))
+            yield Piece(slice(row, row + last - first), before, alone)
+            row, first = row + last - first, last
+
+
+# The network
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Mixes what earlier tokens say; heads share keys and values in groups.
+
+    Attributes:
+        qkv: queries, keys and values of all heads in one product.
+    """
+
+    config: Config
+    layer: Layer
+    index: int
+    qkv: Linear
+    out: Linear
+
+    def __call__(self, x: Tensor, step: Step, turns: Tensor, cache: Cache) -> Tensor:
+        """Return what each token hears (N, width).
+
+        Args:
+            turns: complex rotations of each token (N, 1, head / 2).
+        """
+        heads, kv = self.config.heads, self.config.kv_heads
+        qkv = self.qkv(x).view(len(x), heads + 2 * kv, -1)
+        qk, v = qkv[:, : heads + kv], qkv[:, heads + kv :]
+        if self.layer.rope:
+            qk = rotate(qk, turns)
+            if self.config.qk_norm:
+                qk = rms_norm(qk, qk.shape[-1:], eps=self.config.eps)
+        q, k, v = qk[:, :heads], qk[:, heads:].transpose(0, 1), v.transpose(0, 1)
+        if self.config.tuning and not self.layer.rope:
+            steps = ((step.positions + 1) / self.config.tuning.floor).floor()
+            q = (q * (1 + self.config.tuning.scale * steps.log1p())[:, None, None]).to(x.dtype)
+        cache.write(self.index, step.slots, k, v)
+        keys, values = cache.keys[self.index], cache.values[self.index]
+        mixed = [attend(q[p.rows], k[:, p.rows], v[:, p.rows], keys, values, p) for p in step.pieces[self.layer.chunk]]
+        return self.out((torch.cat(mixed) if len(mixed) > 1 else mixed[0]).flatten(1))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, piece: Piece) -> Tensor:
+    """Attend to stretches of the cache one by one, and to the new tokens themselves; put the results together.
+
+    Args:
+        q: (n, heads, head); k, v: of the new tokens (kv heads, n, head).
+        keys, values: the layer's cache (kv heads, slots, head).
+
+    Returns:
+        (n, heads, head).
+    """
+    n, heads, head = q.shape
+    kv = len(k)
+    # To what is not masked, all queries of a group attend alike: they are so many rows of one product.
+    rows = q.view(n, kv, heads // kv, head).permute(1, 2, 0, 3).reshape(1, kv, -1, head)
+    parts = [flash(rows, keys[None, :, one], values[None, :, one]) for one in piece.before]
+    if not piece.alone:
+        own = rows.view(1, heads, n, head)
+        k, v = (one.repeat_interleave(heads // kv, 0)[None] for one in (k, v))
+        mixed, norm = flash(own, k, v, is_causal=True)
+        parts.append((mixed.reshape(rows.shape), norm.reshape(1, kv, -1)))
+    mixed = parts[0][0] if len(parts) == 1 else _together(parts)
+    return mixed.reshape(kv, heads // kv, n, head).permute(2, 0, 1, 3).reshape(n, heads, head)
+
+
+def _together(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Weigh attention over several stretches by what each was divided by."""
+    norms = torch.stack([norm for _, norm in parts])
+    shares = norms.softmax(0)[..., None]
+    return sum((mixed * share for (mixed, _), share in zip(parts, shares, strict=True)), torch.zeros(())).to(
+        parts[0][0].dtype
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FeedForward:
+    """What is computed on each token by itself: a gated pair of products and one back.
+
+    Attributes:
+        gate_up: the gate and what goes through it, in one product.
+    """
+
+    gate_up: Linear
+    down: Linear
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return (N, width)."""
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(silu(gate) * up)
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A feed-forward that all tokens share, and others of which each token is given to the few that the router says.
+
+    Attributes:
+        router: weights (experts, width).
+    """
+
+    top_k: int
+    router: Tensor
+    shared: FeedForward
+    routed: Sequence[FeedForward]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return (N, width). Tokens are sorted by expert, so that each expert in use is computed once."""
+        says, chosen = (x @ self.router.T).topk(self.top_k)  # (N, top_k)
+        # What the router says scales what an expert is given, not what it gives.
+        given = (x[:, None] * says.sigmoid()[..., None]).flatten(0, 1)  # (N · top_k, width)
+        out = self.shared(x)
+        if len(given) == 1:
+            return out + self.routed[int(chosen)](given)
+        order = chosen.flatten().argsort()
+        counts = chosen.flatten().bincount(minlength=len(self.routed)).tolist()
+        used = [expert for expert, count in enumerate(counts) if count]
+        sorted_rows = torch.split(given[order], [counts[expert] for expert in used])
+        said = torch.cat([self.routed[expert](rows) for expert, rows in zip(used, sorted_rows, strict=True)])
+        return out.index_add_(0, order // self.top_k, said)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One layer: attention, then a feed-forward, each added to what went in."""
+
+    eps: float
+    attention_norm: Tensor
+    attention: Attention
+    feed_forward_norm: Tensor
+    feed_forward: FeedForward | Experts
+
+    def __call__(self, x: Tensor, step: Step, turns: Tensor, cache: Cache) -> Tensor:
+        """Return (N, width)."""
+        x = x + self.attention(rms_norm(x, x.shape[-1:], self.attention_norm, self.eps), step, turns, cache)
+        return x + self.feed_forward(rms_norm(x, x.shape[-1:], self.feed_forward_norm, self.eps))
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """The whole network.
+
+    Attributes:
+        words: embedding (vocabulary, width).
+        head: from the last hidden states to logits.
+    """
+
+    config: Config
+    words: Tensor
+    blocks: Sequence[Block]
+    norm: Tensor
+    head: Linear
+    frequencies: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "frequencies", frequencies(self.config.rope, self.config.head))
+
+    def __call__(self, new: Sequence[tuple[Held, Sequence[int]]], cache: Cache) -> Tensor:
+        """Compute new tokens of some sequences, for which there is room; return their last hidden states (N, width)."""
+        step = Step.of(self.config, new)
+        angles = step.positions[:, None] * self.frequencies
+        turns = torch.polar(torch.ones_like(angles), angles)[:, None]
+        x = embedding(step.ids, self.words)
+        for block in self.blocks:
+            x = block(x, step, turns, cache)
+        for held, own in new:
+            held.length += len(own)
+        return rms_norm(x, x.shape[-1:], self.norm, self.config.eps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return what hidden states (M, width) say of the token after each (M, vocabulary), in float32."""
+        return self.head(hidden).float()
+
+
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn neighbouring pairs of features (N, heads, head) by complex rotations (N, 1, head / 2)."""
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
