@@ -46,7 +46,7 @@ class Step:
     """New tokens of some sequences, one sequence after the other.
 
     Attributes:
-        ids, positions, slots: of each token (N,): what it is, how many tokens came before it, where it goes in the cache.
+        ids, positions, slots: of each token (N,): what it is, how many came before it, where it goes in the cache.
         pieces: by the chunk that a layer's attention stays within, what attends to what.
     """
 
