@@ -13,7 +13,7 @@ from ringfence.guard.classifier.language import language
 from ringfence.guard.exceptions import Exceptions, Who
 from ringfence.policies.decide import decide
 from ringfence.policies.document import PolicyError, Problem
-from ringfence.policies.overlay import about, effective
+from ringfence.policies.overlay import about, as_any_overlay_has_them, effective
 from ringfence.policies.types import Decision, Degrade, Policy, Rule, Stage
 from ringfence.policies.words import root
 
@@ -119,7 +119,7 @@ class Pipelines:
     """A policy as its overlays have it for each exchange: a pipeline for each set of them that applies together.
 
     Args:
-        policy, checks: as of `Pipeline`, which says what it raises; overlays are tried one by one.
+        policy, checks: as of `Pipeline`, which says what it raises, of overlays too.
 
     Attributes:
         base: the policy without overlays.
@@ -129,8 +129,8 @@ class Pipelines:
         self.base = Pipeline(policy, checks)
         self._checks = checks
         self._made: dict[tuple[str, ...], Pipeline] = {(): self.base}
-        for overlay in policy.overlays:
-            self._of((overlay.id,))  # what is wrong with one is said now, not at its first exchange
+        # What is wrong with an overlay is said now, not at its first exchange.
+        self._widest = Pipeline(replace(policy, rules=tuple(as_any_overlay_has_them(policy))), checks, self.base.pool)
 
     def of(self, who: Who) -> Pipeline:
         """Return what judges somebody's exchanges."""
@@ -138,7 +138,7 @@ class Pipelines:
 
     def warm(self) -> None:
         """Load what the checks need, so that the first exchange does not wait for it."""
-        for check in {check.name: check for one in self._made.values() for check in one.checks}.values():
+        for check in self._widest.checks:
             if isinstance(check, Warm):
                 check.warm()
 

@@ -1,10 +1,10 @@
 """Makes the policy that is in effect for one exchange, with those of its overlays that are about it. Pure."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 
-from ringfence.policies.types import Overlay, Override, Policy, Rule, Scope
+from ringfence.policies.types import Overlay, Override, Policy, Removal, Rule, Scope
 from ringfence.policies.words import Origin
 
 
@@ -17,12 +17,30 @@ def effective(policy: Policy, applied: Iterable[str]) -> Policy:
     overlays = [overlay for overlay in policy.overlays if overlay.id in wanted]
     if not overlays:
         return policy
-    rules = list(policy.rules)
-    message = policy.message
+    rules = {rule.id: rule for rule in policy.rules}
+    removed = list(policy.removed)
     for overlay in overlays:
-        rules = [_overridden(rule, overlay) for rule in rules if rule.id not in overlay.remove] + list(overlay.rules)
-        message = overlay.message or message
-    return replace(policy, rules=tuple(rules), message=message, applied=tuple(overlay.id for overlay in overlays))
+        gone = [name for name in dict.fromkeys(overlay.remove) if rules.pop(name, None)]
+        removed += [Removal(name, f"overlay {overlay.id}", overlay.written_at(f"remove.{name}")) for name in gone]
+        rules |= {name: _overridden(rules[name], overlay) for name in overlay.override if name in rules}
+        rules |= {rule.id: rule for rule in overlay.rules}
+    speaking = [overlay for overlay in overlays if overlay.message]
+    return replace(
+        policy,
+        rules=tuple(rules.values()),
+        message=speaking[-1].message if speaking else policy.message,
+        applied=tuple(overlay.id for overlay in overlays),
+        removed=tuple(removed),
+        origins={**policy.origins, **{"message": overlay.written_at("message") for overlay in speaking}},
+    )
+
+
+def as_any_overlay_has_them(policy: Policy) -> Iterator[Rule]:
+    """Yield every rule of the policy and of its overlays, and each once more for every overlay that changes it."""
+    yield from policy.every_rule
+    rules = {rule.id: rule for rule in policy.every_rule}
+    for overlay in policy.overlays:
+        yield from (_overridden(rules[name], overlay) for name in overlay.override if name in rules)
 
 
 def about(policy: Policy, who: Mapping[str, str]) -> tuple[str, ...]:
@@ -37,7 +55,7 @@ def about(policy: Policy, who: Mapping[str, str]) -> tuple[str, ...]:
 def meets(scope: Scope, who: Mapping[str, str]) -> bool:
     """Whether an exchange is within a scope; what is not known of it meets no list."""
     return all(
-        any(fnmatchcase(who.get(f.name, ""), pattern) for pattern in wanted)
+        (value := who.get(f.name, "")) and any(fnmatchcase(value, pattern) for pattern in wanted)
         for f in fields(scope)
         if (wanted := getattr(scope, f.name))
     )
@@ -53,9 +71,9 @@ def changed(rule: Rule, change: Override, written_at: Callable[[str], Origin]) -
     origins = {**rule.origins, **{key: written_at(key) for key in given}}
     if "threshold" in given:
         given["target"] = given["fitted"] = None  # it takes the place of the target
+        origins.pop("target", None)
     return replace(rule, **given, origins=origins)
 
 
 def _overridden(rule: Rule, overlay: Overlay) -> Rule:
-    change = overlay.override.get(rule.id)
-    return changed(rule, change, lambda _: overlay.origin) if change else rule
+    return changed(rule, overlay.override[rule.id], lambda key: overlay.written_at(f"override.{rule.id}.{key}"))

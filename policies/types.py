@@ -224,6 +224,10 @@ OnError = Literal[Action.ALLOW, Action.LOG, Action.BLOCK] | Degrade
 Maturity = Literal["experimental", "beta", "stable"]
 
 
+Origins = Annotated[SkipJsonSchema[Mapping[str, Origin]], NOT_WRITTEN]
+"""Where the values of something were written, by key."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One line of the argument: what, when, how sure, and what then.
@@ -251,7 +255,7 @@ class Rule:
         owner: who answers for it.
         tags: what it is filed under elsewhere, taxonomy first: `MLCommons:S9`, `OWASP-LLM-2025:LLM01`.
         origin: where it was written.
-        origins: where those of its values were written that are not from there, by key.
+        origins: where its values were written, by key; those left out are missing.
         fitted: where the threshold comes from if there is a target; the lock file has it, not the policy's.
     """
 
@@ -277,11 +281,11 @@ class Rule:
     # What decides is the threshold that a target came to; two policies that decide alike are one.
     target: Target | None = field(default=None, compare=False)
     origin: Written = field(default_factory=Origin, compare=False)
-    origins: Annotated[SkipJsonSchema[Mapping[str, Origin]], NOT_WRITTEN] = field(default_factory=dict, compare=False)
+    origins: Origins = field(default_factory=dict, compare=False)
     fitted: Annotated[SkipJsonSchema[Fitted | None], NOT_WRITTEN] = field(default=None, compare=False)
 
     def written_at(self, key: str) -> Origin:
-        """Return where one of its values was written: at the rule, or where something changes it."""
+        """Return where one of its values was written: with the rule, or where something changes it."""
         return self.origins.get(key, self.origin)
 
 
@@ -359,6 +363,8 @@ class Overlay:
         rules: rules that apply beside the others.
         message: what a blocked caller is told where the rule says nothing.
         why: the reason, for the reader and the auditor.
+        origin: where it was written.
+        origins: where its values were written, by key: `message`, `override.RULE.threshold`, `remove.RULE`.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -371,6 +377,11 @@ class Overlay:
     message: Message | None = None
     why: str = ""
     origin: Written = field(default_factory=Origin, compare=False)
+    origins: Origins = field(default_factory=dict, compare=False)
+
+    def written_at(self, key: str) -> Origin:
+        """Return where one of its values was written; for one that was not, where the overlay was."""
+        return self.origins.get(key, self.origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,7 +428,8 @@ class Counter:
         at_least: so many exchanges …
         within: … in so long a time; then it is found in every request, from the next one on …
         hold: … for so long.
-        per: whose exchanges are counted together: those of a key, of a tenant, or of a user whom the request names.
+        per: whose exchanges are counted together: those of a key (all without one are one more), of a tenant, or of a
+            user whom the request names; requests that name none are not counted.
         why: the reason, for the reader and the auditor.
     """
 
@@ -520,6 +532,21 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Removal:
+    """A rule of a pack, or of the policy below, that does not apply.
+
+    Attributes:
+        rule: its id.
+        by: what removed it: `policy shop`, `overlay clinics`.
+        origin: where.
+    """
+
+    rule: str
+    by: str
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """Everything a deployment decided, frozen.
 
@@ -534,6 +561,7 @@ class Policy:
         message: what a blocked caller is told where the rule says nothing.
         revision: sha256 over the canonical form of everything else, hexadecimal.
         applied: ids of the overlays that made it what it is.
+        removed: the rules that were taken away on the way to it.
         files: every file that it was read from.
         layers: those of them that are policies, each building on the one before; the last is its own.
         origins: where the keys that are no lists were written: `message`, `stream.window`; those left out are missing.
@@ -554,6 +582,7 @@ class Policy:
     limits: Limits = field(default_factory=Limits)
     revision: str = ""
     applied: tuple[str, ...] = field(default=(), compare=False)
+    removed: tuple[Removal, ...] = field(default=(), compare=False)
     files: tuple[Path, ...] = field(default=(), compare=False)
     layers: tuple[Path, ...] = field(default=(), compare=False)
     origins: Mapping[str, Origin] = field(default_factory=dict, compare=False)

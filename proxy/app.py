@@ -31,7 +31,7 @@ def create_app(service: Service, *beside: Callable[[], Awaitable[None]]) -> Fast
         service.store.close()
 
     app = FastAPI(title="ringfence", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    if service.settings.api_key is None:
+    if not service.settings.needs_key:
         # A page in the operator's browser must not reach the audit log through a name that it points at this machine.
         app.add_middleware(
             TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]", service.settings.host]

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from ringfence.guard.exchange import Exchange, Judged
 from ringfence.guard.guard import Blocked, Guard, TooLong
 from ringfence.policies.decide import reasons
 from ringfence.policies.types import Decision
-from ringfence.proxy.auth import CrossSite, Unauthorized, authorize
+from ringfence.proxy.auth import CrossSite, NotTheOperator, Unauthorized, authorize
 from ringfence.proxy.handle import explain, handle
 from ringfence.proxy.live import Refused
 from ringfence.proxy.reply import About, Recorded, Released, UpstreamError
@@ -44,16 +45,20 @@ def add_routes(app: FastAPI, service: Service) -> None:
     """Put every route and error handler of the service on the application."""
 
     async def authorized(request: Request) -> None:
-        authorize(request, service.settings)
+        request.state.subject = authorize(request, service.settings, service.keys)
+
+    async def operating(request: Request) -> None:
+        request.state.subject = authorize(request, service.settings, service.keys, operator=True)
 
     api = APIRouter(dependencies=[Depends(authorized)])
+    admin = APIRouter(dependencies=[Depends(operating)])
 
     @api.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         """Answer a chat, guarded on both ends."""
         guard = service.live.guard
         body = await _body(request, guard, openai_chat.DIALECT)
-        exchange, asked = await _opened(guard, openai_chat.DIALECT, lambda: openai_chat.read_request(body))
+        exchange, asked = await _opened(request, guard, openai_chat.DIALECT, lambda: openai_chat.read_request(body))
         events = handle(exchange, guard, service.upstream, _passed_on(request, service))
         usage = asked.stream_options is not None and asked.stream_options.include_usage
         if asked.stream:
@@ -68,7 +73,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         guard = service.live.guard
         body = await _body(request, guard, openai_moderations.DIALECT)
         exchange, groups = await _opened(
-            guard, openai_moderations.DIALECT, lambda: openai_moderations.read_request(body)
+            request, guard, openai_moderations.DIALECT, lambda: openai_moderations.read_request(body)
         )
         try:
             decision = await to_thread.run_sync(_judged_and_recorded, guard, exchange)
@@ -84,13 +89,13 @@ def add_routes(app: FastAPI, service: Service) -> None:
         """List what the upstream serves."""
         return JSONResponse(openai_chat.model_list(await service.upstream.models(_passed_on(request, service))))
 
-    @api.get("/admin/policy")
+    @admin.get("/admin/policy")
     async def policy() -> dict[str, Any]:
         """Say which policy is in force, and why what stands in its files is not, where that is so."""
         live = service.live
         return {"name": live.guard.policy.name, "revision": live.guard.policy.revision, "refused": live.refused}
 
-    @api.post("/admin/reload")
+    @admin.post("/admin/reload")
     async def reload() -> dict[str, Any]:
         """Put the policy in force as its files have it now."""
         done = await service.live.reload()
@@ -119,7 +124,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
         return JSONResponse(state, status_code=503 if wrong else 200)
 
     app.include_router(api)
-    app.include_router(review_router(lambda: service.store), dependencies=[Depends(authorized)])
+    app.include_router(admin)
+    app.include_router(review_router(lambda: service.store), dependencies=[Depends(operating)])
     _handle_errors(app)
 
 
@@ -146,22 +152,26 @@ async def _body(request: Request, guard: Guard, dialect: str) -> dict[str, Any]:
                 raise BadRequest(f"the body is larger than {limit:,} bytes", code="request_too_large", status=413)
         return await to_thread.run_sync(read_object, bytes(raw))  # a large body takes a while, and others wait
 
-    return await _recorded_if_bad(guard, dialect, read)
+    return await _recorded_if_bad(request, guard, dialect, read)
 
 
-async def _opened(guard: Guard, dialect: str, read: Callable[[], T]) -> T:
-    async def reading() -> T:
-        return await to_thread.run_sync(read)
+async def _opened(
+    request: Request, guard: Guard, dialect: str, read: Callable[[], tuple[Exchange, T]]
+) -> tuple[Exchange, T]:
+    async def reading() -> tuple[Exchange, T]:
+        exchange, asked = await to_thread.run_sync(read)
+        exchange.subject = replace(request.state.subject, user=exchange.subject.user)
+        return exchange, asked
 
-    return await _recorded_if_bad(guard, dialect, reading)
+    return await _recorded_if_bad(request, guard, dialect, reading)
 
 
-async def _recorded_if_bad(guard: Guard, dialect: str, read: Callable[[], Awaitable[T]]) -> T:
+async def _recorded_if_bad(request: Request, guard: Guard, dialect: str, read: Callable[[], Awaitable[T]]) -> T:
     """Read; what cannot be read never becomes an exchange, but is on record as one that failed."""
     try:
         return await read()
     except BadRequest as error:
-        failed = Exchange(dialect=dialect, model="", request=[], error=f"BadRequest: {error.message}")
+        failed = Exchange(dialect, "", [], subject=request.state.subject, error=f"BadRequest: {error.message}")
         await to_thread.run_sync(guard.record, failed)
         error.headers = _headers(failed, guard)
         raise
@@ -263,7 +273,7 @@ def _comment(fields: Headers) -> bytes:
 
 def _passed_on(request: Request, service: Service) -> Headers:
     headers = dict(request.headers)
-    if service.settings.api_key is not None:
+    if service.settings.needs_key:
         headers.pop("authorization", None)  # that key is ours
     return headers
 
@@ -319,6 +329,9 @@ def _described(error: Exception) -> tuple[int, dict[str, Any], Headers]:
             message = "this service needs its key: send 'Authorization: Bearer …'"
             body = openai_chat.error_body(message, kind="authentication_error", code="invalid_api_key")
             return 401, body, {"www-authenticate": 'Basic realm="ringfence"'}
+        case NotTheOperator():
+            message = "this key may call models; the record and /admin take the operator's (RINGFENCE_API_KEY)"
+            return 403, openai_chat.error_body(message, kind="permission_error", code="not_the_operator"), {}
         case CrossSite():
             message = "this came from a page of another site; ringfence answers to applications, and to its own pages"
             return 403, openai_chat.error_body(message, kind=invalid, code="cross_site"), RETRY_IS_USELESS
@@ -356,6 +369,7 @@ def _handle_errors(app: FastAPI) -> None:
         *EXPECTED,
         Refused,
         Unauthorized,
+        NotTheOperator,
         CrossSite,
         RequestValidationError,
         ClientDisconnect,

@@ -1,7 +1,7 @@
 """The parts of a running proxy, and how they are put together: the composition root."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ringfence.guard.audit.store import Store
@@ -12,6 +12,7 @@ from ringfence.policies.document import PolicyError, Problem, name_of
 from ringfence.policies.load import SHIPPED, load_policy
 from ringfence.policies.types import Policy, UpstreamChoice
 from ringfence.policies.words import Origin
+from ringfence.proxy.keys import Keys, read_keys
 from ringfence.proxy.live import Live
 from ringfence.proxy.reply import Upstream
 from ringfence.proxy.settings import Settings, policy_path
@@ -30,6 +31,7 @@ class Service:
     live: Live
     upstream: Upstream
     store: Store
+    keys: Keys = field(default_factory=dict)
 
 
 def build(
@@ -43,10 +45,11 @@ def build(
     Raises:
         PolicyError, UnknownCheck, UnknownUpstream, WeightsMissing, StoreError, UnsafeBinding: nothing is served.
     """
-    if settings.api_key is None and not settings.is_local:
+    if not settings.needs_key and not settings.is_local:
         raise UnsafeBinding(
             f"refusing to listen on {settings.host} without a key: set RINGFENCE_API_KEY, or keep to 127.0.0.1"
         )
+    keys = read_keys(settings.keys) if settings.keys else {}
     path = policy_path(settings.policy) or SHIPPED  # settled here: while it is gone, no other takes its place
     first = load_policy(path)
     store = Store.open(settings.audit_path or Path(first.audit.path))
@@ -54,11 +57,15 @@ def build(
 
     def make() -> Guard:
         policy = load_policy(path)
-        if problems := list(_unchangeable(_settled(first, settings), _settled(policy, settings), policy, path)):
+        problems = list(_unchangeable(_settled(first, settings), _settled(policy, settings), policy, path))
+        if first.rules and not policy.rules:  # half a file that a save has not finished, say
+            what = "there is no rule any more, so that everything would pass; restart the server if that is meant"
+            problems.append(Problem(Origin(name_of(path)), what))
+        if problems:
             raise PolicyError(problems)
         return Guard(policy, checks=checks, store=store, history=history)
 
-    return Service(settings, Live(make, path), upstream or open_upstream(_choice(first, settings)), store)
+    return Service(settings, Live(make, path), upstream or open_upstream(_choice(first, settings)), store, keys)
 
 
 def _choice(policy: Policy, settings: Settings) -> UpstreamChoice:

@@ -21,8 +21,8 @@ class Settings(BaseSettings):
         policy: the policy file; None for `policy.yaml` in the working directory, or else the one that ships.
         upstream: overrides the policy's `upstream.use`.
         audit_path: overrides the policy's `audit.path`.
-        api_key: callers must send it (`Authorization: Bearer …`; as the password, on the pages); without one the
-            server listens on this machine only.
+        api_key: the operator's: callers must send it (`Authorization: Bearer …`; as the password, on the pages).
+        keys: file of other keys, which may call models only. Without either, the server listens on this machine only.
         watch: whether the policy is read again when one of its files changes.
     """
 
@@ -34,7 +34,13 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
     api_key: Annotated[SecretStr, MinLen(1)] | None = None  # an empty variable is a mistake, not a key
+    keys: Path | None = None
     watch: bool = True
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether callers have to show one."""
+        return self.api_key is not None or self.keys is not None
 
     @property
     def is_local(self) -> bool:

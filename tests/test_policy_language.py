@@ -1,5 +1,6 @@
 """What a policy can say beyond single rules: building on others, overlays, exceptions, counters, conditions."""
 
+from dataclasses import replace
 from datetime import date, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -9,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringfence.guard.check import Passage
+from ringfence.guard.check import Passage, UnknownCheck
 from ringfence.guard.exceptions import Exceptions
 from ringfence.guard.exchange import Exchange, Kind, Part, Subject
 from ringfence.guard.guard import Guard
@@ -142,6 +143,27 @@ class TestOverlays:
         assert theirs.revision == policy.revision
         for others in ({"tenant": "clinic-7", "model": "large"}, {"tenant": "shop", "model": "small"}, {}):
             assert effective(policy, about(policy, others)) is policy
+
+    def test_what_an_overlay_alone_needs_is_warm_and_what_nobody_answers_for_is_told_at_once(self, checks):
+        warmed = []
+
+        class Slow:
+            name, categories = "slow", frozenset({"slow"})
+
+            def warm(self):
+                warmed.append(self.name)
+
+            def find(self, passage):
+                return ()
+
+        scope = Scope(tenant=("a",))
+        over = Overlay("x", scope, rules=(Rule("slow", "slow", Action.BLOCK),))
+        policy = Policy("p", (Rule("number", "number", Action.LOG),), overlays=(over,))
+        Guard(policy, checks={**checks, "slow": Slow()}).warm()
+        assert warmed == ["slow"]
+        degrading = Overlay("y", scope, override={"number": Override(on_error=Degrade("nobodys"))})
+        with pytest.raises(UnknownCheck, match="nobodys"):
+            Guard(replace(policy, overlays=(degrading,)), checks=checks)
 
     def test_a_guard_judges_each_exchange_by_its_own_overlays_and_records_them(self, checks):
         policy = Policy(
@@ -297,6 +319,12 @@ class TestExceptions:
         assert self.marks(theirs, who={"key": "k1"})
         assert not self.marks(theirs, who={"key": "k2"})
         assert not self.marks(self.exception(scope=Scope(key=("k1",)), pattern="no"), who={"key": "k1"})
+
+    def test_any_key_is_not_no_key(self):
+        any_key = self.exception(scope=Scope(key=("*",)))
+        assert self.marks(any_key, who={"key": "k1"})
+        assert not self.marks(any_key, who={"key": ""})
+        assert not self.marks(any_key)
 
     def test_the_last_day_counts_and_the_next_does_not(self):
         assert self.marks(self.exception(pattern=r"\d+", until=self.today))

@@ -170,6 +170,7 @@ RULE = "version: 1\nname: x\nrules:\n  - id: a\n    category: pii\n"
         (RULE.replace("pii", "pies") + "    action: log\n", "'pies'"),
         ("version: 1\nname: x\npacks: [./gone.yaml]\n", "there is no pack file"),
         ("", "the file is empty"),
+        ("version: 1\nname: plain\n", "there is no rule any more, so that everything would pass"),
         ("a: &a [x]\nb: &b [*a,*a,*a,*a]\nc: [*b,*b,*b,*b]\n", "anchor"),
         ("a: " + "[" * 100_000, "policy.yaml:1:"),
         ("{" * 3_000, "policy.yaml:1:"),

@@ -51,6 +51,9 @@ def serve(
         str | None, typer.Option(help="Who answers: embedded, fake, or an OpenAI-compatible URL (http://…/v1).")
     ] = None,
     audit_path: Annotated[Path | None, typer.Option("--audit", help="The audit log; overrides the policy's.")] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="File of further keys, by tenant, that may call models; docs/proxy.md.")
+    ] = None,
     watch: Annotated[
         bool | None,
         typer.Option("--watch/--no-watch", help="Reload the policy when its files change.  [default: watch]"),
@@ -63,6 +66,7 @@ def serve(
         "port": port,
         "upstream": upstream,
         "audit_path": audit_path,
+        "keys": keys,
         "watch": watch,
     }
     try:
