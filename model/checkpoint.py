@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ringfence.model.config import Config, read_config
+from ringfence.model.config import Config, UnknownArchitecture, read_config
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -57,7 +57,9 @@ def read_shape(folder: Path) -> Config:
     """
     try:
         return read_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except UnknownArchitecture:
+        raise
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointDamaged(f"{folder / 'config.json'} cannot be used: {error!r}") from error
 
 
