@@ -8,12 +8,15 @@ from importlib.metadata import entry_points
 from operator import itemgetter
 from typing import Protocol, cast, runtime_checkable
 
+from ringfence.policies.findable import Findable
 from ringfence.policies.own import OwnCheck
 from ringfence.policies.types import Finding, Span, Stage
 
 __all__ = [
+    "Bounded",
     "Calibrated",
     "Check",
+    "Findable",
     "Finding",
     "Passage",
     "Span",
@@ -115,6 +118,16 @@ class Calibrated(Protocol):
 
 
 @runtime_checkable
+class Bounded(Protocol):
+    """A check that can say beforehand all that it may find: a rule that waits for anything else would wait forever."""
+
+    @property
+    def finds(self) -> Sequence[Findable]:
+        """Every category in full, those below a root included."""
+        ...
+
+
+@runtime_checkable
 class Warm(Protocol):
     """A check with something to load: done before the first exchange, so that none has to wait for it."""
 
@@ -124,7 +137,7 @@ class Warm(Protocol):
 
 
 class UnknownCheck(LookupError):
-    """No check answers for a category; the message lists those that do."""
+    """No check answers for a category, or two do; the text has one line a problem, as that of `PolicyError`."""
 
 
 def load_checks() -> Mapping[str, Check]:

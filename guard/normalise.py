@@ -5,6 +5,10 @@ ciphers, leetspeak and spaced-out letters (their tests are made of English), any
 
 A round reads every disguise of `DISGUISES` in turn, each in what the one before made of the text; a text is read
 `ROUNDS` times at most, so that base64 of base64 comes out. Everything is linear in the length of the text.
+
+`variants` is for readers of language, and undoes what hides language. `spellings` is for patterns: a key under base64
+is no English, so it asks for none, and it leaves leetspeak, ciphers and spaced-out letters alone, in which any text
+with numbers has another reading.
 """
 
 import codecs
@@ -57,6 +61,17 @@ class Variant:
         at = self._starts[start] if start < len(self.text) else max(self._ends, default=0)
         return at, at
 
+    def cut(self, start: int, end: int) -> "Variant":
+        """Return the reading `text[start:end]`, whose spans are still those of the original."""
+        return Variant(self.kind, self.text[start:end], self._starts[start:end], self._ends[start:end])
+
+    def changed(self, original: str) -> NDArray[np.bool_]:
+        """Return of each code point whether it is not as the original has it, or something was taken out before it."""
+        starts, ends = (np.frombuffer(side, dtype=np.uintc) for side in (self._starts, self._ends))
+        differs: NDArray[np.bool_] = (ends - starts != 1) | (_codes(self.text) != _codes(original)[starts])
+        differs[1:] |= starts[1:] != ends[:-1]
+        return differs
+
 
 def variants(text: str) -> list[Variant]:
     """Return the other readings of a text, the least undone first; none for a text in no disguise.
@@ -78,6 +93,35 @@ def variants(text: str) -> list[Variant]:
             seen.add(bare)
             found.append(reading)
     return found
+
+
+def _codes(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+
+
+@lru_cache(maxsize=8)
+def spellings(text: str) -> tuple[Variant, ...]:
+    """Return the readings of a text that may hold what patterns look for, the least undone first; none for most texts.
+
+    Undone is what carries any text whole, whatever it says: invisible characters, other forms of ASCII's, encodings.
+    Never more than three a round. The last few texts are remembered: several checks ask about each.
+    """
+    found: list[Variant] = []
+    reading = Variant("", text, array("I"), array("I"))
+    for _ in range(ROUNDS):
+        before = reading.text
+        for step in SPELLINGS:
+            old = reading.text
+            for kind, look in step:
+                if edits := look(reading.text):
+                    reading = _edited(reading, kind, edits)
+            if len(reading.text) > GROWTH * len(text):
+                return tuple(found)
+            if reading.text != old:
+                found.append(reading)
+        if reading.text == before:
+            break
+    return tuple(found)
 
 
 def _bare(text: str) -> str:
@@ -340,6 +384,7 @@ _HEX = re.compile(
     r"|[0-9A-Fa-f]{2}(?:[ :,-][0-9A-Fa-f]{2}(?![0-9A-Za-z])){3,}+|(?:0[xX])?(?:[0-9A-Fa-f]{2}){4,}+(?![0-9A-Za-z]))"
 )
 _BINARY = re.compile(r"(?<![0-9A-Za-z])(?:[01]{8}(?:[ ,][01]{8}(?![0-9A-Za-z])){2,}+|(?:[01]{8}){3,}+(?![0-9A-Za-z]))")
+_EIGHT_BITS = re.compile("[01]" * 8)  # what prose has none of is seen sooner without looking behind
 # A line of forty and more goes on in the next: that is how mail wraps it.
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{40,}+(?:\r?\n[A-Za-z0-9+/_-]{4,}+)++={0,2}|[A-Za-z0-9+/_-]{8,}+={0,2}")
 _BASE64_PARTS = (re.compile(r"[^\r\n]+"), re.compile(r"[^\r\n/_+-]+"))
@@ -401,6 +446,8 @@ def _hexadecimal(text: str, rounds: int) -> list[_Edit]:
 
 
 def _binary(text: str, rounds: int) -> list[_Edit]:
+    if not _EIGHT_BITS.search(text):
+        return []
     return _decoded(_BINARY, lambda block: bytes(int(b, 2) for b in re.findall(r"[01]{8}", block)), text, rounds)
 
 
@@ -408,17 +455,18 @@ def _base64(text: str, rounds: int) -> list[_Edit]:
     """Decode base64 of either alphabet, padded or not, also wrapped in lines or as one part of an address."""
     found: list[_Edit] = []
     for m in _BASE64.finditer(text):
-        found += _unpacked(m, rounds)
+        found += _opened(m, lambda block: _text_of(_from_base64(block), rounds))
     return found
 
 
-def _unpacked(block: re.Match[str], rounds: int) -> list[_Edit]:
-    if said := _text_of(_from_base64(block[0]), rounds):
+def _opened(block: re.Match[str], read: Callable[[str], str]) -> list[_Edit]:
+    """Read a block, or where it says nothing its lines, or the parts of an address that it is."""
+    if said := read(block[0]):
         return [_Edit(*block.span(), said)]
     found: list[_Edit] = []
     for pattern in _BASE64_PARTS:
         for part in pattern.finditer(block[0]) if not found else ():
-            if 8 <= len(part[0]) < len(block[0]) and (said := _text_of(_from_base64(part[0]), rounds)):
+            if 8 <= len(part[0]) < len(block[0]) and (said := read(part[0])):
                 found.append(_Edit(block.start() + part.start(), block.start() + part.end(), said))
     return found
 
@@ -659,3 +707,147 @@ DISGUISES: tuple[tuple[str, Callable[[str], list[_Edit]]], ...] = (
     ("leet", _leet),
 )
 """Each disguise by its name, in the order in which they are undone."""
+
+
+# ---- what carries any text whole
+
+_TERMINAL = (
+    "(?:\x1b\\[|\x9b)[0-?]{0,64}[ -/]{0,8}[@-~]|(?:\x1b[\\]P^_X]|[\x9d\x90\x9e\x9f\x98])[^\x07\x1b\x9c\n]{0,4096}"
+    "(?:\x07|\x1b\\\\|\x9c)|\x1b[ -/]{0,4}[0-~]?"
+)
+_UNSEEN = re.compile(
+    f"{_TAGS.pattern}|{_SELECTORS.pattern}|{_TERMINAL}|(?:{_INVISIBLE.pattern[:-1]}|[\x1c-\x1f\U0001bca0-\U0001bca3])+"
+)
+_UNSEEN_ASCII = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
+_MARKS = re.compile("[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff]")
+_HYPHENS = "\u2010\u2011\u2012\u2013\u2212"
+# Where a word mixes ASCII with letters that may look like it: Greek to Cherokee.
+_MIXED = re.compile("[A-Za-z0-9][\u0370-\u058f\u13a0-\u13ff]|[\u0370-\u058f\u13a0-\u13ff][A-Za-z0-9]")
+
+_ANY_ENTITY = re.compile(r"&(?:#[0-9]{1,7};?|#[xX][0-9a-fA-F]{1,6};?|[A-Za-z][A-Za-z0-9]{1,30};)")
+_ANY_PERCENT = re.compile(r"%[0-7][0-9A-Fa-f]|(?:%[89A-Fa-f][0-9A-Fa-f])++")
+# Markdown escapes the signs of an address too; a string within a string has its backslashes twice.
+_ANY_ESCAPE = re.compile(
+    r"\\{1,8}(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|u\{([0-9A-Fa-f]{1,5})\}|([01][0-7]{2})|([@._+-]))"
+)
+# Whether a text may hold any; they leap from digit to digit, or to a capital within a word, and prose has few.
+_MAY_BE_BINARY = re.compile(r"0[01]{7}[ ,]?0[01]{7}")
+_MAY_BE_HEX = re.compile(r"[2-7][0-9A-Fa-f](?:[\s,;:-]{0,3}(?:0[xX])?[0-9A-Fa-f]{2}){2}")
+_IN_BASE64 = "[A-Za-z0-9+/_-]"
+_MAY_BE_BASE64 = re.compile(
+    f"[A-Z0-9+](?:{'|'.join(f'(?<={_IN_BASE64}{{{n + 1}}})(?={_IN_BASE64}{{{7 - n}}})' for n in range(1, 8))})"
+)
+_STRANGE = 10
+"""One byte of so many may be no text, and the rest is looked at; of random bytes it is six of ten."""
+
+
+def _unseen(text: str) -> list[_Edit]:
+    """Remove what is not shown, wherever it is; show what tag characters and variation selectors spell."""
+    if text.isascii() and not _UNSEEN_ASCII.search(text):
+        return []
+    return [_Edit(*m.span(), _shown(m[0])) for m in _UNSEEN.finditer(text)]
+
+
+def _shown(unseen: str) -> str:
+    if "\U000e0020" <= unseen[0] <= "\U000e007e":
+        return "".join(chr(ord(c) - 0xE0000) for c in unseen)
+    if _SELECTORS.fullmatch(unseen):
+        return _said(bytes(ord(c) - 0xFE00 if c <= "\ufe0f" else ord(c) - 0xE0100 + 16 for c in unseen))
+    return ""
+
+
+def _ascii_forms(text: str) -> list[_Edit]:
+    """Write in ASCII what is one of its characters in another form, or looks like one in the midst of others."""
+    if text.isascii():
+        return []
+    forms = {c: form for c in set(text) if (form := _form(c)) != c}
+    edits = [_Edit(at, at + 1, forms[c]) for at, c in enumerate(text) if c in forms] if forms else []
+    if _MIXED.search(text):
+        for word in _WORDS.finditer(text):
+            if _MIXED.search(word[0]):
+                places = range(word.start(), word.end())
+                edits += [
+                    _Edit(i, i + 1, new) for i in places if text[i] not in forms and (new := _ascii(text[i])) != text[i]
+                ]
+        edits.sort()
+    return edits
+
+
+@lru_cache(maxsize=1 << 16)
+def _form(character: str) -> str:
+    """Return the ASCII that a character is a form of: full-width, bold, a digit of any script; nothing for a mark."""
+    if _MARKS.match(character):
+        return ""
+    if character in _HYPHENS:
+        return "-"
+    plain = unicodedata.normalize("NFKC", character)
+    digit = unicodedata.decimal(character, None)
+    return plain if plain.isascii() else character if digit is None else str(digit)
+
+
+def _all_entities(text: str) -> list[_Edit]:
+    found = [_Edit(*m.span(), html.unescape(m[0])) for m in _ANY_ENTITY.finditer(text)] if "&" in text else []
+    return [edit for edit in found if edit.text != text[edit.start : edit.end]]
+
+
+def _all_percent(text: str) -> list[_Edit]:
+    found = _ANY_PERCENT.finditer(text) if "%" in text else ()
+    return [_Edit(*m.span(), said) for m in found if (said := _utf8(bytes.fromhex(m[0].replace("%", ""))))]
+
+
+def _all_escapes(text: str) -> list[_Edit]:
+    def said(escape: re.Match[str]) -> str:
+        x, u, wide, octal, sign = escape.groups()
+        return sign or chr(int(octal, 8) if octal else int(x or u or wide, 16))
+
+    return [_Edit(*m.span(), said(m)) for m in _ANY_ESCAPE.finditer(text)] if "\\" in text else []
+
+
+def _all_binary(text: str) -> list[_Edit]:
+    if not _MAY_BE_BINARY.search(text):
+        return []
+    return _all_blocks(_BINARY, lambda block: bytes(int(b, 2) for b in re.findall(r"[01]{8}", block)), text)
+
+
+def _all_hexadecimal(text: str) -> list[_Edit]:
+    if not _MAY_BE_HEX.search(text):
+        return []
+    return _all_blocks(_HEX, lambda block: bytes.fromhex(re.sub(r"0[xX]|[\s,;:-]", "", block)), text)
+
+
+def _all_base64(text: str) -> list[_Edit]:
+    if not _MAY_BE_BASE64.search(text):
+        return []
+    found: list[_Edit] = []
+    for m in _BASE64.finditer(text):
+        found += _opened(m, lambda block: _said(_from_base64(block)))
+    return found
+
+
+def _all_blocks(pattern: re.Pattern[str], decode: Callable[[str], bytes], text: str) -> list[_Edit]:
+    return [_Edit(*m.span(), said) for m in pattern.finditer(text) if (said := _said(decode(m[0])))]
+
+
+_TEXT_BYTES = bytes([9, 10, 13, *range(32, 127)])
+
+
+def _said(raw: bytes) -> str:
+    """Return the text in bytes, in any language or none; an empty one where they are not text."""
+    if len(raw) >= 6 and len(raw) % 2 == 0 and not any(raw[1::2]):
+        raw = raw[::2]  # UTF-16
+    if len(raw.translate(None, _TEXT_BYTES)) * _STRANGE <= len(raw):
+        return raw.decode("utf-8", "replace")
+    said = _utf8(raw)
+    shown = said if _UNSEEN_ASCII.search(said) else _UNSEEN.sub("", said)  # control characters are what chance makes
+    return said if shown.translate({9: 32, 10: 32, 13: 32}).isprintable() else ""
+
+
+SPELLINGS: tuple[tuple[tuple[str, Callable[[str], list[_Edit]]], ...], ...] = (
+    (("invisible", _unseen), ("lookalike", _ascii_forms)),
+    (("entities", _all_entities), ("percent", _all_percent), ("escapes", _all_escapes), ("binary", _all_binary)),
+    (("hex", _all_hexadecimal), ("base64", _all_base64)),
+)
+"""What `spellings` undoes, in this order; after each of the three steps the text is a reading.
+
+Digits that came out of one step are looked at before the next may take them for hexadecimal.
+"""

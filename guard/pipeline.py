@@ -11,6 +11,7 @@ from time import monotonic
 from ringfence.guard.check import Check, Finding, Passage, UnknownCheck, Versioned, Warm
 from ringfence.guard.classifier.language import language
 from ringfence.guard.exceptions import Exceptions, Who
+from ringfence.guard.known import refuse_unknown
 from ringfence.policies.decide import decide
 from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.overlay import about, as_any_overlay_has_them, effective
@@ -41,14 +42,7 @@ class Pipeline:
     def __init__(self, policy: Policy, checks: Mapping[str, Check], pool: ThreadPoolExecutor | None = None) -> None:
         self.policy = policy
         owners = self._owners = _owners(checks.values())
-        for rule in policy.rules:
-            for category in categories_of(rule):
-                if root(category) not in owners.keys() | BUILT_IN:
-                    known = ", ".join(sorted(owners.keys() | BUILT_IN))
-                    raise UnknownCheck(
-                        f"{rule.origin}: rule '{rule.id}' looks at category '{category}', "
-                        f"which no check answers for; known categories: {known}"
-                    )
+        refuse_unknown(policy, checks.values())
         if problems := list(_unfitted(policy.rules, owners)):
             raise PolicyError(problems)
         self._exceptions = Exceptions(policy)

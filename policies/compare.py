@@ -6,7 +6,7 @@ from typing import Any
 
 from ringfence.policies.load import canonical
 from ringfence.policies.types import Policy
-from ringfence.policies.words import Origin
+from ringfence.policies.words import Origin, lineage
 
 NAMED = {
     "rules": "id",
@@ -99,6 +99,7 @@ def _edits(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _origin(item: Any, key: str) -> Origin:
-    """Return where one value was written; rules know that of what an override changed."""
-    found: Origin = getattr(item, "origins", {}).get(key.partition(".")[0], item.origin)
+    """Return where one value was written, or the nearest thing around it; rules and overlays know that of each key."""
+    origins: Mapping[str, Origin] = getattr(item, "origins", {})
+    found: Origin = next((origins[one] for one in lineage(key) if one in origins), item.origin)
     return found

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from ringfence.policies.types import (
     Action,
@@ -18,7 +19,9 @@ from ringfence.policies.types import (
     Span,
     Stage,
 )
-from ringfence.policies.words import covers, lineage
+from ringfence.policies.words import Voice, covers, lineage
+
+_VOICES = frozenset(get_args(Voice))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +94,8 @@ def reasons(decision: Decision) -> tuple[str, ...]:
 
 
 def hears(rule: Rule, finding: Finding) -> bool:
-    """Whether a rule is about text of whoever said what was found; it is where that is not known."""
-    return not rule.roles or not finding.role or finding.role in rule.roles
+    """Whether a rule is about text of whoever said what was found; it is where no rule has a name for them."""
+    return not rule.roles or finding.role not in _VOICES or finding.role in rule.roles
 
 
 def strongest(actions: Iterable[Action]) -> Action:

@@ -51,6 +51,9 @@ FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 TEXT = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:timestamp", "!")
 """Tags of what stays as it is written."""
 
+PLAIN = (None, *TEXT, *(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "null", "seq", "map")))
+"""Tags of what a file may hold; None where none is written."""
+
 KINDS = {
     "string_type": "text in quotes",
     "float_type": "a number",
@@ -59,7 +62,8 @@ KINDS = {
     "tuple_type": "a list",
     "dict_type": "a mapping",
     "dataclass_type": "a mapping",
-    "date_type": "a date",
+    "date_type": "a date, as 2027-03-01",
+    "date_parsing": "a date, as 2027-03-01",
 }
 
 
@@ -126,7 +130,7 @@ def parse_document(text: str, name: str, kind: type[T]) -> Document[T]:
     Raises:
         PolicyError: with the problems of the text, in its order.
     """
-    read, problems = _read(text, name)
+    read, bare, problems = _read(text, name)
     found: list[tuple[Origin, str | _Refusal]] = [(problem.origin, problem.what) for problem in problems]
     try:
         # JSON, because its strict mode is the one that means what a file means: text names an enumeration's
@@ -144,7 +148,7 @@ def parse_document(text: str, name: str, kind: type[T]) -> Document[T]:
                 found += [] if at in known else [(at, refusal)]
     if found:
         found.sort(key=lambda one: (one[0].line, one[0].column))
-        raise PolicyError(Problem(at, what if isinstance(what, str) else _said(what)) for at, what in found)
+        raise PolicyError(Problem(at, what if isinstance(what, str) else _said(what, bare)) for at, what in found)
     return document
 
 
@@ -165,8 +169,13 @@ def name_of(path: Path) -> str:
     return str(path)
 
 
-def _read(text: str, name: str) -> tuple[Document[Any], list[Problem]]:
-    """Return a text as JSON has it, and what in it no JSON can hold; what is not YAML at all is raised."""
+def _read(text: str, name: str) -> tuple[Document[Any], Mapping[Loc, str], list[Problem]]:
+    """Read a text; what is not YAML at all is raised.
+
+    Returns:
+        what it says, as JSON has it; the words that YAML takes for something else, as they are written; what in it no
+        JSON can hold.
+    """
     text = text.removeprefix("\ufeff")
     if len(text) > LARGEST:
         raise PolicyError(
@@ -204,9 +213,10 @@ class _Reader:
         self.name = name
         self.depth = depth
         self.origins: dict[Loc, Origin] = {(): Origin(name)}
+        self.bare: dict[Loc, str] = {}
         self.problems: list[Problem] = []
 
-    def document(self) -> tuple[Document[Any], list[Problem]]:
+    def document(self) -> tuple[Document[Any], Mapping[Loc, str], list[Problem]]:
         self.take()  # the stream starts
         if isinstance(self.take(), yaml.StreamEndEvent):
             raise PolicyError([Problem(Origin(self.name), "the file is empty")])
@@ -214,18 +224,22 @@ class _Reader:
         self.take()  # the document ends
         if not isinstance(event := self.take(), yaml.StreamEndEvent):
             raise self.refused(event, "a second document begins here ('---'); a file holds one")
-        return Document(value, self.origins), self.problems
+        return Document(value, self.origins), self.bare, self.problems
 
     def value(self, event: Any, loc: Loc) -> Any:
         self.admit(event)
+        # Told at the key, as every other problem of a value is, so that it is told once.
+        if event.tag not in PLAIN:
+            tag = _unquoted(event.tag.replace("tag:yaml.org,2002:", "!!"))
+            self.problems.append(Problem(self.origins[loc], f"{_named(loc)} cannot have the tag {tag}; leave it out"))
         if isinstance(event, yaml.ScalarEvent):
             value = self.scalar(event)
-            if value is Ellipsis:
-                # Told at the key, as every other problem of a value is, so that it is told once.
-                what = f"not text, a number, true or false: {_shown(event.value)}"
+            if value is Ellipsis and event.tag in PLAIN:
+                what = f"{_named(loc)} cannot be {_unquoted(event.value)}: {_unreadable(event.value)}"
                 self.problems.append(Problem(self.origins[loc], what))
-                return None
-            return value
+            elif _is_turned(value, event.value):
+                self.bare[loc] = event.value
+            return None if value is Ellipsis else value
         self.depth += 1
         value = self.mapping(loc) if isinstance(event, yaml.MappingStartEvent) else self.sequence(loc)
         self.depth -= 1
@@ -295,6 +309,19 @@ class _Reader:
     def origin(self, event: Any) -> Origin:
         mark = event.start_mark
         return Origin(self.name, mark.line + 1, mark.column + 1)
+
+
+def _unreadable(text: str) -> str:
+    if not _is_text(text):
+        return "half a character is no text"
+    return "a number is finite and at most 2^53; text goes in quotes"
+
+
+def _is_turned(value: Any, text: str) -> bool:
+    """Whether YAML made a truth of another word (`no`, `on`), or a number of a time of day (`12:30`)."""
+    if isinstance(value, bool):
+        return text.lower() != str(value).lower()
+    return not isinstance(value, str) and ":" in text
 
 
 def _is_text(value: str) -> bool:
@@ -402,12 +429,16 @@ def _fields(kind: Any) -> Mapping[str, Any]:
     return {alias.get(name) or name: hint for name, hint in hints.items() if NOT_WRITTEN not in notes[name]}
 
 
-def _said(refusal: _Refusal) -> str:
-    """Return a refusal in the words of a file."""
-    loc, got, bounds = refusal.loc, refusal.got, refusal.bounds
+def _named(loc: Loc) -> str:
     key = next((f"'{step}'" for step in reversed(loc) if isinstance(step, str)), "the file")
-    if loc and isinstance(loc[-1], int):
-        key = f"an item of {key}"
+    return f"an item of {key}" if loc and isinstance(loc[-1], int) else key
+
+
+def _said(refusal: _Refusal, bare: Mapping[Loc, str]) -> str:
+    """Return a refusal in the words of a file."""
+    loc, bounds, key, got = refusal.loc, refusal.bounds, _named(refusal.loc), _shown(refusal.got)
+    if loc in bare:
+        got += f", which YAML makes of {_unquoted(bare[loc])} without quotes"
     match refusal.type:
         case "missing" | "union_tag_not_found":
             return f"{key} is missing here"
@@ -416,35 +447,39 @@ def _said(refusal: _Refusal) -> str:
         case "enum" | "literal_error":
             # A literal of enumeration members is shown as <Action.LOG: 'log'>, a plain one as 'log'.
             allowed = re.findall(r"'([^']*)'", bounds["expected"]) or [str(bounds["expected"])]
-            return f"{key} cannot be {_shown(got)}{did_you_mean(got, allowed)}"
+            return f"{key} cannot be {got}{did_you_mean(bare.get(loc, refusal.got), allowed)}"
         case "union_tag_invalid":
             allowed = re.findall(r"'([^']*)'", bounds["expected_tags"])
             return f"{key} cannot be {_shown(bounds['tag'])}{did_you_mean(bounds['tag'], allowed)}"
         case "greater_than_equal":
-            return f"{key} must be at least {bounds['ge']:g}, got {_shown(got)}"
+            return f"{key} must be at least {bounds['ge']:g}, got {got}"
         case "greater_than":
-            return f"{key} must be more than {bounds['gt']:g}, got {_shown(got)}"
+            return f"{key} must be more than {bounds['gt']:g}, got {got}"
         case "less_than":
-            return f"{key} must be less than {bounds['lt']:g}, got {_shown(got)}"
+            return f"{key} must be less than {bounds['lt']:g}, got {got}"
         case "less_than_equal":
-            return f"{key} must be at most {bounds['le']:g}, got {_shown(got)}"
+            return f"{key} must be at most {bounds['le']:g}, got {got}"
         case "string_too_short" | "too_short" if bounds["min_length"] == 1:
             return f"{key} must not be empty"
         case "too_short":
-            return f"{key} must have at least {bounds['min_length']} items, got {len(got)}"
+            return f"{key} must have at least {bounds['min_length']} items, got {len(refusal.got)}"
         case "too_long":
-            return f"{key} must have at most {bounds['max_length']} items, got {len(got)}"
+            return f"{key} must have at most {bounds['max_length']} items, got {len(refusal.got)}"
         case "string_pattern_mismatch":
             wanted = FORMS.get(bounds["pattern"]) or f"must match {bounds['pattern']}"
-            return f"{key} {wanted}, got {_shown(got)}"
+            return f"{key} {wanted}, got {got}"
         case type_error if type_error in KINDS:
-            return f"{key} must be {KINDS[type_error]}, got {_shown(got)}"
+            return f"{key} must be {KINDS[type_error]}, got {got}"
     return f"{key}: {refusal.words}"
 
 
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode()
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _unquoted(text: str) -> str:
+    return _shown(text).strip('"')
 
 
 def _after(text: str, name: str) -> Origin:

@@ -1,9 +1,10 @@
 """Finds the threshold that keeps a promise, from scores with labels. Pure; knows no file, no check and no text.
 
 How many errors n texts may hold is settled before their scores are seen: k, the most whose exact upper bound is within
-the target. The threshold is then put beside the (k + 1)-th score. An order statistic has the distribution that the
-Clopper-Pearson bound is made of, so that a threshold which the scores chose keeps the bound as one fixed beforehand
-would, whatever the scores' distribution; ties and rounding only make it safer.
+the target. The (k + 1)-th score then decides. An order statistic has the distribution that the Clopper-Pearson bound is
+made of, so that a threshold which the scores chose keeps the bound as one fixed beforehand would, whatever the scores'
+distribution. From there the threshold goes to the middle of the way to the next score, by which no row fires otherwise
+and stray ones do not; that, ties and rounding only make the promise safer.
 
 Source: C. J. Clopper and E. S. Pearson, Biometrika 26 (1934); S. S. Wilks, Annals of Mathematical Statistics 12 (1941).
 """
@@ -12,6 +13,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from scipy.special import bdtr, betaincinv
 
@@ -54,34 +56,25 @@ class Point:
 def fit(target: Target, scored: Mapping[Stage, Scored]) -> tuple[float, Mapping[Stage, Sample]]:
     """Return the threshold that keeps the target at each stage, and how it does there.
 
-    Of those that keep a false-positive rate it is the lowest, of those that keep a recall the highest, in steps of
-    `STEP`. At each stage by itself the promise holds with a probability of `CONFIDENCE` over the drawing of the rows.
+    Of those that keep a false-positive rate it fires on most rows, of those that keep a recall on fewest; it lies in
+    the middle of the gap between scores that does so, in steps of `STEP`. At each stage by itself the promise holds
+    with a probability of `CONFIDENCE` over the drawing of the rows.
 
     Raises:
         CannotPromise: with one line for each stage that has too few rows, or scores that no threshold parts.
     """
-    thresholds, bounds, reasons = list[float](), dict[Stage, float](), list[str]()
+    edges, bounds, reasons = list[float](), dict[Stage, float](), list[str]()
     for stage, one in scored.items():
         try:
-            threshold, bounds[stage] = _fit_one(target, one)
-            thresholds.append(threshold)
+            edge, bounds[stage] = _edge(target, one)
+            edges.append(edge)
         except CannotPromise as error:
             reasons.append(f"{stage}: {error}")
     if reasons:
         raise CannotPromise("\n".join(reasons))
-    threshold = max(thresholds) if target.min_recall is None else min(thresholds)
-    samples = {
-        stage: Sample(
-            rows=len(one.negatives) + len(one.positives),
-            positives=len(one.positives),
-            unanswered=one.unanswered,
-            false_positive_rate=share(one.negatives, threshold),
-            recall=share(one.positives, threshold),
-            bound=bounds[stage],
-        )
-        for stage, one in scored.items()
-    }
-    return threshold, samples
+    found = [score for one in scored.values() for score in (*one.negatives, *one.positives)]
+    threshold = _above(max(edges), found) if target.min_recall is None else _below(min(edges), found)
+    return threshold, {stage: _sample(one, threshold, target, bounds[stage]) for stage, one in scored.items()}
 
 
 def errors_allowed(rows: int, rate: float) -> int:
@@ -117,8 +110,8 @@ def curve(scored: Scored, thresholds: Iterable[float]) -> list[Point]:
     return [Point(at, share(scored.negatives, at), share(scored.positives, at)) for at in thresholds]
 
 
-def _fit_one(target: Target, scored: Scored) -> tuple[float, float]:
-    """Return the threshold of one stage, and the bound of the promised figure."""
+def _edge(target: Target, scored: Scored) -> tuple[float, float]:
+    """Return the score of one stage that decides, from 0 to 1, and the bound of the promised figure."""
     if target.max_false_positive_rate is not None:
         allowed = _allowed(len(scored.negatives), target.max_false_positive_rate, "without the category", target)
         edge = sorted(scored.negatives, reverse=True)[allowed]  # may not fire
@@ -128,7 +121,7 @@ def _fit_one(target: Target, scored: Scored) -> tuple[float, float]:
                 "no threshold keeps the target; look at these rows' labels"
             )
         # Every score above the edge is allowed to fire; nothing is gained by a threshold of 0, which fires on all.
-        return float(floor(max(edge, 0.0)) + STEP), upper_bound(allowed, len(scored.negatives))
+        return max(edge, 0.0), upper_bound(allowed, len(scored.negatives))
     rate = 1 - (target.min_recall or 0.0)
     allowed = _allowed(len(scored.positives), rate, "with the category", target)
     edge = sorted(scored.positives)[allowed]  # must fire
@@ -137,7 +130,47 @@ def _fit_one(target: Target, scored: Scored) -> tuple[float, float]:
             f"in more than {allowed} of {len(scored.positives)} rows with the category nothing was found: "
             "no threshold keeps the target; lower it, or use a check that finds them"
         )
-    return float(floor(min(edge, 1.0))), 1 - upper_bound(allowed, len(scored.positives))
+    return min(edge, 1.0), 1 - upper_bound(allowed, len(scored.positives))
+
+
+def _above(edge: float, scores: Iterable[float]) -> float:
+    """Return the middle between a score that may not fire and the next one, which may; without one, 1."""
+    after = min([1.0, *(score for score in scores if score > edge)])
+    # Where the gap has no step, it is the promise that is kept.
+    return float(max(floor(edge) + STEP, min(_middle(edge, after), floor(after))))
+
+
+def _below(edge: float, scores: Iterable[float]) -> float:
+    """Return the middle between a score that must fire and the one before, which need not; without one, 0."""
+    before = max([0.0, *(score for score in scores if score < edge)])
+    return float(min(floor(edge), max(_middle(before, edge), floor(before) + STEP)))
+
+
+def _middle(low: float, high: float) -> Decimal:
+    return floor((low + high) / 2 + float(STEP) / 2)
+
+
+def _sample(scored: Scored, threshold: float, target: Target, bound: float) -> Sample:
+    """Return how the threshold does at one stage; the promised figure keeps to its bound, which was settled before."""
+    false_positives, recall = _interval(scored.negatives, threshold), _interval(scored.positives, threshold)
+    if target.min_recall is None:
+        false_positives = false_positives and (false_positives[0], bound)
+    else:
+        recall = recall and (bound, recall[1])
+    return Sample(
+        rows=len(scored.negatives) + len(scored.positives),
+        positives=len(scored.positives),
+        unanswered=scored.unanswered,
+        false_positive_rate=share(scored.negatives, threshold),
+        false_positive_interval=false_positives,
+        recall=share(scored.positives, threshold),
+        recall_interval=recall,
+        bound=bound,
+    )
+
+
+def _interval(scores: Sequence[float], threshold: float) -> tuple[float, float] | None:
+    return interval(sum(score >= threshold for score in scores), len(scores)) if scores else None
 
 
 def _allowed(rows: int, rate: float, which: str, target: Target) -> int:

@@ -1,48 +1,60 @@
 """Warns of what a policy may say but hardly means. Reads a policy only; judges nothing."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import get_args
 
 from ringfence.policies.cases import Suite, without_cases
-from ringfence.policies.document import Problem, name_of
-from ringfence.policies.types import Action, Policy, Rule, Stage
-from ringfence.policies.words import Origin, covers, lineage
+from ringfence.policies.document import Problem, did_you_mean, name_of
+from ringfence.policies.findable import Findable, Sought, sought
+from ringfence.policies.overlay import as_any_overlay_has_them
+from ringfence.policies.types import Action, Degrade, Policy, Rule, Stage
+from ringfence.policies.words import Origin, Voice, covers, lineage, root
 
 Reach = Callable[[str], tuple[float, float] | None]
 """The lowest and the highest score of a category that anything is known of; None where there are no such bounds."""
 
+REPLYING = frozenset({"assistant", "tool_call"})
+"""Whose text there is on the output stage."""
 
-def lint(policy: Policy, suites: Sequence[Suite], today: date, reach: Reach = lambda _: None) -> Iterator[Problem]:
+
+def lint(
+    policy: Policy,
+    suites: Sequence[Suite],
+    today: date,
+    reach: Reach = lambda _: None,
+    findable: Mapping[str, Sequence[Findable]] = MappingProxyType({}),
+) -> Iterator[Problem]:
     """Yield a warning for each rule that cannot decide anything, or always would, and for each that no case shows.
 
     Args:
         today: what has run out by then is told.
+        findable: by first word of categories all that can ever be found of them; where anything can, it is missing.
     """
     if not policy.rules:
         yield Problem(
             Origin(name_of(policy.layers[-1]) if policy.layers else policy.name),
             "the policy has no rule: everything passes unjudged",
         )
-    over: dict[str, list[Rule]] = {}
+    beside = _Beside(policy, today)
     for rule in policy.rules:
-        over.setdefault(rule.category, []).append(rule)
-    for rule in policy.rules:
-        others = [other for category in lineage(rule.category) for other in over.get(category, ())]
-        if stronger := next((other for other in others if _always_beats(other, rule)), None):
+        if stronger := beside.stronger(rule):
             yield Problem(
                 rule.origin,
                 f"rule '{rule.id}' never decides: '{stronger.id}' ({stronger.origin}) asks for {stronger.action} "
                 f"from {stronger.threshold:g} on, where this one asks for {rule.action} from {rule.threshold:g}",
             )
-        elif same := next((other for other in others if _says_the_same(other, rule)), None):
+        elif same := beside.saying_the_same(rule):
             what = f"rule '{rule.id}' adds nothing: '{same.id}' ({same.origin}) asks for {same.action} wherever it does"
             yield Problem(rule.origin, what)
         yield from _out_of_reach(rule, reach(rule.category))
-    scopes = [(one.id, one.scope, one.origin) for kind in (policy.overlays, policy.exceptions) for one in kind]
-    for name, scope, origin in scopes:
-        if scope and (scope.tenant or scope.key):
-            what = f"'{name}' asks for a tenant or a key: every caller is of tenant 'default' and has no key id"
-            yield Problem(origin, what)
+    # An overlay changes a key or two: what is wrong with the others is told once.
+    yield from dict.fromkeys(
+        problem for rule in as_any_overlay_has_them(policy) for problem in _never_found(rule, findable)
+    )
     for rule in policy.rules:
         if rule.restore and (rule.action is not Action.REWRITE or Stage.INPUT not in rule.stages):
             what = f"rule '{rule.id}' has 'restore', and rewrites no request: there is nothing to give back"
@@ -54,31 +66,139 @@ def lint(policy: Policy, suites: Sequence[Suite], today: date, reach: Reach = la
         yield Problem(rule.origin, f"rule '{rule.id}' has no case: add one with expect.rules: [{rule.id}]")
 
 
-def _always_beats(other: Rule, rule: Rule) -> bool:
-    return other.action.strength > rule.action.strength and _always_fires_with(other, rule)
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What a rule must share with one that may stand in for it; a message only where that matters."""
+
+    category: str
+    exceptions: frozenset[str]
+    message: str | None = None
 
 
-def _says_the_same(other: Rule, rule: Rule) -> bool:
-    # A rewriting rule replaces what the other does not; of two that are equal the first one counts.
-    same = other is not rule and other.action is rule.action is not Action.REWRITE
-    later = not _always_fires_with(rule, other) or _place(other) < _place(rule)
-    return same and other.message == rule.message and _always_fires_with(other, rule) and later
+class _Beside:
+    """The rules of a policy by what they may stand in for.
+
+    Of those that differ in nothing but the threshold only the lowest is kept, so that however many there are, few have
+    to be compared.
+    """
+
+    def __init__(self, policy: Policy, today: date) -> None:
+        exceptions: dict[str, set[str]] = {}
+        for one in policy.exceptions:
+            if today <= one.until:
+                for name in one.rules:
+                    exceptions.setdefault(name, set()).add(one.id)
+        self._exceptions = {name: frozenset(ids) for name, ids in exceptions.items()}
+        # What an overlay makes of a rule, or of its absence, is another policy.
+        changed = {name for overlay in policy.overlays for name in overlay.override}
+        removed = {name for overlay in policy.overlays for name in overlay.remove}
+        self._left_alone = changed | {name for counter in policy.counters for name in counter.rules}
+        self._kept: dict[_Place, dict[Hashable, Rule]] = {}
+        for rule in sorted(policy.rules, key=lambda rule: (rule.threshold, _written(rule))):
+            if rule.shadow or rule.when is not None or rule.id in changed or rule.id in removed:
+                continue
+            kind = (rule.action, frozenset(rule.stages), _heard(rule), _least_on_error(rule))
+            for message in (None, _message(rule)):
+                place = _Place(rule.category, self._excepting(rule), message)
+                self._kept.setdefault(place, {}).setdefault(kind, rule)
+
+    def stronger(self, rule: Rule) -> Rule | None:
+        """Return a rule because of which this one never decides; None where it may, or counts by itself."""
+        found = (other for other in self._standing_in(rule) if other.action.strength > rule.action.strength)
+        return next(found, None)
+
+    def saying_the_same(self, rule: Rule) -> Rule | None:
+        """Return a rule without which this one would say nothing that is not said; None where it adds something."""
+        if rule.action is Action.REWRITE or rule.seconds is not None:
+            return None  # it replaces what the other does not, or hurries the check
+        # Of two that are equal only the first is among them.
+        found = (other for other in self._standing_in(rule, _message(rule)) if other.action is rule.action)
+        return next(found, None)
+
+    def _standing_in(self, rule: Rule, message: str | None = None) -> Iterator[Rule]:
+        """Yield rules that ask for their action, or more, wherever this one asks for anything."""
+        if rule.shadow or rule.id in self._left_alone:
+            return
+        for category in lineage(rule.category):
+            # An exception that spares the other and not this one would leave this one to decide.
+            for exceptions in dict.fromkeys((frozenset[str](), self._excepting(rule))):
+                for other in self._kept.get(_Place(category, exceptions, message), {}).values():
+                    if other is not rule and _always_with(other, rule):
+                        yield other
+
+    def _excepting(self, rule: Rule) -> frozenset[str]:
+        return self._exceptions.get(rule.id, frozenset())
 
 
-def _always_fires_with(other: Rule, rule: Rule) -> bool:
+def _always_with(other: Rule, rule: Rule) -> bool:
+    """Whether one rule, whose category covers the other's, asks wherever that asks, also where a check fails."""
+    # Where a `when` is left open by itself, its rule asks for its `on_error`, and the other has fired.
+    beside_an_open_one = Action.BLOCK if rule.when is None else other.action
     return (
-        not other.shadow
-        and not rule.shadow
-        and other.when is None
-        and (not other.roles or (bool(rule.roles) and set(other.roles) >= set(rule.roles)))
-        and other.threshold <= rule.threshold
-        and covers(other.category, rule.category)
+        other.threshold <= rule.threshold
         and set(other.stages) >= set(rule.stages)
+        and _heard(other) >= _heard(rule)
+        and min(_least_on_error(other), beside_an_open_one.strength) >= _most_on_error(rule)
     )
 
 
-def _place(rule: Rule) -> tuple[str, int]:
-    return rule.origin.file, rule.origin.line
+def _heard(rule: Rule) -> frozenset[str]:
+    return frozenset(rule.roles or get_args(Voice))
+
+
+def _least_on_error(rule: Rule) -> int:
+    return 0 if isinstance(rule.on_error, Degrade) else rule.on_error.strength
+
+
+def _most_on_error(rule: Rule) -> int:
+    return Action.BLOCK.strength if isinstance(rule.on_error, Degrade) else rule.on_error.strength
+
+
+def _message(rule: Rule) -> str:
+    return str(rule.message or "")
+
+
+def _written(rule: Rule) -> tuple[str, int, int]:
+    return rule.origin.file, rule.origin.line, rule.origin.column
+
+
+def _never_found(rule: Rule, findable: Mapping[str, Sequence[Findable]]) -> Iterator[Problem]:
+    for one in sought(rule):
+        if (known := findable.get(root(one.category))) is not None and (what := _why_never(rule, one, known)):
+            yield Problem(rule.written_at(one.key), f"rule '{rule.id}' looks at '{one.category}'{what}")
+    if Stage.INPUT not in rule.stages and rule.roles and REPLYING.isdisjoint(rule.roles):
+        what = f"rule '{rule.id}' looks at what {', '.join(rule.roles)} said, on the output stage only, where there is "
+        yield Problem(
+            rule.written_at("roles"), f"{what}none of it: a reply is text of {' and '.join(sorted(REPLYING))}"
+        )
+
+
+def _why_never(rule: Rule, one: Sought, known: Sequence[Findable]) -> str:
+    """Return why nothing is ever found that a rule looks for; nothing where something may be."""
+    meant = [other for other in known if covers(one.category, other.category)]
+    if not meant:
+        return f", which nothing is ever found of{_nearest(one.category, known)}"
+    there = [other for other in meant if not set(other.stages).isdisjoint(rule.stages)]
+    if not there:
+        return f" on the {' and '.join(rule.stages)} stage, where it is never found"
+    highest = max(other.highest for other in there)
+    if one.threshold > highest:
+        return f" from {one.threshold:g} on, and nothing that is found of it scores more than {highest:g}"
+    return ""
+
+
+def _nearest(category: str, known: Sequence[Findable]) -> str:
+    # Compared without the word that all of them begin with, which would make any two alike.
+    names = {_below(one.category): one.category for one in known}
+    word = _below(category)
+    near = [name for name in names if name.startswith(word)] or get_close_matches(word, names, n=1)
+    if near:
+        return did_you_mean(category, [names[name] for name in near])
+    return f"; choose from: {', '.join(names.values())}" if names else ""
+
+
+def _below(category: str) -> str:
+    return category.partition(".")[2] or category
 
 
 def _out_of_reach(rule: Rule, scores: tuple[float, float] | None) -> Iterator[Problem]:

@@ -35,6 +35,7 @@ from ringfence.policies.types import (
     Overlay,
     Override,
     Policy,
+    Removal,
     Rule,
     RuleException,
     StreamSettings,
@@ -50,7 +51,10 @@ PACKS = Path(__file__).parent / "packs"
 SETTINGS = ("upstream", "stream", "audit", "limits")
 """Keys that hold keys of their own: what a policy leaves out of one, it has from the policy that it extends."""
 
-Placed = TypeVar("Placed", Rule, OwnCheck, Counter, RuleException, Overlay, Exemption)
+MOST_LAYERS = 20
+"""Policies that may extend each other, the first one counted; reading them goes by recursion."""
+
+Placed = TypeVar("Placed", OwnCheck, Counter, RuleException, Exemption)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +172,14 @@ _NOT_CANONICAL: Any = {
     "files": True,
     "layers": True,
     "applied": True,
+    "removed": True,
     "origins": True,
     "looking": True,
     "rules": _RULES,
     "checks": _NO_PLACE,
     "counters": _NO_PLACE,
     "exceptions": _NO_PLACE,
-    "overlays": {"__all__": {"origin": True, "rules": _RULES}},
+    "overlays": {"__all__": {"origin": True, "origins": True, "rules": _RULES}},
     "exempt": _NO_PLACE,
 }
 
@@ -194,18 +199,23 @@ def _assemble(document: Document[PolicyFile], folder: Path, above: tuple[Path, .
             base = _extended(file.extends, folder, document.at("extends"), above)
     except PolicyError as error:
         problems += error.problems
+    taken = {one.origin.file: "the policy extended has it" for one in (*base.rules, *base.checks)}
     for index, name in enumerate(file.packs):
+        place = document.at("packs", index)
         try:
-            path = _pack_path(name, folder, document.at("packs", index))
+            path = _pack_path(name, folder, place)
+            if known := taken.get(name_of(path)):
+                raise PolicyError([Problem(place, f"pack '{name}' is used twice: {known} already; leave it out here")])
+            taken[name_of(path)] = f"{place} names it"
             packs.append(read_document(path, PackFile))
             files.append(path)
         except PolicyError as error:
             problems += error.problems
-    inherited = [*base.rules, *(rule for pack in packs for rule in _placed(pack, "rules", pack.value.rules))]
-    kept = [rule for rule in inherited if rule.id not in file.remove]
-    rules = [_overridden(rule, document) for rule in kept]
-    rules += _placed(document, "rules", file.rules)
-    given = {str(loc[0]) for loc in document.origins if len(loc) == 1}
+    inherited = [*base.rules, *(rule for pack in packs for rule in _rules(pack, pack.value.rules, "rules"))]
+    gone = set(file.remove)
+    rules = [_overridden(rule, document) for rule in inherited if rule.id not in gone]
+    rules += _rules(document, file.rules, "rules")
+    given = _places(document, file)
     policy = Policy(
         name=file.name,
         rules=tuple(rules),
@@ -223,9 +233,10 @@ def _assemble(document: Document[PolicyFile], folder: Path, above: tuple[Path, .
         stream=_merged(base.stream, file.stream, document, "stream"),
         audit=_merged(base.audit, file.audit, document, "audit"),
         limits=_merged(base.limits, file.limits, document, "limits"),
+        removed=(*base.removed, *_removals(document)),
         files=(*base.files, *files),
         layers=(*base.layers, *above[-1:]),
-        origins={**base.origins, **{key: document.at(key) for key in given}, **_settings_written(document)},
+        origins={**base.origins, **given, **_settings_written(document)},
     )
     for one in packs:
         problems += _torn(one, [("rules", i) for i in range(len(one.value.rules))])
@@ -268,6 +279,9 @@ def _extended(name: str, folder: Path, origin: Origin, above: tuple[Path, ...]) 
     if path.resolve() in above:
         chain = " → ".join(one.name for one in (*above[above.index(path.resolve()) :], path))
         raise PolicyError([Problem(origin, f"policies extend each other in a circle: {chain}")])
+    if len(above) == MOST_LAYERS:
+        what = f"this would be policy {MOST_LAYERS + 1} of those that extend each other, from {name_of(above[0])} on"
+        raise PolicyError([Problem(origin, f"{what}; {MOST_LAYERS} at most: share rules in a pack instead")])
     return _assemble(read_document(path, PolicyFile), path.parent, (*above, path.resolve()))
 
 
@@ -276,10 +290,34 @@ def _placed(document: Document[Any], key: str, items: Iterable[Placed]) -> list[
     return [replace(item, origin=document.at(key, index)) for index, item in enumerate(items)]
 
 
+def _places(document: Document[Any], item: Any, *loc: str | int) -> dict[str, Origin]:
+    """Return where the keys of a mapping were written that is at this place; those that were not are missing."""
+    keys = ((f.name, document.origins.get((*loc, f.name))) for f in fields(item))
+    return {key: origin for key, origin in keys if origin}
+
+
+def _rules(document: Document[Any], rules: Iterable[Rule], *loc: str | int) -> Iterator[Rule]:
+    for index, rule in enumerate(rules):
+        place = (*loc, index)
+        yield replace(rule, origin=document.at(*place), origins=_places(document, rule, *place))
+
+
 def _overlays(document: Document[PolicyFile]) -> Iterator[Overlay]:
-    for i, overlay in enumerate(_placed(document, "overlays", document.value.overlays)):
-        rules = (replace(r, origin=document.at("overlays", i, "rules", j)) for j, r in enumerate(overlay.rules))
-        yield replace(overlay, rules=tuple(rules))
+    for index, overlay in enumerate(document.value.overlays):
+        place = ("overlays", index)
+        origins = _places(document, overlay, *place)
+        for name, change in overlay.override.items():
+            origins[f"override.{name}"] = document.at(*place, "override", name)
+            keys = _places(document, change, *place, "override", name)
+            origins |= {f"override.{name}.{key}": origin for key, origin in keys.items()}
+        origins |= {f"remove.{name}": document.at(*place, "remove", i) for i, name in enumerate(overlay.remove)}
+        rules = tuple(_rules(document, overlay.rules, *place, "rules"))
+        yield replace(overlay, rules=rules, origin=document.at(*place), origins=origins)
+
+
+def _removals(document: Document[PolicyFile]) -> Iterator[Removal]:
+    for index, name in enumerate(document.value.remove):
+        yield Removal(name, f"policy {document.value.name}", document.at("remove", index))
 
 
 def _overridden(rule: Rule, document: Document[PolicyFile]) -> Rule:
@@ -292,8 +330,7 @@ Section = TypeVar("Section", UpstreamChoice, StreamSettings, AuditSettings, Limi
 
 def _merged(base: Section, given: Section, document: Document[PolicyFile], key: str) -> Section:
     """Return the base's section with the keys that the file gives."""
-    written = {f.name: getattr(given, f.name) for f in fields(given) if (key, f.name) in document.origins}
-    return replace(base, **written)
+    return replace(base, **{name: getattr(given, name) for name in _places(document, given, key)})
 
 
 def _settings_written(document: Document[PolicyFile]) -> Mapping[str, Origin]:
@@ -342,9 +379,11 @@ def _unmet(policy: Policy) -> Iterator[Problem]:
     """Yield every name of a rule or a counter that there is not."""
     known = dict.fromkeys(rule.id for rule in policy.rules)
     for overlay in policy.overlays:
-        for name in (*overlay.override, *overlay.remove):
-            if name not in known:
-                yield Problem(overlay.origin, f"overlay '{overlay.id}' names rule '{name}'" + _which(name, known))
+        for key, names in (("override", overlay.override), ("remove", overlay.remove)):
+            for name in names:
+                if name not in known:
+                    what = f"overlay '{overlay.id}' names rule '{name}'" + _which(name, known)
+                    yield Problem(overlay.written_at(f"{key}.{name}"), what)
         known |= dict.fromkeys(rule.id for rule in overlay.rules)
     naming = [(one.id, one.rules, one.origin) for kind in (policy.counters, policy.exceptions) for one in kind]
     for who, rules, origin in naming:

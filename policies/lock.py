@@ -1,18 +1,34 @@
-"""The lock file beside a policy: the thresholds that its targets came to. Knows files; knows nothing of fitting."""
+"""The lock file beside a policy: the thresholds that its targets came to. Knows files; knows nothing of fitting.
+
+The sum of an entry shows that somebody edited it, not who; against somebody who sums anew it protects nothing.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
+import rfc8785
 import yaml
 from pydantic import TypeAdapter
 
-from ringfence.policies.document import PolicyError, Problem, name_of, read_document
+from ringfence.policies.document import Document, PolicyError, Problem, name_of, read_document
 from ringfence.policies.types import Fitted, Policy, Rule
 from ringfence.policies.words import STRICT_KEYS, Name
 
 HEADER = "# Written by `ringfence policy fit`. Keep it with the policy; do not edit it, fit anew.\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry(Fitted):
+    """What was fitted for one rule.
+
+    Attributes:
+        sha256: over the canonical form (RFC 8785) of the rest, hexadecimal.
+    """
+
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +42,20 @@ class LockFile:
 
     __pydantic_config__ = STRICT_KEYS
 
-    version: Literal[1] = 1
-    rules: Mapping[Name, Fitted] = field(default_factory=dict)
+    version: Literal[2] = 2
+    rules: Mapping[Name, Entry] = field(default_factory=dict)
 
 
 def lock_beside(path: Path) -> Path:
     """Return where the lock file of a policy is kept: `policy.yaml`, `policy.lock.yaml`."""
     return path.with_suffix(".lock.yaml")
+
+
+def entry_of(fitted: Fitted) -> Entry:
+    """Return what was fitted with the sum over it."""
+    values = {f.name: getattr(fitted, f.name) for f in fields(Fitted)}
+    plain = TypeAdapter(Fitted).dump_python(Fitted(**values), mode="json")
+    return Entry(**values, sha256=sha256(rfc8785.dumps(plain)).hexdigest())
 
 
 def dumps_lock(lock: LockFile) -> str:
@@ -47,21 +70,38 @@ def resolve(policy: Policy, path: Path | None) -> Policy:
         path: the policy's own file; None where it has none, and so no lock file.
 
     Raises:
-        PolicyError: a target has no threshold, or one that was fitted to something else.
+        PolicyError: a target has no threshold, or one that was fitted to something else; the lock file cannot be read,
+            or somebody edited it.
     """
     if all(rule.target is None for rule in policy.rules):
         return policy
-    there = path is not None and lock_beside(path).is_file()
-    lock = read_document(lock_beside(path), LockFile).value if path and there else LockFile()
     if path is None:
         hint = "only a policy read from its file has a lock file: write a 'threshold'"
     else:
         hint = f"run: ringfence policy fit {name_of(path)} --data LABELLED.jsonl"
-    unfit = ((rule, _unfit(rule, lock.rules.get(rule.id))) for rule in policy.rules)
+    there = path is not None and lock_beside(path).is_file()
+    lock = _read(lock_beside(path), hint) if path and there else Document(LockFile(), {})
+    unfit = ((rule, _unfit(rule, lock.value.rules.get(rule.id))) for rule in policy.rules)
     problems = [Problem(rule.written_at("target"), f"rule '{rule.id}' {what}; {hint}") for rule, what in unfit if what]
     if problems:
         raise PolicyError(problems)
-    return replace(policy, rules=tuple(_with_threshold(rule, lock.rules.get(rule.id)) for rule in policy.rules))
+    return replace(policy, rules=tuple(_with_threshold(rule, lock) for rule in policy.rules))
+
+
+def _read(path: Path, hint: str) -> Document[LockFile]:
+    try:
+        document = read_document(path, LockFile)
+    except PolicyError as error:
+        raise PolicyError(replace(problem, what=f"{problem.what}; {hint}") for problem in error.problems) from None
+    what = "was edited since it was fitted: its sha256 is not that of the rest"
+    edited = [
+        Problem(document.at("rules", name), f"the entry of rule '{name}' {what}; {hint}")
+        for name, entry in document.value.rules.items()
+        if entry != entry_of(entry)
+    ]
+    if edited:
+        raise PolicyError(edited)
+    return document
 
 
 def _unfit(rule: Rule, fitted: Fitted | None) -> str | None:
@@ -76,7 +116,9 @@ def _unfit(rule: Rule, fitted: Fitted | None) -> str | None:
     return None
 
 
-def _with_threshold(rule: Rule, fitted: Fitted | None) -> Rule:
-    if rule.target is None or fitted is None:
+def _with_threshold(rule: Rule, lock: Document[LockFile]) -> Rule:
+    if rule.target is None:
         return rule
-    return replace(rule, threshold=fitted.threshold, fitted=fitted)
+    fitted = lock.value.rules[rule.id]
+    origins = {**rule.origins, "threshold": lock.at("rules", rule.id, "threshold")}
+    return replace(rule, threshold=fitted.threshold, fitted=fitted, origins=origins)

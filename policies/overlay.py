@@ -18,20 +18,21 @@ def effective(policy: Policy, applied: Iterable[str]) -> Policy:
     if not overlays:
         return policy
     rules = {rule.id: rule for rule in policy.rules}
-    removed = list(policy.removed)
+    removed, message, origins = list(policy.removed), policy.message, policy.origins
     for overlay in overlays:
         gone = [name for name in dict.fromkeys(overlay.remove) if rules.pop(name, None)]
         removed += [Removal(name, f"overlay {overlay.id}", overlay.written_at(f"remove.{name}")) for name in gone]
         rules |= {name: _overridden(rules[name], overlay) for name in overlay.override if name in rules}
         rules |= {rule.id: rule for rule in overlay.rules}
-    speaking = [overlay for overlay in overlays if overlay.message]
+        if overlay.message:
+            message, origins = overlay.message, {**origins, "message": overlay.written_at("message")}
     return replace(
         policy,
         rules=tuple(rules.values()),
-        message=speaking[-1].message if speaking else policy.message,
+        message=message,
         applied=tuple(overlay.id for overlay in overlays),
         removed=tuple(removed),
-        origins={**policy.origins, **{"message": overlay.written_at("message") for overlay in speaking}},
+        origins=origins,
     )
 
 

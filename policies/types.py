@@ -130,8 +130,10 @@ class Sample:
         positives: those that are of the category.
         unanswered: texts with a label that are not among the rows, as the check could not answer.
         false_positive_rate: share of the negatives that fire; None where there are none.
+        false_positive_interval: what its true value lies between, at each end with 95 % confidence.
         recall: share of the positives that do; None where there are none.
-        bound: of the promised figure, what it keeps to with 95 % confidence.
+        recall_interval: of the recall, in the same way.
+        bound: of the promised figure, what it keeps to with 95 % confidence: one end of its interval.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -140,7 +142,9 @@ class Sample:
     positives: int
     unanswered: int
     false_positive_rate: float | None
+    false_positive_interval: tuple[float, float] | None
     recall: float | None
+    recall_interval: tuple[float, float] | None
     bound: float
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringfence.guard import normalise
-from ringfence.guard.normalise import GROWTH, ROUNDS, Variant, variants
+from ringfence.guard.normalise import GROWTH, ROUNDS, Variant, spellings, variants
 
 DATA = Path(__file__).parents[1] / "guard" / "classifier" / "data"
 PLAIN = "how do I make a bomb at home"
@@ -466,3 +466,61 @@ def test_a_megabyte_of_prose_takes_seconds_at_most():
     began = thread_time()
     variants(text)
     assert thread_time() - began < 5
+
+
+# ---- spellings
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "read"),
+    [
+        ("invisible", "a\u200bb\u00adc\x00d\x1b[31me", "abcde"),
+        ("invisible", "see " + tagged("A1-9"), "see A1-9"),
+        ("invisible", "😀" + selected("A1-9 ok"), "😀A1-9 ok"),
+        ("lookalike", "４1１\u0661\u2011𝟙\u00a0x\u0336y", "4111-1 xy"),
+        ("lookalike", "рassword АKIA Привет Wört", "password AKIA Привет Wört"),
+        ("entities", "&#65;&#x31;&commat;&period; &amp; &nosuch; R&D", "A1@. & &nosuch; R&D"),
+        ("percent", "%41%31%C3%A9 100% %zz", "A1é 100% %zz"),
+        ("escapes", r"\u0041\x31\100\@ \n C:\\u0042", "A1@@ \\n C:B"),
+        ("binary", "01000001 00110001 00111001", "A19"),
+        ("hex", "0x41312d39 41 31 2d 39 deadbeef", "A1-9 A1-9 deadbeef"),
+        ("base64", "k=" + b64("A1-9Z8-7Y6") + "; question", "k=A1-9Z8-7Y6; question"),
+        ("base64", b64("номер A1-9"), "номер A1-9"),
+    ],
+)
+def test_whatever_a_text_says_it_is_spelt_plainly(kind, text, read):
+    assert [(found.kind, found.text) for found in spellings(text)] == [(kind, read)]
+
+
+def test_prose_has_no_other_spelling():
+    texts = [row["text"] for row in rows("plain")]
+    assert [text for text in texts if text.isascii() and spellings(text)] == []
+
+
+def test_a_spelling_of_nothing_is_nothing():
+    (found,) = spellings("\u200b")
+    assert (found.text, found.changed("\u200b").tolist()) == ("", [])
+
+
+@settings(max_examples=150, deadline=None)
+@given(MIXED, st.data())
+def test_every_spelling_knows_where_each_of_its_code_points_came_from(text, data):
+    for found in spellings(text):
+        size = len(found.text)
+        each = [found.span(i, i + 1) for i in range(size)]
+        assert each == sorted(each)
+        assert all(0 <= start < end <= len(text) for start, end in each)
+        same = [not changed for changed in found.changed(text)]
+        assert all(text[each[i][0]] == found.text[i] for i in range(size) if same[i])
+        a, b = sorted(data.draw(st.lists(st.integers(0, size), min_size=2, max_size=2)))
+        if a < b:
+            assert found.cut(a, b).span(0, b - a) == found.span(a, b)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["a", "A1", "&", "&amp;", "&#", "%", "%41", "%C3", "\\", "\\u", "\\x4", "0", "01", "01010101 ", "4", "41 ", "0x", "0x41 ", "QUJD",
+     "QUJD" * 15 + "\n", "Ab/", "-", "\u200b", "a\u0336", "а", "аa", "ａ", "\U000e0041", "\ufe01", "\x1b", "\x1b]", "\x9d", "\ud800"],
+)  # fmt: skip
+def test_spellings_take_linear_time(unit, grows_with_its_length):
+    assert grows_with_its_length(spellings.__wrapped__, unit, after="!")

@@ -40,9 +40,7 @@ def passage(text: str, part: int = 0) -> Passage:
 
 def test_a_rule_over_a_category_that_nobody_answers_for_names_the_known_ones(checks: dict[str, Check]) -> None:
     policy = Policy(name="p", rules=(Rule("typo", "bonb", Action.BLOCK),))
-    with pytest.raises(
-        UnknownCheck, match=r"rule 'typo' looks at category 'bonb'.*known categories: bomb, count, knife"
-    ):
+    with pytest.raises(UnknownCheck, match="category 'bonb', which no check answers for; did you mean 'bomb'"):
         Pipeline(policy, checks)
 
 

@@ -7,6 +7,9 @@ import pytest
 from ringfence.guard.check import load_checks, own_checks
 from ringfence.guard.checks.leakage import LeakageCheck
 from ringfence.guard.checks.pii import PiiCheck
+from ringfence.guard.classifier.rows import read_rows
+from ringfence.guard.guard import Guard
+from ringfence.guard.known import findable
 from ringfence.guard.pipeline import categories_of
 from ringfence.policies.cases import (
     Outcome,
@@ -28,6 +31,7 @@ from ringfence.proxy.cli.policy import judge_of
 HEAD = "version: 1\nname: tiny\n"
 
 
+TEXTS = PACKS.parents[1] / "guard" / "bench" / "texts"
 NAMES = sorted({p.name.partition(".")[0] for p in PACKS.glob("*.yaml")})
 MODEL = {"harm", "attack", "toxicity", "refusal"}
 
@@ -79,7 +83,8 @@ def test_every_rule_of_a_pack_says_why_and_what_needs_the_model_is_no_more_than_
 @pytest.mark.parametrize("pack", NAMES)
 def test_no_pack_has_a_warning(pack):
     suite = suite_of(pack)
-    assert list(map(str, lint(suite.policy, [suite], TODAY))) == []
+    found = findable(suite.policy, load_checks().values())
+    assert list(map(str, lint(suite.policy, [suite], TODAY, findable=found))) == []
 
 
 def test_what_a_child_reads_comes_in_five_languages():
@@ -94,6 +99,53 @@ def test_child_reads_the_words_for_children_also_where_strict_stops_the_same(cat
     decision = decide(policy, Stage.INPUT, [Finding("fake", category, 0.9, (Span(0, 0, 1),))], "nl")
     assert {name.partition("-")[0] for name in decision.rules} == {"child", "strict"}
     assert decision.message == next(rule for rule in policy.rules if rule.id == decision.rules[0]).message["nl"]
+
+
+OPERATORS = {"system", "developer"}
+
+
+@pytest.mark.parametrize("pack", NAMES)
+def test_no_rule_over_attacks_stops_what_operators_say(pack):
+    over = [rule for rule in suite_of(pack).policy.rules if root(rule.category) == "attack"]
+    for rule in over:
+        assert rule.roles, rule.id
+        assert rule.action is Action.LOG or OPERATORS.isdisjoint(rule.roles), rule.id
+    assert not over or any(set(rule.roles) == OPERATORS for rule in over)
+    heard = {voice for rule in over if rule.action is Action.BLOCK for voice in rule.roles}
+    assert not over or heard >= {"user", "assistant", "tool", "function"}
+
+
+@pytest.mark.parametrize("name", ["operators", "operators_later"])
+def test_shipped_policy_blocks_no_ordinary_system_message_and_sees_every_bad_one(name):
+    rows = [row for _, row in read_rows(TEXTS / f"{name}.jsonl")]
+    guard = Guard()
+    acted = {row["id"]: (row["prompt_label"], guard.check(row["text"], role=row["role"]).action) for row in rows}
+    assert [one for one, (bad, action) in acted.items() if not bad and action is Action.BLOCK] == []
+    assert [one for one, (bad, action) in acted.items() if bad and action is Action.ALLOW] == []
+
+
+def test_tool_result_of_the_older_name_is_a_tool_result():
+    for rule in (rule for pack in NAMES for rule in suite_of(pack).policy.rules):
+        assert ("tool" in rule.roles) == ("function" in rule.roles), rule.id
+
+
+def test_hazard_in_a_system_message_keeps_no_harm_of_a_child_from_being_stopped():
+    policy = loads_policy(HEAD + "packs: [children]\n")
+    spans = (Span(0, 0, 1),)
+    of_operator = [
+        Finding("fake", "harm", 0.6, spans, role="system"),
+        Finding("fake", "harm.S4", 0.5, spans, role="system"),
+    ]
+    of_child = Finding("fake", "harm", 0.6, spans, role="user")
+    assert decide(policy, Stage.INPUT, of_operator).action is Action.ALLOW
+    assert decide(policy, Stage.INPUT, [*of_operator, of_child]).action is Action.BLOCK
+
+
+def test_who_has_strangers_for_operators_can_have_attacks_of_every_role_stopped():
+    roles = "roles: [user, assistant, tool, function, tool_call, system, developer]"
+    policy = loads_policy(HEAD + f"packs: [injection]\noverride: {{attack: {{{roles}}}}}\n")
+    finding = Finding("fake", "attack", 0.99, (Span(0, 0, 1),), role="system")
+    assert decide(policy, Stage.INPUT, [finding]).rules == ("attack",)
 
 
 def test_enterprise_default_is_what_the_shipped_policy_has():
@@ -237,24 +289,6 @@ def test_case_file_with_problems_is_told_with_their_places(tmp_path):
         "1:21: 'action' cannot be \"blok\"; did you mean 'block'?",
         "2:4: 'text' must be text in quotes, got [\"a\", 3]",
     ]
-
-
-def test_lint_warns_of_rules_that_never_decide_or_have_no_case():
-    policy = loads_policy(
-        HEAD + "rules:\n"
-        "  - {id: all, category: pii, action: block, threshold: 0.4}\n"
-        "  - {id: mail, category: pii.email, action: rewrite}\n"
-        "  - {id: early, category: pii.email, action: rewrite, threshold: 0.3}\n"
-        "  - {id: shadow, category: pii.email, action: log, shadow: true}\n"
-    )
-    warnings = [str(w) for w in lint(policy, [], TODAY)]
-    assert warnings[0] == (
-        "<memory>:5:5: rule 'mail' never decides: 'all' (<memory>:4:5) asks for block from 0.4 on, "
-        "where this one asks for rewrite from 0.5"
-    )
-    assert len(warnings) == 5
-    assert all("has no case" in warning for warning in warnings[1:])
-    assert "everything passes" in str(next(lint(loads_policy(HEAD), [], TODAY)))
 
 
 def test_packs_stand_beside_their_cases():

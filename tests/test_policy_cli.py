@@ -1,5 +1,6 @@
 import json
 import sqlite3
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -61,7 +62,43 @@ def test_lint_refuses_a_category_that_no_check_answers_for(policy):
     path = policy("rules: [{id: a, category: horoscope, action: block}]\n")
     result = run("lint", path)
     assert result.exit_code == 2
-    assert f"{path}:3:9: rule 'a' looks at category 'horoscope'" in result.stderr
+    assert f"{path}:3:17: rule 'a' looks at category 'horoscope'" in result.stderr
+
+
+UNKNOWN = """\
+rules:
+  - {id: a, category: harmm, action: block}
+  - id: b
+    category: pii
+    on_error: {degrade: kwords}
+    action: block
+overlays:
+  - id: o
+    scope: {model: [m]}
+    override: {b: {when: {category: sekret}}}
+"""
+
+
+@pytest.mark.parametrize("command", [["lint"], ["test"], ["diff"]])
+def test_categories_that_no_check_answers_for_are_refused_all_at_once_where_they_stand(command, policy):
+    path = policy(UNKNOWN)
+    result = run(*command, path, *([path] if command == ["diff"] else []))
+    assert result.exit_code == 2
+    told = [line.removeprefix(f"{path}:") for line in result.stderr.splitlines()]
+    assert told[0] == "4:13: rule 'a' looks at category 'harmm', which no check answers for; did you mean 'harm'?"
+    assert told[1].startswith(
+        "7:5: rule 'b' looks at category 'kwords', which no check answers for; choose from: attack, "
+    )
+    assert told[2] == "12:20: rule 'b' looks at category 'sekret', which no check answers for; did you mean 'secret'?"
+    assert len(told) == 3
+
+
+def test_lint_tells_the_first_hundred_warnings_and_how_many_more_there_are(policy):
+    path = policy("rules:\n" + "".join(f"  - {{id: r{n}, category: pii.ip, action: log}}\n" for n in range(80)))
+    told = run("lint", path).stdout.splitlines()
+    assert len(told) == 102
+    assert told[100] == f"and 59 more warnings, from {path}:25:5 on"
+    assert told[101] == f"{path}: 80 rules, 159 warnings"
 
 
 def test_lint_warns_and_exits_0(policy):
@@ -83,10 +120,67 @@ def test_show_names_every_rule_and_where_it_stands():
 def test_show_as_json_is_the_canonical_form_with_origins_and_revision():
     shown = json.loads(run("show", "--json").stdout)
     assert shown.pop("revision") == load_policy().revision
-    assert all(rule.pop("origin") and rule.pop("origins") == {} for rule in shown["rules"])
-    assert shown.pop("applied") == []
-    assert shown.pop("origins")["audit.path"].endswith("policy.yaml:52:3")
+    for rule in shown["rules"]:
+        origins = rule.pop("origins")
+        assert rule.pop("origin") == origins["id"]
+        assert {"category", "action"} <= origins.keys() <= rule.keys()
+    assert (shown.pop("applied"), shown.pop("removed")) == ([], [])
+    file, line, column = shown.pop("origins")["audit.path"].rsplit(":", 2)
+    assert Path(file).read_text().splitlines()[int(line) - 1][int(column) - 1 :].startswith("path: ")
     assert shown == canonical(load_policy())
+
+
+LAYERED = """\
+packs: [pii, secrets]
+remove: [secrets]
+rules:
+  - id: war
+    category: harm
+    action: log
+overlays:
+  - id: desk
+    scope: {model: [m]}
+    override:
+      pii:
+        threshold: 0.8
+    remove:
+      - war
+    message: Call the desk.
+    rules:
+      - id: no-ids
+        category: pii.national_id
+        action: block
+"""
+
+
+def test_show_effective_has_the_line_of_every_value_and_of_every_removal(policy, tmp_path):
+    path = policy(LAYERED)
+    shown = run("show", path, "--effective", "--for", "model=m").stdout.splitlines()
+    rows = {tuple(line[:60].split()[:2]): line for line in shown}
+    file = f"{tmp_path.name}/policy.yaml"
+    assert f" {file}:14 " in next(line for line in shown if line.split()[:1] == ["threshold"])
+    assert f" {file}:20 " in rows["no-ids", "category"]
+    assert f" {file}:21 " in shown[shown.index(rows["no-ids", "category"]) + 1]
+    assert " packs/pii.yaml:9 " in rows["pii", "category"]
+    assert rows["removed", "secrets"].split()[2:] == [f"{file}:4", "by", "policy", "tiny"]
+    assert rows["removed", "war"].split()[2:] == [f"{file}:16", "by", "overlay", "desk"]
+    (message,) = [line.split(maxsplit=2) for line in shown if line.startswith("message")]
+    assert message[1:] == [f"{file}:17", "Call the desk.".ljust(len(message[2]))]
+
+
+def test_show_as_json_for_somebody_has_the_same_places(policy):
+    path = policy(LAYERED)
+    shown = json.loads(run("show", path, "--json", "--for", "model=m").stdout)
+    assert shown["origins"]["message"] == f"{path}:17:5"
+    assert shown["rules"][0]["origins"]["threshold"] == f"{path}:14:9"
+    assert shown["removed"] == [
+        {"rule": "secrets", "by": "policy tiny", "origin": f"{path}:4:10"},
+        {"rule": "war", "by": "overlay desk", "origin": f"{path}:16:9"},
+    ]
+
+
+def test_show_names_what_was_removed(policy):
+    assert "removed   secrets: by policy tiny" in run("show", policy(LAYERED)).stdout
 
 
 CASES = """\

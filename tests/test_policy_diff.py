@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import sys
 from collections import Counter as Tally
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from ringfence.guard.audit.record import decisions_of, record_of
+from ringfence.guard.audit.record import Receipt, decisions_of, record_of
 from ringfence.guard.audit.store import Store
 from ringfence.guard.bench.traffic import exchanges
 from ringfence.guard.check import Finding
@@ -24,6 +25,7 @@ from ringfence.guard.replay.replay import replay
 from ringfence.policies.compare import compare
 from ringfence.policies.decide import decide, strongest
 from ringfence.policies.load import load_policy, loads_policy
+from ringfence.policies.own import Keywords
 from ringfence.policies.types import (
     Action,
     Condition,
@@ -39,6 +41,7 @@ from ringfence.policies.types import (
     Stage,
 )
 from ringfence.proxy.cli import diff as cli
+from ringfence.proxy.cli import main
 from ringfence.proxy.cli.policy import app
 
 MAIL = "Write to ann@mail.example today."
@@ -399,6 +402,189 @@ def others():
     return {check.name: check for check in (ExfiltrationCheck(), LeakageCheck(), SecretsCheck())}
 
 
+# --- a log of anything against each of its records in a log by itself
+
+
+class Records(list):
+    """Where a guard puts its records, in place of a log."""
+
+    def append(self, body):
+        super().append(body)
+        return Receipt(len(self), "0" * 64)
+
+
+TEXTS = [
+    "peace",
+    "war and war",
+    "war war war",
+    MAIL,
+    f"war war war {MAIL}",
+    "a\U000e0041\U000e0042\U000e0043b",
+    "A red car.",
+]
+RED = Keywords("keywords", "red", ("red",))
+ROLES = ["user", "assistant", "system", "tool"]
+KINDS = [Kind.TEXT] * 3 + [Kind.TOOL_CALL, Kind.TOOL_DEFINITION, Kind.MEDIA]
+wanted = st.builds(
+    Rule,
+    id=st.sampled_from("abcdef"),
+    category=st.sampled_from([*CATEGORIES, "hidden", "unjudged"]),
+    action=st.sampled_from(Action),
+    stages=st.sampled_from([(Stage.INPUT,), (Stage.OUTPUT,), (Stage.INPUT, Stage.OUTPUT)]),
+    threshold=scores,
+    roles=st.sampled_from([(), ("user",), ("tool", "tool_call")]),
+    when=st.none() | conditions,
+    shadow=st.booleans(),
+)
+overlays = st.builds(
+    lambda gone, threshold: Overlay(
+        "s", Scope(key=("strict",)), remove=("a",) if gone else (), override={"b": Override(threshold=threshold)}
+    ),
+    st.booleans(),
+    scores,
+)
+exceptions = st.builds(
+    RuleException,
+    id=st.just("e"),
+    rules=st.just(("a", "b")),
+    until=st.sampled_from([date(2026, 11, 21), date(2027, 1, 1)]),
+    why=st.just("known"),
+    pattern=st.sampled_from([None, "ann@.*"]),
+    scope=st.just(Scope(key=("strict",))) | st.just(Scope(key=("other",))),
+)
+
+
+@st.composite
+def policies(draw, revision, kept=()):
+    """A policy that has some rules of another one, and others."""
+    more = draw(st.lists(wanted, max_size=3, unique_by=lambda rule: rule.id))
+    chosen = {rule.id: rule for rule in (*draw(st.permutations(kept))[: draw(st.integers(0, 4))], *more)}
+    if red := draw(st.booleans()):
+        chosen["red"] = Rule("red", "red", Action.BLOCK)
+    return policy(
+        *chosen.values(),
+        revision=revision,
+        text=draw(st.sampled_from(["full", "full", "masked", "none"])),
+        checks=(RED,) if red else (),
+        exempt=draw(st.sampled_from([(), (), (Exemption("system", "ours"),), (Exemption("tool", "ours"),)])),
+        overlays=draw(st.just(()) | st.tuples(overlays)),
+        exceptions=draw(st.just(()) | st.tuples(exceptions)),
+    )
+
+
+@st.composite
+def traffics(draw):
+    """A few exchanges over few texts, so that many have the same findings and other parts."""
+    texts = st.sampled_from(draw(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=2)))
+    turns = st.tuples(st.sampled_from(ROLES), st.sampled_from(KINDS), texts)
+    one = st.tuples(
+        st.sampled_from(["old", "old", "new", "third"]),
+        st.lists(turns, max_size=4),
+        st.lists(texts, max_size=2),
+        st.sampled_from(["strict", "other"]),
+        st.sampled_from([20, 22]),
+        st.sampled_from([False, False, False, True]),
+    )
+    return draw(st.lists(one, min_size=1, max_size=6))
+
+
+OLD = policies("old")
+BOTH = OLD.flatmap(lambda old: st.tuples(st.just(old), policies("new", [one for one in old.rules if one.id != "red"])))
+
+
+def exchanged(guard, parts, replies, key, day, broken):
+    """Send one exchange through a guard, as the proxy would; one that is broken ends before anything is judged."""
+    request = [
+        Part(kind, role, ("m", i), "" if kind is Kind.MEDIA else text) for i, (role, kind, text) in enumerate(parts)
+    ]
+    at = datetime(2026, 11, day, 12, tzinfo=UTC)
+    exchange = Exchange("openai.chat", "m", request, subject=Subject("t", key), received_at=at)
+    if broken:
+        exchange.error = "BadRequest: no"
+    elif guard.judge_request(exchange).action is not Action.BLOCK:
+        answer = guard.open_reply(exchange)
+        for path, text in enumerate(replies):
+            if answer.stopped is None:
+                answer.feed(("choices", path), text)
+                answer.release(("choices", path), last=True)
+        answer.finish()
+    guard.record(exchange)
+
+
+def logged_at(path, bodies):
+    store = Store.open(path)
+    for body in bodies:
+        store.append(body)
+    store.close()
+    return path
+
+
+def totals(found):
+    """All of a replay that adds up over logs."""
+    numbers = ("exchanges", "unjudged", "rejudged", "changed", "undecided", "reproduced", "decided_then")
+    total = Tally({name: getattr(found, name) for name in numbers})
+    for name in ("blocked", "rewritten"):
+        for part in ("old", "new", "gained", "lost"):
+            total[name, part] = getattr(getattr(found, name), part)
+    for one in found.changes:
+        kind = (one.stage, one.old, one.new)
+        total[kind] = one.count
+        total.update({(*kind, cause): count for cause, count in one.causes.items()})
+    total.update(found.reasons)
+    return total
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(BOTH, traffics())
+def test_log_of_anything_comes_to_what_each_of_its_records_comes_to(tmp_path_factory, both, traffic):
+    logs, (old, new) = tmp_path_factory.mktemp("logs"), both
+    third = policy(HARM, PII, Rule("hidden", "hidden", Action.LOG), revision="third", text="full")
+    everything = f"war war {MAIL} a\U000e0041\U000e0042\U000e0043b"
+    records = Records()
+    # Who looked for what under a third policy is known from the whole log: each begins with one exchange that tells.
+    exchanged(
+        Guard(third, checks=CHECKS, store=records), [("user", Kind.TEXT, everything)], [everything], "k", 20, False
+    )
+    guards = {by.revision: Guard(by, checks=CHECKS, store=records) for by in (old, new, third)}
+    for by, *sent in traffic:
+        exchanged(guards[by], *sent)
+    first, *others = records
+
+    def replayed(name, bodies):
+        return totals(replay(logged_at(logs / name, bodies), old, new, CHECKS))
+
+    found, alone = replayed("all.db", records), replayed("first.db", [first])
+    expected = Tally(alone)
+    for number, body in enumerate(others):
+        expected.update(replayed(f"{number}.db", [first, body]))
+        expected.subtract(alone)
+    assert {name: count for name, count in found.items() if count} == {
+        n: count for n, count in expected.items() if count
+    }
+
+
+def test_records_with_other_parts_than_the_first_of_their_kind_are_judged_by_their_own(db):
+    old = policy(HARM, PII, text="full")
+    say(db, old, "peace")
+    say(db, old, "peace", role=("system", ("messages", 9), "war and war"))
+    new = policy(
+        HARM, PII, Rule("hidden", "hidden", Action.BLOCK), revision="new", exempt=(Exemption("system", "ours"),)
+    )
+    found = replay(db, old, new, CHECKS)
+    assert (found.exchanges, found.rejudged, found.undecided, found.changed) == (2, 2, 0, 0)
+
+
+def test_rewrite_that_both_policies_make_is_no_change_where_one_of_them_looks_for_more(db):
+    old = policy(PII, text="full")
+    for before in ("", "Well. "):
+        say(db, old, before + "peace", reply="Fine.", role=("system", ("messages", 9), before + MAIL))
+    harm = replace(HARM, when=Condition(category="pii"))
+    found = replay(db, old, policy(PII, harm, revision="new"), CHECKS)
+    assert (found.changed, found.rewritten.old, found.rewritten.new) == (0, 2, 2)
+
+
 # --- how sure
 
 
@@ -448,7 +634,7 @@ def test_difference_of_two_policies_names_rule_key_values_and_lines(files):
     changed, added = compare(*map(load_policy, files))
     [edit] = changed.edits
     assert (changed.name, edit.key, edit.old, edit.new) == ("pii", "action", "rewrite", "block")
-    assert (str(edit.old_at).split("/")[-1], edit.new_at.line) == ("pii.yaml:8:5", 5)
+    assert (str(edit.old_at).split("/")[-1], edit.new_at.line) == ("pii.yaml:11:5", 5)
     assert (added.name, added.old, added.new.line) == ("war", None, 7)
     result = run(*files)
     assert result.exit_code == 0
@@ -527,6 +713,19 @@ def test_gate_and_time_without_a_log_are_refused(files):
     assert run(*files, "--since", "7d").exit_code == run(*files, "--fail-if", "changed > 1").exit_code == 2
 
 
+def test_crash_is_no_gate_that_failed(files, logged, monkeypatch, capfd):
+    def crash(*_, **__):
+        raise IndexError("tuple index out of range")
+
+    monkeypatch.setattr("ringfence.guard.replay.replay.replay", crash)
+    command = ["policy", "diff", *files, "--replay", logged, "--fail-if", "new_blocks > 0"]
+    monkeypatch.setattr(sys, "argv", ["ringfence", *map(str, command)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 3
+    assert "IndexError" in capfd.readouterr().err
+
+
 def test_missing_log_and_wrong_policy_are_refused(files, tmp_path):
     assert "no such audit log" in run(*files, "--replay", tmp_path / "none.db").output
     files[1].write_text(SHOP + "ruels: []\n")
@@ -577,3 +776,24 @@ def test_log_with_a_record_that_is_none_is_refused(files, logged, statement, tol
     result = run(*files, "--replay", logged)
     assert result.exit_code == 2
     assert told in result.output
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda body: body["decisions"][0]["findings"][0]["spans"][0].update(part=7), "a finding in part 7 of 1"),
+        (lambda body: body["request"][0].update(kind="hologram"), "'hologram' is not a valid Kind"),
+        (lambda body: body.update(at="yesterday"), "yesterday"),
+        (lambda body: body["decisions"][0].pop("findings"), "KeyError: 'findings'"),
+    ],
+)
+def test_log_with_a_record_that_cannot_be_is_refused_in_one_line(files, db, change, told):
+    old = load_policy(files[0])
+    records = Records()
+    exchanged(Guard(old, checks=CHECKS, store=records), [("user", Kind.TEXT, MAIL)], ["Fine."], "k", 20, False)
+    change(records[0])
+    result = run(*files, "--replay", logged_at(db, records), "--fail-if", "new_blocks > 0")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"{db}: record 1 is not as this version of ringfence writes them")
+    assert told in line

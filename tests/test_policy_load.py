@@ -97,11 +97,23 @@ MALFORMED = [
     ("- 3\n", ["1:1: the file must be a mapping, got [3]"]),
     ("version: 1\n", ["1:1: 'name' is missing here"]),
     ("version: 2\nname: x\n", ["1:1: 'version' cannot be 2; choose from: 1"]),
-    ("version: 1\nname: no\n", ["2:1: 'name' must be text in quotes, got false"]),
+    (
+        "version: 1\nname: no\n",
+        ["2:1: 'name' must be text in quotes, got false, which YAML makes of no without quotes"],
+    ),
+    (MINIMAL + "message: 12:30\n", None),
     (MINIMAL + "ruels: []\n", ["3:1: unknown key 'ruels'; did you mean 'rules'?"]),
     (MINIMAL + "name: y\n", ["3:1: key 'name' is repeated; it is already on line 2"]),
     (MINIMAL + "packs: pii\n", ["3:1: 'packs' must be a list, got \"pii\""]),
     (MINIMAL + "packs: [pij]\n", ["3:9: no pack 'pij' ships; did you mean 'pii'?"]),
+    (
+        MINIMAL + "packs: [pii, pii]\n",
+        ["3:14: pack 'pii' is used twice: p.yaml:3:9 names it already; leave it out here"],
+    ),
+    (
+        MINIMAL + "extends: enterprise-default\npacks: [pii]\n",
+        ["4:9: pack 'pii' is used twice: the policy extended has it already; leave it out here"],
+    ),
     (MINIMAL + "packs: [./pij.yaml]\n", ["3:9: there is no pack file pij.yaml"]),
     (MINIMAL + "rules: [7]\n", ["3:9: an item of 'rules' must be a mapping, got 7"]),
     (ONE_RULE + "    threshold: 1.4\n", ["7:5: 'threshold' must be at most 1, got 1.4"]),
@@ -116,6 +128,23 @@ MALFORMED = [
     (ONE_RULE + "    stages: []\n", ["7:5: 'stages' must not be empty"]),
     (ONE_RULE + "    stages: [inptu]\n", ["7:14: an item of 'stages' cannot be \"inptu\"; did you mean 'input'?"]),
     (ONE_RULE.replace("rewrite", "blok"), ["6:5: 'action' cannot be \"blok\"; did you mean 'block'?"]),
+    (
+        ONE_RULE.replace("rewrite", "no"),
+        [
+            "6:5: 'action' cannot be false, which YAML makes of no without quotes; "
+            "choose from: allow, log, rewrite, block"
+        ],
+    ),
+    (ONE_RULE.replace("rewrite", "false"), ["6:5: 'action' cannot be false; choose from: allow, log, rewrite, block"]),
+    (ONE_RULE + "    seconds: 1:30:00x\n", ["7:5: 'seconds' must be a number, got \"1:30:00x\""]),
+    (
+        ONE_RULE + "    why: 1:30\n",
+        ["7:5: 'why' must be text in quotes, got 90, which YAML makes of 1:30 without quotes"],
+    ),
+    (
+        ONE_RULE + "    threshold: .nan\n",
+        ["7:5: 'threshold' cannot be .nan: a number is finite and at most 2^53; text goes in quotes"],
+    ),
     (ONE_RULE + "    origin: {line: 3}\n", None),
     (
         ONE_RULE + "    replacement: '[{categry}]'\n",
@@ -134,17 +163,26 @@ MALFORMED = [
         ["4:18: unknown key 'treshold'; did you mean 'threshold'?"],
     ),
     (MINIMAL + "stream: {window: 3.5}\n", ["3:10: 'window' must be a whole number, got 3.5"]),
-    (MINIMAL + "limits: {check_seconds: .inf}\n", ['3:10: not text, a number, true or false: ".inf"']),
+    (
+        MINIMAL + "limits: {check_seconds: .inf}\n",
+        ["3:10: 'check_seconds' cannot be .inf: a number is finite and at most 2^53; text goes in quotes"],
+    ),
     (MINIMAL + "audit: {text: maskd}\n", ["3:9: 'text' cannot be \"maskd\"; did you mean 'masked'?"]),
     (MINIMAL + "upstream: {timeout_s: 0}\n", ["3:12: 'timeout_s' must be more than 0, got 0"]),
     (MINIMAL + "---\nversion: 1\n", ["3:1: a second document begins here ('---'); a file holds one"]),
     ("version: &v 1\nname: *v\n", ["1:10: anchors and aliases are not allowed ('v'); write the value out"]),
     ("version: 1\n\tname: x\n", ["2:1: a tab cannot indent YAML; use spaces"]),
     ("version: [\n", None),
-    ("version: 1\nname: !!python/name:os.system x\n", None),
+    (
+        "version: 1\nname: !!python/name:os.system x\n",
+        ["2:1: 'name' cannot have the tag !!python/name:os.system; leave it out"],
+    ),
+    (MINIMAL + "packs: !ours [pii]\n", ["3:1: 'packs' cannot have the tag !ours; leave it out"]),
+    (MINIMAL + "packs: [!!binary cGlp]\n", ["3:9: an item of 'packs' cannot have the tag !!binary; leave it out"]),
+    ("--- !!set {a, b}\n", None),
     ("[" * 50_000, ["1:17: nested deeper than 16 levels"]),
     (f"version: {'9' * 5000}\nname: x\n", None),
-    ('version: 1\nname: "\\ud800"\n', ['2:1: not text, a number, true or false: "\\ud800"']),
+    ('version: 1\nname: "\\ud800"\n', ["2:1: 'name' cannot be \\ud800: half a character is no text"]),
     ("? [a]\n: 1\n", None),
 ]
 """Text, and the lines that are told of it; None where those are another library's words."""
@@ -169,7 +207,11 @@ BEYOND_A_SCHEMA = (
     "'override' names 'pij'",
     "anchors and aliases",
     "a second document",
-    'not text, a number, true or false: ".inf"',
+    "pack 'pii' is used twice",
+    "'check_seconds' cannot be .inf",
+    "'threshold' cannot be .nan",
+    "'packs' cannot have the tag",
+    "an item of 'packs' cannot have the tag",
 )
 """What concerns YAML itself, or more than one value: the loader's alone to refuse."""
 
@@ -196,6 +238,13 @@ def test_schema_never_refuses_what_the_loader_takes(data):
     except PolicyError:
         return
     SCHEMA.validate(mapping)
+
+
+@pytest.mark.parametrize("day", ["soon", "2027-13-01", "2027-3-1", "2027-03-01T10:00:00", "20270301", "[no]"])
+def test_what_is_no_date_is_told_what_one_looks_like(day):
+    exception = f"exceptions:\n  - {{id: x, rules: [a], why: y, pattern: z, until: {day}}}\n"
+    [line] = problems(from_text, MINIMAL + exception)
+    assert line.startswith("4:45: 'until' must be a date, as 2027-03-01, got ")
 
 
 def test_all_problems_are_told_at_once_in_the_order_of_the_file():

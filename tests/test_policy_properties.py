@@ -300,8 +300,11 @@ BOMBS = {
     "laughs": ("a: &a [x]\nb: [*a, *a]\n", "1:4: anchors and aliases are not allowed ('a'); write the value out"),
     "letters": ("a" * LARGE, f'1:1: the file must be a mapping, got "{"a" * 56}...'),
     "text": (HEAD + f"message: '{'x' * LARGE}'\n", None),
-    "digits": (f"version: {'9' * LARGE}\nname: x\n", f'1:1: not text, a number, true or false: "{"9" * 56}...'),
-    "minutes": (f"version: 1{':00' * LARGE}\nname: x\n", f'1:1: not text, a number, true or false: "1{":00" * 18}:...'),
+    "digits": (f"version: {'9' * LARGE}\nname: x\n", f"1:1: 'version' cannot be {'9' * 56}...: a number is finite"),
+    "minutes": (
+        f"version: 1{':00' * LARGE}\nname: x\n",
+        f"1:1: 'version' cannot be 1{':00' * 18}:...: a number is finite",
+    ),
     "documents": ("---\n" * LARGE, "2:1: a second document begins here ('---'); a file holds one"),
     "comment": ("#" * LARGE, "1:1: the file is empty"),
     "blanks": ("\n" * LARGE, "1:1: the file is empty"),

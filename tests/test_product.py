@@ -264,6 +264,17 @@ def test_check_tells_what_rules_in_shadow_would_have_done(tmp_path: Path) -> Non
     assert (told["action"], told["shadow"]) == ("allow", {"pii": "would_rewrite"})
 
 
+def test_check_tells_which_exception_kept_a_rule_from_firing(tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text(
+        "version: 1\nname: t\npacks: [pii]\n"
+        r"exceptions: [{id: ours, rules: [pii], pattern: '.*@example\.com', until: 2999-01-01, why: tests}]"
+    )
+    done = run("check", "Call me: jane.roe@example.com", cwd=tmp_path)
+    assert (done.returncode, "excepted: pii by ours" in done.stdout) == (0, True)
+    done = run("check", "Call me: jane.roe@example.com", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["excepted"] == {"pii": "ours"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "says"),
     [

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from ringfence.guard.check import Check, Finding, Passage
 from ringfence.guard.exchange import Exchange
 from ringfence.guard.guard import Guard
 from ringfence.policies.load import load_policy
-from ringfence.policies.types import Action, Policy, Rule, Stage
+from ringfence.policies.lock import LockFile, dumps_lock, entry_of
+from ringfence.policies.types import Action, Fitted, Policy, Rule, Sample, Stage, Target
 from ringfence.proxy.app import create_app
 from ringfence.proxy.live import Live, Refused, reload_on_change
 from ringfence.proxy.reply import Event, Finish, Text
@@ -310,19 +312,10 @@ def test_what_a_policy_extends_and_its_lock_file_are_watched(
     promise = "    target: {max_false_positive_rate: 0.01}\n"
     put(watching.path, RULE + "    action: block\n    stages: [input]\n" + promise)
     wait_until(lambda: "no threshold was fitted" in str(watching.policy["refused"]))
-    lock = """\
-version: 1
-rules:
-  a:
-    threshold: 0.75
-    target: {max_false_positive_rate: 0.01, min_recall: null}
-    category: pii
-    samples:
-      input: {rows: 900, positives: 100, unanswered: 0, false_positive_rate: 0.0, recall: 0.9, bound: 0.004}
-    data: ''
-    guard: null
-    fitted: '2026-11-01'
-"""
+    sample = Sample(900, 100, 0, 0.0, (0.0, 0.004), 0.9, (0.83, 0.95), 0.004)
+    target = Target(max_false_positive_rate=0.01)
+    entry = entry_of(Fitted(0.75, target, "pii", {Stage.INPUT: sample}, "", None, date(2026, 11, 1)))
+    lock = dumps_lock(LockFile(rules={"a": entry}))
     changes(lambda: put(watching.path.with_suffix(".lock.yaml"), lock))
     assert watching.policy["refused"] == []
 

@@ -17,7 +17,7 @@ from ringfence.guard.bench.spans import LabelledSpan, LabelledText, load_corpus_
 from ringfence.guard.check import Check, Passage, Versioned, load_checks
 from ringfence.guard.checks.pii import PiiCheck
 from ringfence.guard.checks.secrets import SecretsCheck
-from ringfence.guard.normalise import variants
+from ringfence.guard.normalise import spellings, variants
 from ringfence.policies.types import Stage
 
 THRESHOLD = 0.5
@@ -282,7 +282,11 @@ def timed_checks(checks: Mapping[str, Check] | None = None) -> dict[str, Timed]:
         return lambda text: check.find(Passage(Stage.OUTPUT, "assistant", text))
 
     ours = {name: check for name, check in (checks or load_checks()).items() if not isinstance(check, Versioned)}
-    return {"normalise": variants, **{name: reads(check) for name, check in ours.items()}}
+    undone: dict[str, Timed] = {
+        "normalise": variants,
+        "spellings": spellings.__wrapped__,
+    }  # which checks share, and remember
+    return {**undone, **{name: reads(check) for name, check in ours.items()}}
 
 
 def measure_speed(sides: Mapping[str, Timed], sizes: Sequence[int] = SIZES, rounds: int = 5) -> Speed:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from threading import Lock
 from typing import Protocol
 
-from ringfence.guard.check import Finding, Passage, Span
+from ringfence.guard.check import Findable, Finding, Passage, Span
 from ringfence.guard.checks.disguise import in_disguise
 from ringfence.guard.checks.model import Reader, shared_reader
 from ringfence.guard.classifier.heads import HAZARDS
@@ -46,6 +46,7 @@ class ClassifierCheck:
 
     name = "classifier"
     categories = frozenset({"harm", "attack", "refusal", "toxicity"})
+    finds = tuple(map(Findable, [*sorted(categories), *(f"harm.{hazard}" for hazard in HAZARDS)]))
 
     def __init__(self, judge: Judge | None = None) -> None:
         self._judge = judge

@@ -1,12 +1,132 @@
-"""Says of what was found in another reading of a text where the text itself has it. Knows no check."""
+"""Says of what was found in another reading of a text where the text itself has it. Knows no check.
 
+For checks that know forms it has them look wherever a spelling differs from the text, and no further: the rest of a
+long text is not read again because of one disguised word.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 
-from ringfence.guard.check import Finding, Span
-from ringfence.guard.normalise import Variant
+import numpy as np
+from numpy.typing import NDArray
+
+from ringfence.guard.check import Finding, Passage, Span
+from ringfence.guard.normalise import Variant, spellings
 
 
 def in_disguise(finding: Finding, variant: Variant) -> Finding:
     """Return a finding of a variant as one of the text: spans where it stands there, the disguise in the detail."""
     spans = tuple(Span(span.part, *variant.span(span.start, span.end)) for span in finding.spans)
     return replace(finding, spans=spans, detail=", ".join(filter(None, (f"read as {variant.kind}", finding.detail))))
+
+
+def in_every_spelling(find: Callable[[Passage], Sequence[Finding]], passage: Passage) -> Sequence[Finding]:
+    """Return what is found in a passage and in its other spellings, in order; time stays linear if that of `find` is.
+
+    Args:
+        find: returns findings of one span each.
+    """
+    plain = list(find(passage))
+    readings = spellings(passage.text)
+    if not readings:
+        return plain
+    starts = [finding.spans[0].start for finding in plain]  # of one passage, in order, none over another
+    disguised: list[Finding] = []
+    seen: set[tuple[tuple[int, int], str]] = set()
+    for reading in readings:
+        for finding, (start, end) in _around_changes(find, passage, reading, seen):
+            at = bisect_right(starts, start) - 1
+            # What the text says by itself, and covers all of the disguise, has its exact place already.
+            if at < 0 or plain[at].category != finding.category or plain[at].spans[0].end < end:
+                disguised.append(finding)
+    return _joined(chain(plain, disguised)) if disguised else plain
+
+
+MARGIN = 192
+"""Characters on each side of a change that are read with it: what a thing is may be said before it."""
+
+BLIND = 64
+"""Of these, what stands first has lost the words before it, by which it may be something else."""
+
+LONGEST_WORD = 4_096
+"""No word is cut, up to this length."""
+
+
+def _around_changes(
+    find: Callable[[Passage], Sequence[Finding]],
+    passage: Passage,
+    reading: Variant,
+    seen: set[tuple[tuple[int, int], str]],
+) -> Iterator[tuple[Finding, tuple[int, int]]]:
+    """Yield what is found where a reading differs from the text, and the stretch of it that is in disguise.
+
+    Args:
+        seen: what was read of other readings, which need not be read again; grows.
+    """
+    changed, size, done = reading.changed(passage.text), len(reading.text), 0
+    for first, last in _stretches(changed):
+        if last <= done:
+            continue
+        start, margin = _start_of_word(reading.text, first - MARGIN), MARGIN
+        while True:
+            end = _end_of_word(reading.text, last + margin)
+            excerpt = reading.cut(start, end)
+            key = excerpt.span(0, end - start), excerpt.text
+            found = find(replace(passage, text=excerpt.text)) if key not in seen else ()
+            seen.add(key)
+            # A private key may go on for long after its first line.
+            if end == size or all(finding.spans[0].end < end - start for finding in found):
+                break
+            margin *= 4
+        done = end - MARGIN
+        for finding in found:
+            span = finding.spans[0]
+            if start == 0 or span.start >= BLIND:
+                at = span.start + np.flatnonzero(changed[start + span.start : start + span.end])
+                # What was taken out stood before what is marked: both sides of it are in disguise.
+                within = (max(span.start, int(at[0]) - 1), int(at[-1]) + 1) if len(at) else (span.start, span.start + 1)
+                yield in_disguise(finding, excerpt), excerpt.span(*within)
+
+
+def _stretches(changed: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return the changes, in order, those together that are read together."""
+    at = np.flatnonzero(changed)
+    parts = np.split(at, np.flatnonzero(np.diff(at) > 2 * MARGIN) + 1)
+    return [(int(part[0]), int(part[-1]) + 1) for part in parts if len(part)]
+
+
+def _start_of_word(text: str, at: int) -> int:
+    floor = max(0, at - LONGEST_WORD)
+    while at > floor and not text[at - 1].isspace():
+        at -= 1
+    return max(0, at)
+
+
+def _end_of_word(text: str, at: int) -> int:
+    limit = min(len(text), at + LONGEST_WORD)
+    while at < limit and not text[at - 1].isspace():
+        at += 1
+    return min(len(text), at)
+
+
+def _joined(found: Iterable[Finding]) -> list[Finding]:
+    """Make one of the findings of a category that overlap: the surest, over all that any of them covers.
+
+    Part of a disguised value may be one by itself: what is taken out must be the whole.
+    """
+    by_category: dict[str, list[Finding]] = {}
+    for finding in sorted(found, key=_extent):
+        joined = by_category.setdefault(finding.category, [])
+        if joined and finding.spans[0].start < joined[-1].spans[0].end:
+            last = joined[-1]
+            span = replace(last.spans[0], end=max(last.spans[0].end, finding.spans[0].end))
+            joined[-1] = replace(max(last, finding, key=lambda one: one.score), spans=(span,))
+        else:
+            joined.append(finding)
+    return sorted(chain.from_iterable(by_category.values()), key=_extent)
+
+
+def _extent(finding: Finding) -> tuple[int, int]:
+    return finding.spans[0].start, -finding.spans[0].end

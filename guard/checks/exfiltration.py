@@ -36,7 +36,7 @@ from typing import NamedTuple
 from unicodedata import name, normalize
 from urllib.parse import SplitResult, unquote, unquote_plus, urlsplit
 
-from ringfence.guard.check import Finding, Passage, Span
+from ringfence.guard.check import Findable, Finding, Passage, Span
 from ringfence.policies.types import Stage
 
 SURE, LIKELY, ODD, GUESS, FAINT = 0.99, 0.9, 0.6, 0.3, 0.1
@@ -142,6 +142,7 @@ class ExfiltrationCheck:
 
     name = "exfiltration"
     categories = frozenset({"exfiltration"})
+    finds = (Findable("exfiltration.image", SURE), Findable("exfiltration.link", SURE))
 
     def find(self, passage: Passage) -> Sequence[Finding]:
         """Return every address of the passage that something speaks against. Time is linear in its length."""

@@ -23,7 +23,7 @@ from itertools import chain
 from typing import NamedTuple
 from unicodedata import category
 
-from ringfence.guard.check import Finding, Passage, Span
+from ringfence.guard.check import Findable, Finding, Passage, Span
 
 SURE, LIKELY, ODD, GUESS = 0.99, 0.9, 0.6, 0.3
 
@@ -85,6 +85,7 @@ class HiddenCheck:
 
     name = "hidden"
     categories = frozenset({"hidden"})
+    finds = tuple(Findable(f"hidden.{kind}", SURE) for kind in ("invisible", "bidi", "tag", "escape", "control"))
 
     def find(self, passage: Passage) -> Sequence[Finding]:
         """Return every stretch of hidden characters. Time is linear in the length of the passage.

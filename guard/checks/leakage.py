@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from ringfence.guard.check import Finding, Passage, Span
+from ringfence.guard.check import Findable, Finding, Passage, Span
 from ringfence.guard.checks.disguise import in_disguise
 from ringfence.guard.checks.words import UNSPACED, tokens
 from ringfence.guard.normalise import variants
@@ -53,6 +53,10 @@ class LeakageCheck:
 
     name = "leakage"
     categories = frozenset({"leak"})
+    finds = (
+        Findable("leak.system_prompt", stages=(Stage.OUTPUT,)),
+        Findable("leak.canary", 0.99, stages=(Stage.OUTPUT,)),
+    )
 
     def warm(self) -> object:
         """Make the table of what a word is."""

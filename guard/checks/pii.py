@@ -14,12 +14,14 @@ Scores say how sure the form alone makes it:
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from ipaddress import ip_address
 
 from stdnum import iban, luhn
 from stdnum.us import ssn
 
-from ringfence.guard.check import Finding, Passage
+from ringfence.guard.check import Findable, Finding, Passage
+from ringfence.guard.checks.disguise import in_every_spelling
 from ringfence.guard.checks.formats import Format, Hit, before, find_formats
 from ringfence.guard.checks.identity import IDENTITY
 from ringfence.guard.checks.phones import phones_of
@@ -52,10 +54,11 @@ class PiiCheck:
 
     def __init__(self, region: str = "US") -> None:
         self._formats = (*FORMATS, Format("pii.phone", "phone number", phones_of(region)))
+        self.finds = tuple(Findable(name, 0.99) for name in sorted({row.category for row in self._formats}))
 
     def find(self, passage: Passage) -> Sequence[Finding]:
-        """Return every stretch of the passage that has one of the forms. Time is linear in its length."""
-        return find_formats(self.name, self._formats, passage)
+        """Return every stretch of the passage that has one of the forms, in whatever spelling; time is linear."""
+        return in_every_spelling(partial(find_formats, self.name, self._formats), passage)
 
 
 def _cards(text: str) -> Iterator[Hit]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ringfence.guard.check import Finding, Passage, Span
+from ringfence.guard.check import Findable, Finding, Passage, Span
 
 ROUNDS = 6
 LONG = 2**ROUNDS
@@ -34,6 +34,7 @@ class RepetitionCheck:
 
     name = "repetition"
     categories = frozenset({"repetition"})
+    finds = (Findable("repetition"),)
 
     def find(self, passage: Passage) -> Sequence[Finding]:
         """Return one finding, or none where nothing is repeated. Time is linear in the length of the passage."""

@@ -9,8 +9,10 @@ Scores say how sure the form alone makes it:
 """
 
 from collections.abc import Sequence
+from functools import partial
 
-from ringfence.guard.check import Finding, Passage
+from ringfence.guard.check import Findable, Finding, Passage
+from ringfence.guard.checks.disguise import in_every_spelling
 from ringfence.guard.checks.formats import find_formats
 from ringfence.guard.checks.secret_forms import FORMS
 from ringfence.guard.checks.secret_places import PLACES
@@ -24,7 +26,8 @@ class SecretsCheck:
 
     name = "secrets"
     categories = frozenset({"secret"})
+    finds = tuple(Findable(name, 0.99) for name in sorted({row.category for row in FORMATS}))
 
     def find(self, passage: Passage) -> Sequence[Finding]:
-        """Return every stretch of the passage that has one of the forms. Time is linear in its length."""
-        return find_formats(self.name, FORMATS, passage)
+        """Return every stretch of the passage that has one of the forms, in whatever spelling; time is linear."""
+        return in_every_spelling(partial(find_formats, self.name, FORMATS), passage)

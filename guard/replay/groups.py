@@ -1,7 +1,8 @@
 """Reads an audit log into groups of exchanges that two policies cannot tell apart. Decides nothing.
 
 What a policy can tell of a finding is its category, its text's role, and which thresholds its score reaches; findings
-below all of them are as good as none. So a million records come to a few hundred groups.
+below all of them are as good as none. So a million records come to a few hundred groups. Which parts an exchange had is
+nothing that its group tells: whoever looks into one record asks `past_of` for its own.
 """
 
 import sqlite3
@@ -15,12 +16,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from pydantic_core import from_json
 
 from ringfence.guard.audit.record import VERSION, Body, decisions_of
 from ringfence.guard.audit.store import SELECT
-from ringfence.guard.exchange import Judged, Subject, whose
+from ringfence.guard.exchange import Judged, Kind, Subject, whose
 from ringfence.guard.pipeline import categories_of
 from ringfence.policies.overlay import about, changed, meets
 from ringfence.policies.types import Decision, Policy, Rule, Stage
@@ -34,17 +34,16 @@ class ReplayError(Exception):
     """The log cannot be replayed; the message says at which record, why, and what to do."""
 
 
-@dataclass(slots=True)
-class Group:
-    """Exchanges that are alike to both policies, by one of them.
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What was decided of one exchange.
 
     Attributes:
-        decisions: as recorded of the first one, without findings below every threshold.
+        decisions: their findings point into its own parts.
         roles: who said each part of the request.
         exempt: roles of which some text was not judged.
-        who: tenant, key, model and route of the first one.
+        who: tenant, key, model and route.
         day: when it was received.
-        seqs: the numbers of all the records.
     """
 
     decisions: tuple[Decision, ...]
@@ -52,6 +51,18 @@ class Group:
     exempt: frozenset[str]
     who: Mapping[str, str]
     day: date
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Exchanges that are alike to both policies: what these make of the first by what was found, they make of each.
+
+    Attributes:
+        first: without findings below every threshold; its parts, spans and subject are no other's.
+        seqs: the numbers of all the records.
+    """
+
+    first: Past
     seqs: "array[int]" = field(default_factory=lambda: array("q"))
 
 
@@ -104,16 +115,17 @@ def read(connection: sqlite3.Connection, path: Path, policies: Sequence[Policy],
             if not body["decisions"]:
                 unjudged += 1
                 continue
+            _admit(body)
             key = _key(body, lens)
             group = groups.get(key)
             if group is None:
-                group = groups[key] = _group(body, lens)
+                group = groups[key] = Group(_seen_through(lens, past_of(body)))
             group.seqs.append(row[0])
             for decision in body["decisions"]:
                 if decision["revision"] not in lens.revisions:
                     names = {finding["check"] for finding in decision["findings"]}
                     ran.setdefault((decision["revision"], decision["stage"]), set()).update(names)
-        except (LookupError, TypeError, AttributeError, ValidationError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
             what = f"{path}: record {row[0]} is not as this version of ringfence writes them"
             raise ReplayError(f"{what} ({type(error).__name__}: {str(error).splitlines()[0]})") from None
     return Log(list(groups.values()), unjudged, {place: frozenset(names) for place, names in ran.items()})
@@ -124,10 +136,15 @@ def body_of(connection: sqlite3.Connection, path: Path, seq: int) -> Body:
     return _body(path, *connection.execute(f"{SELECT} WHERE seq = ?", (seq,)).fetchone())
 
 
-def who_of(body: Body) -> Mapping[str, str]:
-    """Return whose exchange a record is about, as scopes ask for it."""
-    subject = body["subject"]
-    return whose(Subject(subject["tenant"], subject["key"]), body["model"], body["dialect"])
+def past_of(body: Body) -> Past:
+    """Return what was decided of the exchange that a record is about."""
+    return Past(
+        decisions_of(body),
+        tuple(part["role"] for part in body["request"]),
+        _exempt(body),
+        _who(body),
+        _day(body),
+    )
 
 
 def _body(path: Path, seq: int, digest: bytes, raw: bytes) -> Body:
@@ -204,19 +221,24 @@ def _levels(rule: Rule) -> Iterator[float]:
         yield from (least for _, least in rule.when.leaves())
 
 
-def _group(body: Body, lens: _Lens) -> Group:
-    return Group(
-        tuple(
-            replace(
-                one, findings=tuple(f for f in one.findings if f.error is not None or lens.level(f.category, f.score))
-            )
-            for one in decisions_of(body)
-        ),
-        tuple(part["role"] for part in body["request"]),
-        _exempt(body),
-        who_of(body),
-        date.fromisoformat(body["at"][:10]),
-    )
+def _admit(body: Body) -> None:
+    """Raise of a record with words that this version does not know, or with a finding in a part that it has not."""
+    for part in (*body["request"], *body["reply"]):
+        Kind(part["kind"])
+    for decision in body["decisions"]:
+        parts = body["request" if Stage(decision["stage"]) is Stage.INPUT else "reply"]
+        for finding in decision["findings"]:
+            for span in finding["spans"]:
+                if not 0 <= span["part"] < len(parts):
+                    raise IndexError(f"a finding in part {span['part']} of {len(parts)}")
+
+
+def _seen_through(lens: _Lens, past: Past) -> Past:
+    def seen(decision: Decision) -> Decision:
+        findings = (f for f in decision.findings if f.error is not None or lens.level(f.category, f.score))
+        return replace(decision, findings=tuple(findings))
+
+    return replace(past, decisions=tuple(map(seen, past.decisions)))
 
 
 def _key(body: Body, lens: _Lens) -> tuple[Any, ...]:
@@ -228,7 +250,7 @@ def _key(body: Body, lens: _Lens) -> tuple[Any, ...]:
     exempt = _exempt(body)
     if not lens.scoped:
         return (decisions, exempt)
-    who, day = who_of(body), date.fromisoformat(body["at"][:10])
+    who, day = _who(body), _day(body)
     scopes = tuple(
         (
             about(policy, who),
@@ -261,3 +283,12 @@ def _marks(decision: Body, parts: Sequence[Body], lens: _Lens) -> Iterator[Mark]
 def _exempt(body: Body) -> frozenset[str]:
     left = [one["where"] for one in body["coverage"] if one["status"] == Judged.EXEMPT]
     return frozenset(part["role"] for part in body["request"] if part["where"] in left) if left else frozenset()
+
+
+def _who(body: Body) -> Mapping[str, str]:
+    subject = body["subject"]
+    return whose(Subject(subject["tenant"], subject["key"]), body["model"], body["dialect"])
+
+
+def _day(body: Body) -> date:
+    return date.fromisoformat(body["at"][:10])

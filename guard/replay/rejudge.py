@@ -10,7 +10,7 @@ from ringfence.guard.audit.record import SENSITIVE, Body
 from ringfence.guard.check import Finding, Passage, Span
 from ringfence.guard.exchange import Exchange, Kind, Part
 from ringfence.guard.pipeline import Pipeline
-from ringfence.guard.replay.groups import Group
+from ringfence.guard.replay.groups import Past
 from ringfence.guard.replay.sides import Outcome, Side
 from ringfence.guard.stream import StreamGuard
 from ringfence.policies.types import Action, Counter, Decision, Policy, Rule, Stage
@@ -21,21 +21,21 @@ class CannotJudge(Exception):
     """A text is not there as it came; the message says why not."""
 
 
-def rejudge(side: Side, group: Group, outcome: Outcome, body: Body) -> Group:
-    """Return the exchange of a record with the findings that a policy lacks, and all marked by its exceptions.
+def rejudge(side: Side, past: Past, outcome: Outcome, body: Body) -> Past:
+    """Return an exchange with the findings that a policy lacks, and all marked by its exceptions.
 
     What a rewritable stretch is, a record does not say: all of a text counts as one.
 
     Args:
-        group: that the record is of; its decisions are this record's.
-        outcome: of the group, by the policy.
+        outcome: what the policy makes of it so far.
+        body: its record.
 
     Raises:
         CannotJudge: a text that would have to be read is not kept, or not as it came.
     """
     decisions: list[Decision] = []
     output = 0
-    for recorded, lacking in zip(group.decisions, outcome.lacking, strict=False):  # none after a blocked request
+    for recorded, lacking in zip(past.decisions, outcome.lacking, strict=False):  # none after a blocked request
         names = frozenset(name for name, source in lacking.items() if not isinstance(source, Counter))
         passages: Sequence[Passage] = ()
         if names or outcome.excepted:
@@ -45,11 +45,11 @@ def rejudge(side: Side, group: Group, outcome: Outcome, body: Body) -> Group:
         if names:
             found += [one for one in _look(_looking_for(side, names), passages) if root(one.category) in names]
         if outcome.excepted:
-            found = side.pipeline(group.who).mark(found, passages, group.who, group.day)
+            found = side.pipeline(past.who).mark(found, passages, past.who, past.day)
         decisions.append(replace(recorded, findings=tuple(found)))
         output += recorded.stage is Stage.OUTPUT
-    rest = group.decisions[len(decisions) :]
-    return replace(group, decisions=(*decisions, *rest), exempt=group.exempt - outcome.unread)
+    rest = past.decisions[len(decisions) :]
+    return replace(past, decisions=(*decisions, *rest), exempt=past.exempt - outcome.unread)
 
 
 def _looking_for(side: Side, names: frozenset[str]) -> Pipeline:

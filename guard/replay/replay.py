@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ringfence.guard.audit.record import Body, decisions_of
+from ringfence.guard.audit.record import Body
 from ringfence.guard.check import Check
-from ringfence.guard.replay.groups import Group, Log, body_of, opened, read
+from ringfence.guard.replay.groups import Log, Past, body_of, opened, past_of, read
 from ringfence.guard.replay.proportions import Rate, rate
 from ringfence.guard.replay.rejudge import CannotJudge, rejudge
 from ringfence.guard.replay.sides import NOBODY, UNFINISHED, Outcome, Side, Source, same
@@ -116,14 +116,14 @@ def replay(
             log = read(connection, path, (old, new), since)
             count = _Count(sides, examples)
             for group in log.groups:
-                pair = _pair(group, sides, log)
+                pair = _pair(group.first, sides, log)
                 if not pair.can_be_judged:
-                    count.add(group, pair, group.seqs)
+                    count.add(group.first, pair, group.seqs)
                     continue
                 for seq in group.seqs:
                     body = body_of(connection, path, seq)
-                    one = replace(group, decisions=decisions_of(body))
-                    count.add(one, _judged_again(one, pair, sides, body), [seq])
+                    past = past_of(body)
+                    count.add(past, _judged_again(past, _pair(past, sides, log), sides, body), [seq])
             return count.result(log.unjudged, lambda seq: body_of(connection, path, seq))
     finally:
         for side in sides:
@@ -161,28 +161,28 @@ class _Pair:
         return {f"{why}; {self.unread}" if self.unread and why != UNFINISHED else why for why in found}
 
 
-def _pair(group: Group, sides: tuple[Side, Side], log: Log) -> _Pair:
+def _pair(past: Past, sides: tuple[Side, Side], log: Log) -> _Pair:
     by_revision = {side.policy.revision: side for side in sides}
-    deciders = [by_revision.get(one.revision) for one in group.decisions]
+    deciders = [by_revision.get(one.revision) for one in past.decisions]
     ran = [
-        frozenset(side.sources(group.who, one.stage).values())
+        frozenset(side.sources(past.who, one.stage).values())
         if side
         else log.ran.get((one.revision, one.stage), frozenset())
-        for one, side in zip(group.decisions, deciders, strict=True)
+        for one, side in zip(past.decisions, deciders, strict=True)
     ]
     then = [side.policy if side else None for side in deciders]
-    old, new = (side.decide(group, ran, then) for side in sides)
+    old, new = (side.decide(past, ran, then) for side in sides)
     return _Pair((old, new), ran, then)
 
 
-def _judged_again(group: Group, pair: _Pair, sides: tuple[Side, Side], body: Body) -> _Pair:
+def _judged_again(past: Past, pair: _Pair, sides: tuple[Side, Side], body: Body) -> _Pair:
     outcomes = []
     for side, outcome in zip(sides, pair.outcomes, strict=True):
         if not outcome.reasons - {UNFINISHED}:
             outcomes.append(outcome)
             continue
         try:
-            more = rejudge(side, group, outcome, body)
+            more = rejudge(side, past, outcome, body)
         except CannotJudge as error:
             return replace(pair, unread=str(error))
         looked: list[set[Source]] = [
@@ -216,20 +216,20 @@ class _Count:
         self._kinds: dict[tuple[Stage, Action, Action], _Kind] = {}
         self._pairs: Tally[tuple[_Range, _Range, bool]] = Tally()
 
-    def add(self, group: Group, pair: _Pair, seqs: Sequence[int]) -> None:
-        """Count as many exchanges as there are numbers of records, to each of which the same happens."""
+    def add(self, past: Past, pair: _Pair, seqs: Sequence[int]) -> None:
+        """Count as many exchanges like one as there are numbers of records, to each of which the same happens."""
         number, (old, new) = len(seqs), pair.outcomes
         self._pairs[(old.action, old.most), (new.action, new.most), pair.undecided] += number
         self._numbers["rejudged"] += number * pair.rejudged
         for why in pair.reasons:
             self._reasons[why] += number
         for side, outcome in zip(self._sides, pair.outcomes, strict=True):
-            if all(one.revision == side.policy.revision for one in group.decisions):
-                on_record = strongest(one.action for one in group.decisions)
+            if all(one.revision == side.policy.revision for one in past.decisions):
+                on_record = strongest(one.action for one in past.decisions)
                 self._numbers["decided then"] += number
                 self._numbers["reproduced"] += number * (outcome.action is on_record)
                 break
-        changes = list(_changes(pair.outcomes, [side.pipeline(group.who).policy for side in self._sides]))
+        changes = list(_changes(pair.outcomes, [side.pipeline(past.who).policy for side in self._sides]))
         self._numbers["changed"] += number * bool(changes)
         for kind, causes in changes:
             found = self._kinds.setdefault(kind, _Kind())
@@ -298,7 +298,7 @@ def _replaced(outcome: Outcome, index: int) -> Mapping[object, Cause]:
     found: dict[object, Cause] = {}
     for rewrite in outcome.decisions[index].rewrites:
         finding = outcome.seen[index].findings[rewrite.span.part]
-        found[finding.category, finding.spans, rewrite.replacement] = (rewrite.rule, finding.category)
+        found[finding.category, finding.score, finding.spans, rewrite.replacement] = (rewrite.rule, finding.category)
     return found
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ringfence.guard.check import Check, own_checks
 from ringfence.guard.pipeline import Pipeline, Pipelines, categories_of
-from ringfence.guard.replay.groups import Group
+from ringfence.guard.replay.groups import Past
 from ringfence.policies.decide import decide, strongest
 from ringfence.policies.overlay import about, meets
 from ringfence.policies.own import OwnCheck
@@ -101,22 +101,22 @@ class Side:
             self._sources[place] = dict(self._looking(self.pipeline(who), stage))
         return self._sources[place]
 
-    def decide(self, group: Group, ran: Sequence[frozenset[Source]], then: Sequence[Policy | None]) -> Outcome:
-        """Decide exchanges that are alike.
+    def decide(self, past: Past, ran: Sequence[frozenset[Source]], then: Sequence[Policy | None]) -> Outcome:
+        """Decide an exchange.
 
         Args:
             ran: by decision, who had looked.
             then: by decision, the policy that had decided, where that is known: its exceptions are marked.
         """
-        policy = self.pipeline(group.who).policy
+        policy = self.pipeline(past.who).policy
         exempt = {one.role for one in policy.exempt}
         decisions, most, left_open = [], [], []
         lacking, excepted = [], []
-        for recorded, looked, decider in zip(group.decisions, ran, then, strict=True):
-            sources = self.sources(group.who, recorded.stage)
+        for recorded, looked, decider in zip(past.decisions, ran, then, strict=True):
+            sources = self.sources(past.who, recorded.stage)
             missing = {name: source for name, source in sources.items() if source not in looked}
-            unread = group.exempt - exempt if recorded.stage is Stage.INPUT else frozenset()
-            found, unsure = self._standing(group, recorded, missing, decider)
+            unread = past.exempt - exempt if recorded.stage is Stage.INPUT else frozenset()
+            found, unsure = self._standing(past, recorded, missing, decider)
             gaps = list(_gaps(missing, sources, unread))
             decision, opened = _decide(policy, recorded.stage, [_spared(one, unsure) for one in found], gaps)
             without = _decide(policy, recorded.stage, found, gaps)[0] if unsure else decision
@@ -130,20 +130,20 @@ class Side:
             if recorded.stage is Stage.INPUT and decision.action is Action.BLOCK:
                 break
         action = strongest(one.action for one in decisions)
-        if action is not Action.BLOCK and any(one.action is Action.BLOCK for one in group.decisions):
+        if action is not Action.BLOCK and any(one.action is Action.BLOCK for one in past.decisions):
             rules = [rule for rule in policy.rules if Stage.OUTPUT in rule.stages and not rule.shadow]
             rules = [rule for rule in rules if rule.action.strength > action.strength]
             most += [rule.action for rule in rules]
             left_open += [Open(Stage.OUTPUT, _bare(rule), (), UNFINISHED) for rule in rules]
         settled = action is Action.BLOCK  # and nobody has to know what else it would have come to
         return Outcome(
-            seen=group.decisions,
+            seen=past.decisions,
             decisions=tuple(decisions),
             action=action,
             most=strongest([action, *most]),
             open=() if settled else tuple(left_open),
             lacking=tuple(lacking),
-            unread=group.exempt - exempt,
+            unread=past.exempt - exempt,
             excepted=() if settled else tuple(dict.fromkeys(excepted)),
         )
 
@@ -160,14 +160,14 @@ class Side:
                     yield root(category), check.name
 
     def _standing(
-        self, group: Group, recorded: Decision, missing: Mapping[str, Source], decider: Policy | None
+        self, past: Past, recorded: Decision, missing: Mapping[str, Source], decider: Policy | None
     ) -> tuple[list[Finding], list[str]]:
         """Return the recorded findings that the policy would have made, and the exceptions that may apply to them."""
         exempt = {one.role for one in self.policy.exempt}
         current = [
             one
             for one in self.policy.exceptions
-            if group.day <= one.until and (one.scope is None or meets(one.scope, group.who))
+            if past.day <= one.until and (one.scope is None or meets(one.scope, past.who))
         ]
         marked = {one.id for one in current if decider and one in decider.exceptions}
         wide = [one.id for one in current if one.id not in marked and not (one.fingerprint or one.pattern)]
@@ -175,7 +175,7 @@ class Side:
         found = []
         for place, one in enumerate(recorded.findings):
             by_input = recorded.stage is Stage.INPUT and bool(one.spans)
-            if _source(one) in missing or (by_input and group.roles[one.spans[0].part] in exempt):
+            if _source(one) in missing or (by_input and past.roles[one.spans[0].part] in exempt):
                 continue
             spans = (Span(place, 0, 1),) if one.spans else ()
             kept = tuple(name for name in one.excepted if name in marked)

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from ringfence.guard.check import UnknownCheck, load_checks
 from ringfence.guard.classifier.scorer import WeightsError
+from ringfence.guard.known import refuse_unknown
 from ringfence.policies.compare import Difference, compare
 from ringfence.policies.document import did_you_mean
 from ringfence.policies.load import PolicyError, load_policy
@@ -87,9 +88,12 @@ def diff(
     found: Replay | None = None
     try:
         before, after = load_policy(old), load_policy(new)
+        checks = load_checks()
+        for policy in (before, after):
+            refuse_unknown(policy, checks.values())
         if db is not None:
             with opened(db), Console(stderr=True).status(f"replaying {db} …"):
-                found = replay(db, before, after, load_checks(), since=start, examples=examples)
+                found = replay(db, before, after, checks, since=start, examples=examples)
     except (PolicyError, UnknownCheck, WeightsError, ReplayError) as error:
         refuse(str(error))
     if found and not found.exchanges:

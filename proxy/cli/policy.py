@@ -24,7 +24,7 @@ from ringfence.guard.audit.record import decisions_of
 from ringfence.guard.check import Calibrated, Check, UnknownCheck, load_checks, own_checks, said
 from ringfence.guard.classifier.rows import RowError
 from ringfence.guard.classifier.scorer import WeightsError
-from ringfence.guard.guard import Guard
+from ringfence.guard.known import findable, refuse_unknown
 from ringfence.guard.pipeline import Pipeline, Pipelines, revision_of
 from ringfence.policies.cases import (
     Case,
@@ -37,11 +37,12 @@ from ringfence.policies.cases import (
     suites_of,
     without_cases,
 )
+from ringfence.policies.document import MOST
 from ringfence.policies.explain import Change, Explanation, Flip, Verdict
 from ringfence.policies.explain import explain as explain_decisions
 from ringfence.policies.lint import lint as warnings_of
 from ringfence.policies.load import SHIPPED, PolicyError, load_draft, load_policy
-from ringfence.policies.lock import LockFile, dumps_lock, lock_beside
+from ringfence.policies.lock import Entry, LockFile, dumps_lock, entry_of, lock_beside
 from ringfence.policies.overlay import about
 from ringfence.policies.overlay import effective as overlaid
 from ringfence.policies.schema import schema_of
@@ -75,16 +76,20 @@ def lint(path: PolicyPath = None) -> None:
     path = policy_path(path) or SHIPPED
     with _told():
         policy = load_policy(path)
-        guard = Guard(policy, checks=load_checks())  # a rule over a category that no check knows is an error too
+        checks = _checks_of(policy)
+        pipeline = Pipelines(policy, checks).base  # what it refuses is an error too
 
         def reach(category: str) -> tuple[float, float] | None:
-            check = guard.pipeline.check_of(category)
+            check = pipeline.check_of(category)
             return check.reach(category) if isinstance(check, Calibrated) else None
 
         suites = list(suites_of(policy, path))
-        warnings = list(warnings_of(policy, suites, datetime.now(UTC).date(), reach))
-    for warning in warnings:
+        found = findable(policy, checks.values())
+        warnings = list(warnings_of(policy, suites, datetime.now(UTC).date(), reach, found))
+    for warning in warnings[:MOST]:
         typer.echo(f"{warning.origin}: warning: {warning.what}")
+    if more := warnings[MOST:]:
+        typer.echo(f"and {_count(len(more), 'more warning')}, from {more[0].origin} on")
     typer.echo(f"{path}: {_count(len(policy.rules), 'rule')}, {_count(len(warnings), 'warning')}")
 
 
@@ -125,7 +130,7 @@ def run(
     with _told():
         policy = load_policy(path)
         suites = [suite for suite in suites_of(policy, path) if suite.policy is policy or not own]
-        checks = {**load_checks(), **own_checks(policy.checks)}
+        checks = _checks_of(policy)
         judges = [judge_of(suite.policy, checks) for suite in suites]
     runs: list[list[Result]] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -241,7 +246,7 @@ def fit(
         sha256, on = digest(data), day.date() if day else date.today()
     except (RowError, NoPlots, WeightsError, OSError) as error:
         refuse(str(error))
-    found, reasons = dict[str, Fitted](), list[str]()
+    found, reasons = dict[str, Entry](), list[str]()
     for rule in rules:
         assert rule.target
         try:
@@ -250,7 +255,8 @@ def fit(
             reasons += [f"{rule.written_at('target')}: rule '{rule.id}', {line}" for line in str(error).splitlines()]
         else:
             revision = revision_of(pipeline.check_of(rule.category))
-            found[rule.id] = Fitted(threshold, rule.target, rule.category, samples, sha256, revision, on)
+            fitted = Fitted(threshold, rule.target, rule.category, samples, sha256, revision, on)
+            found[rule.id] = entry_of(fitted)
     if reasons:
         typer.echo("\n".join([*reasons, "nothing was written"]), err=True)
         raise typer.Exit(1)
@@ -277,6 +283,13 @@ def _told() -> Iterator[None]:
     except (PolicyError, UnknownCheck, WeightsError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
+
+
+def _checks_of(policy: Policy) -> Mapping[str, Check]:
+    """Return the installed checks and the policy's own, having refused a category that none of them answers for."""
+    installed = load_checks()
+    refuse_unknown(policy, installed.values())
+    return {**installed, **own_checks(policy.checks)}
 
 
 def judge_of(policy: Policy, checks: Mapping[str, Check]) -> Judge:
@@ -411,7 +424,6 @@ def _change_as_json(change: Change) -> dict[str, Any]:
 
 
 def _print_fits(curves: "Curves", found: Mapping[str, Fitted]) -> None:
-    from ringfence.policies.fit import interval
     from ringfence.proxy.cli.curve import as_text
 
     console = Console(highlight=False)
@@ -425,15 +437,14 @@ def _print_fits(curves: "Curves", found: Mapping[str, Fitted]) -> None:
         # The promised figure chose the threshold: its bound is the one that was settled beforehand.
         promised = f"; {'at least' if one.target.min_recall else 'at most'} {sample.bound:.2%} with 95 % confidence"
         shares = (
-            ("others", sample.false_positive_rate, sample.rows - sample.positives, one.target.min_recall is None),
-            ("positives", sample.recall, sample.positives, one.target.min_recall is not None),
+            ("others", sample.false_positive_rate, sample.false_positive_interval, one.target.min_recall is None),
+            ("positives", sample.recall, sample.recall_interval, one.target.min_recall is not None),
         )
-        for what, share, rows, is_promised in shares:
-            if share is not None:
-                low, high = interval(round(share * rows), rows)
-                console.print(
-                    f"fires on {share:.2%} of {what}" + (promised if is_promised else f" ({low:.1%} to {high:.1%})")
-                )
+        for what, share, interval, is_promised in shares:
+            if share is not None and interval is not None:
+                low, high = interval
+                told = f"fires on {share:.2%} of {what} ({low:.2%} to {high:.2%})"
+                console.print(told + (promised if is_promised else ""))
         console.print(as_text(scored, one.threshold))
         console.print()
 

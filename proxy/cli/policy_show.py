@@ -51,11 +51,12 @@ def print_policy(policy: Policy, *, origins: bool) -> None:
 
 
 def as_json(policy: Policy) -> dict[str, Any]:
-    """Return the policy in canonical form, with its revision and where its values were written."""
+    """Return the policy in canonical form, with its revision, where its values were written, and what was removed."""
     shown = canonical(policy) | {"revision": policy.revision, "applied": list(policy.applied)}
     for rule, told in zip(policy.rules, shown["rules"], strict=True):
         told["origin"] = str(rule.origin)
         told["origins"] = {key: str(origin) for key, origin in rule.origins.items()}
+    shown["removed"] = [{"rule": one.rule, "by": one.by, "origin": str(one.origin)} for one in policy.removed]
     return shown | {"origins": {key: str(origin) for key, origin in policy.origins.items()}}
 
 
@@ -79,6 +80,8 @@ def _action(rule: Rule) -> Text:
 def _settings_table(policy: Policy) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
+    for removal in policy.removed:
+        table.add_row("removed", escape(f"{removal.rule}: by {removal.by} ({place(removal.origin)})"))
     for exemption in policy.exempt:
         table.add_row("exempt", escape(f"{exemption.role}: {exemption.why}"))
     for check in policy.checks:
@@ -102,8 +105,10 @@ def _value_table(policy: Policy) -> Table:
     for rule in policy.rules:
         name = rule.id
         for key, value in _written(rule):
-            table.add_row(name, key, _origin_of(rule, key, value), escape(_value(value)))
+            table.add_row(name, key, _place_of(rule, key), escape(_value(value)))
             name = ""
+    for removal in policy.removed:
+        table.add_row("removed", removal.rule, escape(place(removal.origin)), escape(f"by {removal.by}"))
     for kind in LISTS:
         for one in getattr(policy, kind):
             name = getattr(one, "id", "") or getattr(one, "category", "") or one.role
@@ -117,8 +122,8 @@ def _value_table(policy: Policy) -> Table:
     return table
 
 
-def _place_of(policy: Policy, key: str) -> str:
-    return escape(place(policy.origins[key])) if key in policy.origins else "default"
+def _place_of(written: Policy | Rule, key: str) -> str:
+    return escape(place(written.origins[key])) if key in written.origins else "default"
 
 
 def _written(rule: Rule) -> Iterator[tuple[str, object]]:
@@ -127,12 +132,6 @@ def _written(rule: Rule) -> Iterator[tuple[str, object]]:
         value = getattr(rule, f.name)
         if f.name not in ("id", "origin", "origins", "fitted") and value not in (None, "", (), False):
             yield f.name, value
-
-
-def _origin_of(rule: Rule, key: str, value: object) -> str:
-    defaults = {f.name: f.default for f in fields(rule)}
-    written = key in rule.origins or value != defaults[key]
-    return escape(place(rule.written_at(key))) if written else "default"
 
 
 def _value(value: object) -> str:

@@ -1,0 +1,39 @@
+"""What a rule needs to be found, and what can be found at all. Values only; who finds is none of its business."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ringfence.policies.types import Degrade, Rule, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Findable:
+    """What somebody may find.
+
+    Attributes:
+        category: in full, as findings have it.
+        highest: no finding of it scores more.
+        stages: where it may be found.
+    """
+
+    category: str
+    highest: float = 1.0
+    stages: tuple[Stage, ...] = tuple(Stage)
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """A category that a rule looks at, from which score on, and the key of the rule that says so."""
+
+    key: str
+    category: str
+    threshold: float
+
+
+def sought(rule: Rule) -> Iterator[Sought]:
+    """Yield everything that has to be looked for so that the rule can be decided."""
+    yield Sought("category", rule.category, rule.threshold)
+    if isinstance(rule.on_error, Degrade):
+        yield Sought("on_error", rule.on_error.degrade, rule.threshold)
+    if rule.when:
+        yield from (Sought("when", category, least) for category, least in rule.when.leaves())

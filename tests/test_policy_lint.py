@@ -1,0 +1,255 @@
+"""What lint says of a policy; that no rule it calls dead could make a difference is tried on policies made up."""
+
+import re
+from dataclasses import replace
+from datetime import date
+from time import perf_counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ringfence.guard.check import load_checks
+from ringfence.guard.known import findable
+from ringfence.policies.decide import decide
+from ringfence.policies.lint import lint
+from ringfence.policies.load import loads_policy
+from ringfence.policies.overlay import effective
+from ringfence.policies.types import (
+    Action,
+    Condition,
+    Degrade,
+    Finding,
+    Overlay,
+    Override,
+    Policy,
+    Rule,
+    RuleException,
+    Scope,
+    Span,
+    Stage,
+)
+from ringfence.policies.words import covers
+
+HEAD = "version: 1\nname: tiny\n"
+TODAY = date(2026, 11, 22)
+FUTURE, PAST = date(2999, 1, 1), date(2026, 11, 21)
+
+
+def warnings(policy, found=None):
+    told = [str(one) for one in lint(policy, [], TODAY, findable=found or {})]
+    return [one for one in told if "has no case" not in one]
+
+
+def of_rules(*lines, more=""):
+    return loads_policy(HEAD + "rules:\n" + "".join(f"  - {{{line}}}\n" for line in lines) + more)
+
+
+def test_lint_warns_of_rules_that_never_decide_or_have_no_case():
+    policy = loads_policy(
+        HEAD + "rules:\n"
+        "  - {id: all, category: pii, action: block, threshold: 0.4}\n"
+        "  - {id: mail, category: pii.email, action: rewrite}\n"
+        "  - {id: early, category: pii.email, action: rewrite, threshold: 0.3}\n"
+        "  - {id: shadow, category: pii.email, action: log, shadow: true}\n"
+    )
+    told = [str(one) for one in lint(policy, [], TODAY)]
+    assert told[0] == (
+        "<memory>:5:5: rule 'mail' never decides: 'all' (<memory>:4:5) asks for block from 0.4 on, "
+        "where this one asks for rewrite from 0.5"
+    )
+    assert len(told) == 5
+    assert all("has no case" in warning for warning in told[1:])
+    assert "everything passes" in str(next(lint(loads_policy(HEAD), [], TODAY)))
+
+
+STRONG = "id: strong, category: pii.email, action: block"
+WEAK = "id: weak, category: pii.email, action: rewrite"
+EXCEPTED = "exceptions: [{id: ex, rules: [%s], pattern: '.*', until: %s, why: tests}]\n"
+
+
+@pytest.mark.parametrize(
+    ("strong", "weak", "more"),
+    [
+        (STRONG, WEAK, EXCEPTED % ("strong", FUTURE)),
+        (STRONG + ", on_error: allow", WEAK, ""),
+        (STRONG + ", on_error: {degrade: harm}", WEAK + ", on_error: log", ""),
+        (
+            STRONG.replace("block", "rewrite"),
+            WEAK.replace("rewrite", "log") + ", when: {category: harm}",
+            "",
+        ),
+        (STRONG, WEAK, "overlays: [{id: o, scope: {model: [m]}, remove: [strong]}]\n"),
+        (STRONG, WEAK, "overlays: [{id: o, scope: {model: [m]}, override: {strong: {shadow: true}}}]\n"),
+        (STRONG, WEAK, "counters: [{id: c, rules: [weak], at_least: 3, within: 1h, hold: 1h}]\n"),
+        (STRONG + ", stages: [output]", WEAK, ""),
+        (STRONG + ", roles: [user]", WEAK, ""),
+        (STRONG.replace("email", "card"), WEAK, ""),
+    ],
+)
+def test_a_rule_that_may_decide_is_not_called_dead(strong, weak, more):
+    assert warnings(of_rules(strong, weak, more=more)) == []
+
+
+@pytest.mark.parametrize(
+    "more", ["", EXCEPTED % ("strong, weak", FUTURE), EXCEPTED % ("weak", FUTURE), EXCEPTED % ("strong", PAST)]
+)
+def test_a_rule_beside_a_stronger_one_is_dead_where_no_exception_silences_that_one_alone(more):
+    told = warnings(of_rules(STRONG, WEAK, more=more))
+    assert told[0].startswith("<memory>:5:5: rule 'weak' never decides: 'strong'")
+
+
+def test_of_two_that_say_the_same_the_first_counts_unless_the_check_is_hurried_by_the_other():
+    mail, again = WEAK.replace("rewrite", "log"), WEAK.replace("rewrite", "log").replace("weak", "again")
+    (told,) = warnings(of_rules(mail, again))
+    assert "rule 'again' adds nothing: 'weak'" in told
+    assert warnings(of_rules(mail, again + ", seconds: 1")) == []
+
+
+@pytest.fixture(scope="module")
+def checks():
+    return load_checks().values()
+
+
+FINDABLE = [
+    (
+        "category: pii.emial, action: block",
+        "category",
+        "looks at 'pii.emial', which nothing is ever found of; did you mean 'pii.email'?",
+    ),
+    ("category: harm.S15, action: block", "category", "of; did you mean 'harm.S5'?"),
+    ("category: secret.aws, action: block", "category", "of; did you mean 'secret.aws_secret'?"),
+    ("category: hidden.x, action: block", "category", "of; choose from: hidden.invisible, hidden.bidi,"),
+    ("category: words.cat, action: block", "category", "of; choose from: words"),
+    ("category: count, action: block", "category", "of"),
+    ("category: unjudged.video, action: block", "category", "of; choose from: unjudged.media, unjudged.field"),
+    (
+        "category: pii, action: block, threshold: 1.0",
+        "category",
+        "from 1 on, and nothing that is found of it scores more than 0.99",
+    ),
+    ("category: leak, action: block, stages: [input]", "category", "on the input stage, where it is never found"),
+    ("category: unjudged, action: block, stages: [output]", "category", "on the output stage, where it is never found"),
+    ("category: pii, action: block, when: {not: {category: pii.emial}}", "when", "looks at 'pii.emial'"),
+    ("category: pii, action: block, on_error: {degrade: pii.emial}", "on_error", "looks at 'pii.emial'"),
+    (
+        "category: harm, action: block, stages: [output], roles: [user]",
+        "roles",
+        "looks at what user said, on the output stage",
+    ),
+    ("category: harm, action: block, stages: [output], roles: [user, tool_call]", "", ""),
+    ("category: pii, action: block, threshold: 0.99", "", ""),
+    ("category: language.german, action: block", "", ""),
+    ("category: words, action: block", "", ""),
+    ("category: leak, action: block", "", ""),
+]
+
+
+@pytest.mark.parametrize(("rule", "key", "told"), FINDABLE)
+def test_lint_warns_of_what_is_never_found(rule, key, told, checks):
+    policy = of_rules(f"id: a, {rule}", more="checks: [{kind: keywords, category: words, words: [cat]}]\n")
+    found = warnings(policy, findable(policy, checks))
+    column = f"  - {{id: a, {rule}".index(key) + 1
+    assert len(found) == bool(told)
+    assert all(one.startswith(f"<memory>:4:{column}: rule 'a' looks at ") and told in one for one in found)
+
+
+def test_what_an_overlay_makes_of_a_rule_is_looked_at_too_and_what_it_leaves_is_told_once(checks):
+    policy = of_rules(
+        "id: a, category: pii.emial, action: block",
+        "id: b, category: leak, action: block",
+        more="overlays:\n  - id: o\n    scope: {model: [m]}\n    override: {a: {shadow: true}, b: {stages: [input]}}\n",
+    )
+    mistyped, moved = warnings(policy, findable(policy, checks))
+    assert mistyped.startswith("<memory>:4:13: rule 'a' looks at 'pii.emial'")
+    assert moved.endswith("rule 'b' looks at 'leak' on the input stage, where it is never found")
+
+
+def test_every_check_that_says_what_it_finds_says_so_of_each_of_its_categories(checks):
+    for check in checks:
+        if finds := getattr(check, "finds", None):
+            assert {one.category.partition(".")[0] for one in finds} == check.categories
+
+
+NAMES = ["a", "b", "c", "d"]
+CATEGORIES = ["pii", "pii.email", "pii.card", "harm"]
+categories = st.sampled_from(CATEGORIES)
+scores = st.sampled_from([0.3, 0.5, 0.7])
+stages = st.sampled_from([(Stage.INPUT,), (Stage.OUTPUT,), tuple(Stage)])
+voices = st.sampled_from([(), ("user",), ("user", "tool")])
+on_errors = st.sampled_from([Action.ALLOW, Action.LOG, Action.BLOCK, Degrade("harm")])
+some = st.sets(st.sampled_from(NAMES), min_size=1, max_size=3).map(lambda names: tuple(sorted(names)))
+conditions = st.sampled_from([None, None, Condition(category="harm"), Condition(not_=Condition(category="harm"))])
+
+
+def rules(name):
+    told = {"message": st.sampled_from([None, "no"]), "shadow": st.sampled_from([False, False, True])}
+    told |= {"when": conditions, "on_error": on_errors, "roles": voices, "threshold": scores, "stages": stages}
+    return st.builds(Rule, st.just(name), st.sampled_from(CATEGORIES[:3]), st.sampled_from(Action), **told)
+
+
+exceptions = st.builds(
+    RuleException,
+    st.sampled_from(["e", "f"]),
+    some,
+    st.sampled_from([FUTURE, PAST]),
+    st.just("x"),
+    pattern=st.just("."),
+)
+overrides = st.dictionaries(
+    st.sampled_from(NAMES), st.builds(Override, threshold=scores, on_error=on_errors), max_size=1
+)
+overlays = st.builds(Overlay, st.sampled_from(["o", "p"]), st.just(Scope(model=("m",))), some, overrides)
+findings = st.builds(
+    Finding,
+    st.just("check"),
+    categories,
+    st.sampled_from([0.2, 0.4, 0.6, 0.8, float("nan")]),
+    st.sampled_from([(), (Span(0, 0, 1),)]),
+    error=st.sampled_from([None, None, "late"]),
+    role=st.sampled_from(["", "user", "tool", "stranger"]),
+)
+
+
+@st.composite
+def policies(draw):
+    return Policy(
+        "p",
+        tuple(draw(rules(name)) for name in NAMES),
+        exceptions=tuple(draw(st.lists(exceptions, max_size=2, unique_by=lambda one: one.id))),
+        overlays=tuple(draw(st.lists(overlays, max_size=2, unique_by=lambda one: one.id))),
+    )
+
+
+@given(
+    policies(), st.lists(findings, max_size=3), st.sampled_from(Stage), st.sets(st.sampled_from(["o", "p"])), st.data()
+)
+def test_no_rule_that_lint_calls_dead_makes_a_difference(policy, found, stage, applied, data):
+    told = [re.search(r"rule '(.)' (never decides|adds nothing)", str(one)) for one in lint(policy, [], TODAY)]
+    dead = [(one[1], one[2]) for one in told if one]
+    looks_at = {rule.id: rule.category for rule in policy.rules}
+    marked = []
+    for one in found:
+        may = [
+            e.id
+            for e in policy.exceptions
+            if e.until >= TODAY and any(covers(looks_at[r], one.category) for r in e.rules)
+        ]
+        ids = data.draw(st.sets(st.sampled_from(may))) if may and one.error is None else set()
+        marked.append(replace(one, excepted=tuple(sorted(ids))))
+    now = effective(policy, applied)
+    decided = decide(now, stage, marked)
+    for name, how in dead:
+        without = decide(replace(now, rules=tuple(r for r in now.rules if r.id != name)), stage, marked)
+        assert (without.action, without.message) == (decided.action, decided.message)
+        assert how == "never decides" or without.rewrites == decided.rewrites
+
+
+def test_ten_thousand_rules_are_compared_without_looking_at_every_pair():
+    kinds = [(f"pii.k{n % 100}", Action.LOG if n % 3 else Action.BLOCK, n % 9 / 10, f"told {n}") for n in range(10_000)]
+    policy = Policy(
+        "p", tuple(Rule(f"r{n}", *kind[:2], threshold=kind[2], message=kind[3]) for n, kind in enumerate(kinds))
+    )
+    started = perf_counter()
+    assert len(warnings(policy)) > 1_000
+    assert perf_counter() - started < 5
