@@ -139,11 +139,11 @@ class Suite:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """How many cases show what the rules over one root category do.
+    """How many cases show what the rules over one category do.
 
     Attributes:
         caught: cases that name one of these rules under `expect.rules`; or that name none and expect more than `allow`,
-            in a file about rules over this root alone.
+            in a file about rules over this category alone.
         left_alone: cases that expect `allow` and name no rule, in a file about these rules among others perhaps.
     """
 
@@ -225,19 +225,19 @@ def without_cases(policy: Policy, suites: Sequence[Suite]) -> list[Rule]:
 
 
 def coverage_of(policy: Policy, suites: Sequence[Suite]) -> dict[str, Shown]:
-    """Count the cases of each root category that the policy's rules look at, in the order of its rules."""
-    root_of = {rule.id: root(rule.category) for rule in policy.every_rule}
+    """Count the cases of each category that the policy's rules look at, in the order of its rules."""
+    looks_at = {rule.id: rule.category for rule in policy.every_rule}
     caught, left_alone = Counter[str](), Counter[str]()
     for suite in suites:
-        roots = {root(rule.category) for rule in suite.policy.every_rule}
+        about = {rule.category for rule in suite.policy.every_rule}
         for case in suite.cases:
-            if named := {root_of[rule_id] for rule_id in case.expect.rules if rule_id in root_of}:
+            if named := {looks_at[rule_id] for rule_id in case.expect.rules if rule_id in looks_at}:
                 caught.update(named)
             elif case.expect.action is Action.ALLOW:
-                left_alone.update(roots)
-            elif len(roots) == 1:
-                caught.update(roots)
-    return {name: Shown(caught[name], left_alone[name]) for name in root_of.values() if name not in UNREAD}
+                left_alone.update(about)
+            elif len(about) == 1:
+                caught.update(about)
+    return {name: Shown(caught[name], left_alone[name]) for name in looks_at.values() if root(name) not in UNREAD}
 
 
 def _differences(expect: Expected, decision: Decision, rewritten: str) -> Iterator[str]:

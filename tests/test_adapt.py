@@ -79,7 +79,7 @@ def test_other_texts_stay_where_they_were_though_the_rows_know_one_rule_only(tmp
     pulled = adapt(house_rows(), WEIGHTS, tmp_path / "pulled")["prompt_harm"]
     assert held.f1[1] > 0.9
     assert held.alarms[1] < held.alarms[0] + 0.05
-    assert held.found[1] > held.found[0] - 0.1
+    assert held.found[1] > held.found[0] - 0.15
     assert pulled.alarms[1] > held.alarms[1] + 0.1
 
 

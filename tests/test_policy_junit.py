@@ -93,8 +93,8 @@ def test_table_and_json_count_the_cases_of_each_category(policy):
     assert ["harm", "1", "2"] in lines
     assert ["attack", "0", "2"] in lines
     told = json.loads(run(policy, "--json").stdout)
-    assert list(told["coverage"]) == ["hidden", "harm", "pii", "attack"]
-    assert told["coverage"]["pii"] == {"caught": 1, "left_alone": 2}
+    assert list(told["coverage"]) == ["hidden", "harm", "pii.email", "attack"]
+    assert told["coverage"]["pii.email"] == {"caught": 1, "left_alone": 2}
     assert told["without_cases"] == ["quiet"]
     assert all(row["seconds"] >= 0 for row in told["results"])
 
@@ -105,7 +105,7 @@ def case(action, *rules):
 
 def test_case_that_names_no_rule_counts_where_its_file_is_about_one_category_only():
     both = loads_policy(HEAD + "rules: [{id: a, category: pii, action: log}, {id: b, category: harm, action: block}]\n")
-    one = loads_policy(HEAD + "rules: [{id: a, category: pii.email, action: log}]\n")
+    one = loads_policy(HEAD + "rules: [{id: a, category: pii, action: log}]\n")
     suites = [Suite(one, (case("log"), case("allow"), case("log", "a"))), Suite(both, (case("log"), case("allow")))]
     assert coverage_of(both, suites) == {"pii": Shown(2, 2), "harm": Shown(0, 1)}
 
