@@ -8,6 +8,7 @@ import sqlite3
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Barrier
 
 import pytest
 
@@ -132,6 +133,18 @@ def test_processes_may_create_and_append_to_one_file(path):
         worker.join()
     assert [worker.exitcode for worker in workers] == [0] * 4
     assert verify(path).count == 160
+
+
+def test_a_new_file_may_be_opened_by_many_at_the_same_moment(tmp_path):
+    together = Barrier(8)
+
+    def open_with_the_others(path):
+        together.wait()
+        Store.open(path, wait_s=60).close()
+
+    with ThreadPoolExecutor(8) as pool:
+        for n in range(100):
+            list(pool.map(open_with_the_others, [tmp_path / f"{n}.db"] * 8))
 
 
 def test_same_record_is_not_put_in_twice_and_keeps_its_receipt(store):

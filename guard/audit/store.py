@@ -7,6 +7,7 @@ import hashlib
 import json
 import sqlite3
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -109,7 +110,7 @@ class Store:
                 f"{path}: cannot be opened: {error}; check that its folder exists and permits it"
             ) from None
         try:
-            _prepare(connection, read_only=read_only)
+            _prepare(connection, read_only=read_only, wait_s=wait_s)
         except (sqlite3.Error, UnicodeDecodeError, StoreError) as error:  # SQLite quotes a damaged schema as it is
             connection.close()
             raise StoreError(f"{path}: {_explained(error)}") from None
@@ -263,7 +264,7 @@ class Store:
             raise StoreError(f"{self.path}: cannot be read: {error}; `ringfence audit verify` says where") from error
 
 
-def _prepare(connection: sqlite3.Connection, *, read_only: bool) -> None:
+def _prepare(connection: sqlite3.Connection, *, read_only: bool, wait_s: float) -> None:
     """Make sure that the file is ours, write the schema where it is empty, and set the connection up."""
 
     def is_empty() -> bool:
@@ -278,7 +279,7 @@ def _prepare(connection: sqlite3.Connection, *, read_only: bool) -> None:
             raise StoreError(f"schema {version} of a newer ringfence, this one knows {SCHEMA_VERSION}; upgrade it")
     if read_only:
         return
-    connection.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not wait for each other
+    _use_wal(connection, wait_s)
     # A receipt is a promise. FULL syncs every commit, so that a power cut cannot take back a record whose receipt is
     # already with the caller; NORMAL is faster, and can.
     connection.execute("PRAGMA synchronous = FULL")
@@ -287,6 +288,23 @@ def _prepare(connection: sqlite3.Connection, *, read_only: bool) -> None:
         for statement in SCHEMA:
             connection.execute(statement)
     connection.execute("COMMIT")
+
+
+def _use_wal(connection: sqlite3.Connection, wait_s: float) -> None:
+    """Switch to the journal under which readers and the writer do not wait for each other.
+
+    SQLite does not wait at this statement, whatever the timeout: it is refused at once while another process makes the
+    same switch, or is the last to close the file.
+    """
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _kept(seq: int, digest: bytes, raw: bytes) -> Kept:
