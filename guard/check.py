@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from operator import itemgetter
 from typing import Protocol, cast, runtime_checkable
 
+from ringfence.guard.expressions import refuse_beyond_room
 from ringfence.policies.findable import Findable
 from ringfence.policies.own import OwnCheck
 from ringfence.policies.types import Finding, Span, Stage
@@ -19,6 +20,7 @@ __all__ = [
     "Findable",
     "Finding",
     "Passage",
+    "Roomy",
     "Span",
     "UnknownCheck",
     "Versioned",
@@ -128,6 +130,16 @@ class Bounded(Protocol):
 
 
 @runtime_checkable
+class Roomy(Protocol):
+    """A check that holds words or patterns of a policy: all of one policy together may take so much room."""
+
+    @property
+    def room(self) -> int:
+        """Bytes that they take."""
+        ...
+
+
+@runtime_checkable
 class Warm(Protocol):
     """A check with something to load: done before the first exchange, so that none has to wait for it."""
 
@@ -152,9 +164,20 @@ def own_checks(wanted: Iterable[OwnCheck]) -> Mapping[str, Check]:
         them by names of their own, so that one whose category an installed check has does not take its place unseen.
 
     Raises:
-        PolicyError: one cannot be made as the policy has it.
+        PolicyError: one cannot be made as the policy has it, or their patterns take too much room together.
     """
-    return {f"checks.{check.category}": _made(check) for check in wanted}
+    made: dict[str, Check] = {}
+    taken = 0
+    for one in wanted:
+        made[f"checks.{one.category}"] = check = _made(one)
+        taken += taken_by([check])
+        refuse_beyond_room(taken, one.origin)
+    return made
+
+
+def taken_by(checks: Iterable[Check]) -> int:
+    """Return how many bytes the words and patterns of some checks take."""
+    return sum(check.room for check in checks if isinstance(check, Roomy))
 
 
 @lru_cache(maxsize=256)

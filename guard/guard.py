@@ -19,7 +19,7 @@ from ringfence.guard.exchange import Coverage, Exchange, Judged, Kind, Part, Pat
 from ringfence.guard.history import History
 from ringfence.guard.pipeline import Pipeline, Pipelines
 from ringfence.guard.placeholders import Originals, Restorer, about_others, numbered, originals, restored
-from ringfence.guard.stream import StreamGuard
+from ringfence.guard.stream import StreamGuard, hold_back
 from ringfence.policies.load import load_policy
 from ringfence.policies.types import Action, Decision, Exemption, Policy, Stage
 
@@ -80,6 +80,7 @@ class Guard:
         installed = load_checks() if checks is None else checks
         self._pipelines = Pipelines(self.policy, {**installed, **own_checks(self.policy.checks)})
         self.pipeline = self._pipelines.base
+        self.stream = hold_back(self.policy)
         self.history = history or History()
         self.store = store
 
@@ -193,7 +194,7 @@ class ReplyGuard:
     def feed(self, path: Path, text: str, kind: Kind = Kind.TEXT) -> None:
         """Take more of the text at `path` of the reply."""
         if path not in self._streams:
-            self._streams[path] = (kind, StreamGuard(self._guard.policy.stream))
+            self._streams[path] = (kind, StreamGuard(self._guard.stream))
             self._restorers[path] = Restorer(self._originals)
         self._streams[path][1].feed(text)
 

@@ -65,6 +65,16 @@ class Variant:
         """Return the reading `text[start:end]`, whose spans are still those of the original."""
         return Variant(self.kind, self.text[start:end], self._starts[start:end], self._ends[start:end])
 
+    def before(self, places: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Return of places in the original how many code points here come from before each, and which part any in two.
+
+        What came out of one encoded block, or was turned round, comes from both sides of every place within.
+        """
+        starts, ends = (np.frombuffer(side, dtype=np.uintc).astype(np.intp) for side in (self._starts, self._ends))
+        counts = np.searchsorted(np.maximum.accumulate(ends), places, "right")
+        rest = np.append(np.minimum.accumulate(starts[::-1])[::-1], np.iinfo(np.intp).max)
+        return counts, rest[counts] < places
+
     def changed(self, original: str) -> NDArray[np.bool_]:
         """Return of each code point whether it is not as the original has it, or something was taken out before it."""
         starts, ends = (np.frombuffer(side, dtype=np.uintc) for side in (self._starts, self._ends))
@@ -104,10 +114,25 @@ def spellings(text: str) -> tuple[Variant, ...]:
     """Return the readings of a text that may hold what patterns look for, the least undone first; none for most texts.
 
     Undone is what carries any text whole, whatever it says: invisible characters, other forms of ASCII's, encodings.
-    Never more than three a round. The last few texts are remembered: several checks ask about each.
+    Never more than four a round, twice over where a text may be in quoted-printable and where it has stray signs. The
+    last few texts are remembered: several checks ask about each.
     """
+    plain = Variant("", text, array("I"), array("I"))
+    found = _undone(plain)
+    # Beside what tags and selectors spell: one of them within a word may as well be there to break it.
+    if not text.isascii() and _STRAY.search(text):
+        rid = _edited(plain, "invisible", (_Edit(*m.span(), "") for m in _STRAY.finditer(text)))
+        found += [rid, *_undone(rid)]
+    # Beside the others and not among them: `=` and a line break are also how a base64 block ends.
+    if edits := _quoted_printable(text):
+        unquoted = _edited(plain, "quoted-printable", edits)
+        found += [unquoted, *_undone(unquoted)]
+    return tuple(found)
+
+
+def _undone(reading: Variant) -> list[Variant]:
     found: list[Variant] = []
-    reading = Variant("", text, array("I"), array("I"))
+    longest = GROWTH * len(reading.text)
     for _ in range(ROUNDS):
         before = reading.text
         for step in SPELLINGS:
@@ -115,13 +140,22 @@ def spellings(text: str) -> tuple[Variant, ...]:
             for kind, look in step:
                 if edits := look(reading.text):
                     reading = _edited(reading, kind, edits)
-            if len(reading.text) > GROWTH * len(text):
-                return tuple(found)
+            if len(reading.text) > longest:
+                return found
             if reading.text != old:
                 found.append(reading)
         if reading.text == before:
             break
-    return tuple(found)
+    return found
+
+
+def blocks(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the stretches that hold white space and are read as one if at all, told by their form; some overlap.
+
+    Whether a block says anything only all of it tells: one that begins with nothing may end with something.
+    """
+    for pattern in _BLOCKS:
+        yield from (m.span() for m in pattern.finditer(text))
 
 
 def _bare(text: str) -> str:
@@ -386,7 +420,8 @@ _HEX = re.compile(
 _BINARY = re.compile(r"(?<![0-9A-Za-z])(?:[01]{8}(?:[ ,][01]{8}(?![0-9A-Za-z])){2,}+|(?:[01]{8}){3,}+(?![0-9A-Za-z]))")
 _EIGHT_BITS = re.compile("[01]" * 8)  # what prose has none of is seen sooner without looking behind
 # A line of forty and more goes on in the next: that is how mail wraps it.
-_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{40,}+(?:\r?\n[A-Za-z0-9+/_-]{4,}+)++={0,2}|[A-Za-z0-9+/_-]{8,}+={0,2}")
+_BASE64_LINES = r"[A-Za-z0-9+/_-]{40,}+(?:\r?\n[A-Za-z0-9+/_-]{4,}+)++={0,2}"
+_BASE64 = re.compile(_BASE64_LINES + r"|[A-Za-z0-9+/_-]{8,}+={0,2}")
 _BASE64_PARTS = (re.compile(r"[^\r\n]+"), re.compile(r"[^\r\n/_+-]+"))
 _MORSE = re.compile(r"(?<!\S)[.·•\-–—−]{1,6}(?:[ \t/|]{1,5}[.·•\-–—−]{1,6}(?![^\s/|])){3,}+")
 
@@ -711,13 +746,19 @@ DISGUISES: tuple[tuple[str, Callable[[str], list[_Edit]]], ...] = (
 
 # ---- what carries any text whole
 
+_CONTROL_STRING = "(?:\x1b[\\]P^_X]|[\x9d\x90\x9e\x9f\x98])[^\x07\x1b\x9c\n]{0,4096}"
 _TERMINAL = (
-    "(?:\x1b\\[|\x9b)[0-?]{0,64}[ -/]{0,8}[@-~]|(?:\x1b[\\]P^_X]|[\x9d\x90\x9e\x9f\x98])[^\x07\x1b\x9c\n]{0,4096}"
-    "(?:\x07|\x1b\\\\|\x9c)|\x1b[ -/]{0,4}[0-~]?"
+    f"(?:\x1b\\[|\x9b)[0-?]{{0,64}}[ -/]{{0,8}}[@-~]|{_CONTROL_STRING}(?:\x07|\x1b\\\\|\x9c)|\x1b[ -/]{{0,4}}[0-~]?"
 )
 _UNSEEN = re.compile(
     f"{_TAGS.pattern}|{_SELECTORS.pattern}|{_TERMINAL}|(?:{_INVISIBLE.pattern[:-1]}|[\x1c-\x1f\U0001bca0-\U0001bca3])+"
 )
+# What no address, number or key has in it: tags, selectors, signs that only format, a blank, private use.
+_SIGNS = (
+    "[\U000e0020-\U000e007e\ufe00-\ufe0f\U000e0100-\U000e01ef\u0600-\u0605\u06dd\u070f\u08e2"
+    "\u2800\ufffc\ue000-\uf8ff]++"
+)
+_STRAY = re.compile(rf"(?<=\S){_SIGNS}|{_SIGNS}(?=\S)")
 _UNSEEN_ASCII = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
 _MARKS = re.compile("[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff]")
 _HYPHENS = "\u2010\u2011\u2012\u2013\u2212"
@@ -730,6 +771,7 @@ _ANY_PERCENT = re.compile(r"%[0-7][0-9A-Fa-f]|(?:%[89A-Fa-f][0-9A-Fa-f])++")
 _ANY_ESCAPE = re.compile(
     r"\\{1,8}(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|u\{([0-9A-Fa-f]{1,5})\}|([01][0-7]{2})|([@._+-]))"
 )
+_QUOTED = re.compile(r"=(?:\r?\n|[2-7][0-9A-F])|(?:=[89A-F][0-9A-F])++")
 # Whether a text may hold any; they leap from digit to digit, or to a capital within a word, and prose has few.
 _MAY_BE_BINARY = re.compile(r"0[01]{7}[ ,]?0[01]{7}")
 _MAY_BE_HEX = re.compile(r"[2-7][0-9A-Fa-f](?:[\s,;:-]{0,3}(?:0[xX])?[0-9A-Fa-f]{2}){2}")
@@ -803,6 +845,14 @@ def _all_escapes(text: str) -> list[_Edit]:
     return [_Edit(*m.span(), said(m)) for m in _ANY_ESCAPE.finditer(text)] if "\\" in text else []
 
 
+def _quoted_printable(text: str) -> list[_Edit]:
+    def said(quoted: str) -> str:
+        return _utf8(bytes.fromhex(quoted.replace("=", ""))) if quoted[-1] != "\n" else ""
+
+    found = _QUOTED.finditer(text) if "=" in text else ()
+    return [_Edit(*m.span(), new) for m in found if (new := said(m[0])) or m[0][-1] == "\n"]
+
+
 def _all_binary(text: str) -> list[_Edit]:
     if not _MAY_BE_BINARY.search(text):
         return []
@@ -845,9 +895,14 @@ def _said(raw: bytes) -> str:
 SPELLINGS: tuple[tuple[tuple[str, Callable[[str], list[_Edit]]], ...], ...] = (
     (("invisible", _unseen), ("lookalike", _ascii_forms)),
     (("entities", _all_entities), ("percent", _all_percent), ("escapes", _all_escapes), ("binary", _all_binary)),
-    (("hex", _all_hexadecimal), ("base64", _all_base64)),
+    (("hex", _all_hexadecimal),),
+    (("base64", _all_base64),),
 )
-"""What `spellings` undoes, in this order; after each of the three steps the text is a reading.
+"""What `spellings` undoes, in this order; after each of the four steps the text is a reading.
 
-Digits that came out of one step are looked at before the next may take them for hexadecimal.
+What came out of one step is looked at before the next may take digits for hexadecimal, or a web token for base64.
 """
+
+# A long run without a second line is not walked again from its second character.
+_WHOLE_BASE64_LINES = re.compile(rf"(?<!{_IN_BASE64}){_BASE64_LINES}")
+_BLOCKS = (_BINARY, _HEX, _WHOLE_BASE64_LINES, _MORSE, _SPACED, re.compile(_CONTROL_STRING))

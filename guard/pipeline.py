@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from time import monotonic
 
-from ringfence.guard.check import Check, Finding, Passage, UnknownCheck, Versioned, Warm
+from ringfence.guard.check import Check, Finding, Passage, UnknownCheck, Versioned, Warm, taken_by
 from ringfence.guard.classifier.language import language
 from ringfence.guard.exceptions import Exceptions, Who
 from ringfence.guard.known import refuse_unknown
@@ -36,16 +36,16 @@ class Pipeline:
     Raises:
         UnknownCheck: a rule looks at a category that no check answers for, or two checks answer for one.
         PolicyError: a threshold was fitted to the scores of another revision of its check; an exception's pattern is
-            none.
+            none, or the policy's patterns take too much room together.
     """
 
     def __init__(self, policy: Policy, checks: Mapping[str, Check], pool: ThreadPoolExecutor | None = None) -> None:
         self.policy = policy
-        owners = self._owners = _owners(checks.values())
+        owners = self._owners = _owners(policy, checks.values())
         refuse_unknown(policy, checks.values())
         if problems := list(_unfitted(policy.rules, owners)):
             raise PolicyError(problems)
-        self._exceptions = Exceptions(policy)
+        self._exceptions = Exceptions(policy, taken_by(checks.values()))
         self._speaks_several = any(isinstance(m, Mapping) for m in (policy.message, *(r.message for r in policy.rules)))
         self._orders = {stage: tuple(_orders(policy, stage, checks.values(), owners)) for stage in Stage}
         self.pool = pool or new_pool()
@@ -180,15 +180,18 @@ def categories_of(rule: Rule) -> Iterator[str]:
         yield from (category for category, _ in rule.when.leaves())
 
 
-def _owners(checks: Iterable[Check]) -> dict[str, Check]:
+def _owners(policy: Policy, checks: Iterable[Check]) -> dict[str, Check]:
+    written = {own.category: own.origin for own in policy.checks}
     owners: dict[str, Check] = {}
     for check in checks:
         for category in check.categories:
             if other := owners.get(category):
-                raise UnknownCheck(
-                    f"the checks '{other.name}' and '{check.name}' both answer for category '{category}'; "
-                    "uninstall one, or give the policy's own another category"
-                )
+                what = f"the checks '{other.name}' and '{check.name}' both answer for category '{category}'"
+                if origin := written.get(category):
+                    what = f"{origin}: {what}, of which one is installed; choose another category here"
+                else:
+                    what += "; uninstall one"
+                raise UnknownCheck(what)
             owners[category] = check
     return owners
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from ringfence.guard.actions import by_piece
 from ringfence.guard.exchange import Exchange, Part, words
+from ringfence.guard.quoted import DEEPEST, Reader, Sign
 from ringfence.policies.types import Action, Decision, Finding, Rewrite, Rule, Span, Stage
 from ringfence.policies.words import root
 
@@ -26,7 +27,14 @@ _NAME = r"(?:[A-Z0-9]|\\?_)"
 # As it was given, or as Markdown escapes it. Not in other case, without brackets, with spaces: what is missed stays a
 # placeholder and is seen to be one, while `row[email_1]` in a program would quietly become somebody's address.
 _FORM = re.compile(rf"\[{_NAME}++\]|\\\[{_NAME}++\\\]")
-_BEGUN = re.compile(rf"\\?\[{_NAME}*+\\?")
+_BACKSLASH = re.compile(r"\\u005[cC]")
+_ASCII = re.compile(r"\\u00([0-7][0-9a-fA-F])")
+_MORE = re.compile(r"[A-Z0-9_]+|[\\\]]")
+# One value without a value inside: as the request had it, it may stand in JSON as it is.
+_JSON_VALUE = re.compile(
+    r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null"
+    r'|"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+"'
+)
 _WORD = re.compile(r"\w+|[^\w\s]")
 _WITHIN_WORD = re.compile(r"\w\w")
 
@@ -50,7 +58,7 @@ def numbered(decision: Decision, exchange: Exchange, judged: Mapping[int, Part],
         (text for _, text in words(exchange.body)),
         (rule.replacement for rule in rules),
     )
-    taken = {_plain(match[0]) for text in theirs for match in _FORM.finditer(text)}
+    taken = {_plain(match[0]) for text in theirs for way in _ways(text) for match in _FORM.finditer(way)}
     numbers: defaultdict[str, Iterator[int]] = defaultdict(lambda: count(1))
     given: dict[str, Rewrite] = {}
     rewrites: list[Rewrite] = []
@@ -106,14 +114,20 @@ class Restorer:
     """Puts originals back into one text that comes in pieces. Sans-io; cuts are a function of the text alone.
 
     What stays as it is: a placeholder that the request did not have, and whatever an original itself looks like. In a
-    text that begins with `{`, which is JSON, an original is escaped as in a JSON string.
+    string of JSON the original is escaped as often as the string is quoted, so that it is all that the string says;
+    deeper than `DEEPEST` the placeholder stays. In JSON, but in no string, it is put in as a value.
+
+    Args:
+        is_json: all of the text is JSON; else what reads as JSON is (see `quoted`).
     """
 
-    def __init__(self, table: Originals) -> None:
+    def __init__(self, table: Originals, *, is_json: bool = False) -> None:
         self._table = table
-        self._longest = 2 * max(map(len, table), default=0)  # every sign of it escaped
+        self._longest = 2 * max(map(len, table), default=0)  # every sign of it escaped as in Markdown
+        self._reader = Reader(is_json=is_json)
+        self._begun: list[Sign] = []
         self._held = ""
-        self._json: bool | None = None
+        self._done = 0  # code points of the text that left
 
     def feed(self, text: str, *, last: bool = False) -> str:
         """Take more text and return what may leave: all but what may be the beginning of a placeholder.
@@ -123,42 +137,70 @@ class Restorer:
         """
         if not self._table:
             return text
-        text = self._held + text
-        if self._json is None and (first := text.lstrip()[:1]):
-            self._json = first == "{"
-        cut = len(text) if last else self._cut(text)
-        self._held = text[cut:]
-        return _restored(text[:cut], self._table, in_json=bool(self._json))
+        text, first = self._held + text, self._done
+        out: list[str] = []
+        for sign in self._reader.read(text[len(self._held) :]):
+            if (placeholder := self._completed(sign)) and (original := self._original(placeholder)) is not None:
+                out += [text[self._done - first : placeholder.start - first], original]
+                self._done = placeholder.end
+        free = first + len(text)
+        if not last:
+            free = min(self._reader.settled, self._begun[0].start if self._begun else free)
+        out.append(text[self._done - first : free - first])
+        self._held, self._done = text[free - first :], free
+        return "".join(out)
 
-    def _cut(self, text: str) -> int:
-        start = text.rfind("[", max(0, len(text) - self._longest))
-        if start > 0 and text[start - 1] == "\\":
-            start -= 1
-        begun = start >= 0 and _BEGUN.fullmatch(text, start)
-        return start if begun else len(text) - text.endswith("\\")
+    def _completed(self, sign: Sign) -> Sign | None:
+        """Take one sign more and return the placeholder that ends with it."""
+        begun = self._begun
+        escaped = bool(begun) and begun[-1].text == "\\"
+        if sign.text == "[":
+            self._begun = [begun[-1], sign] if escaped else [sign]
+        elif sign.text == "\\" and (escaped or not begun):
+            self._begun = [sign]
+        elif len(begun) > escaped and _MORE.fullmatch(sign.text) and self._may_grow_to(sign):
+            begun.append(sign)
+        else:
+            self._begun = []
+        if sign.text != "]" or not self._begun:
+            return None
+        self._begun = []
+        found = _FORM.search("".join(part.text for part in begun))
+        return begun[found.start()]._replace(text=found[0], end=sign.end) if found else None
+
+    def _may_grow_to(self, sign: Sign) -> bool:
+        # Each string that it stands in makes one sign six at most, as `\u005b` is.
+        return sign.end - self._begun[0].start <= self._longest << 3 * sign.depth
+
+    def _original(self, placeholder: Sign) -> str | None:
+        """Return what stands for a placeholder where it stands."""
+        original = self._table.get(_plain(placeholder.text))
+        if original is None or placeholder.depth > DEEPEST:
+            return None
+        if placeholder.bare and not _JSON_VALUE.fullmatch(original):
+            original = json.dumps(original, ensure_ascii=False)
+        for _ in range(placeholder.depth):
+            original = json.dumps(original, ensure_ascii=False)[1:-1]
+        return original
 
 
-def restored(value: Any, table: Originals) -> Any:
-    """Return a copy of a JSON value with the originals back in every string, names of fields too."""
+def restored(value: Any, table: Originals, *, is_json: bool = False) -> Any:
+    """Return a copy of a JSON value with the originals back in every string, names of fields too.
+
+    Args:
+        is_json: a string is JSON, as that of a field `arguments` always is.
+    """
     match value:
         case str():
-            return _restored(value, table, in_json=value.lstrip()[:1] == "{")
+            return Restorer(table, is_json=is_json).feed(value, last=True)
         case Mapping():
-            return {restored(key, table): restored(item, table) for key, item in value.items()}
+            return {
+                restored(key, table): restored(item, table, is_json=key == "arguments") for key, item in value.items()
+            }
         case list() | tuple():
             return [restored(item, table) for item in value]
         case _:
             return value
-
-
-def _restored(text: str, table: Originals, *, in_json: bool) -> str:
-    def original(match: re.Match[str]) -> str:
-        found = table.get(_plain(match[0]))
-        if found is None:
-            return match[0]
-        return json.dumps(found, ensure_ascii=False)[1:-1] if in_json else found
-
-    return _FORM.sub(original, text)
 
 
 def _repeated(
@@ -202,6 +244,13 @@ def _stretch(exchange: Exchange, span: Span) -> str:
 def _label(text: str) -> str:
     """Return a text as the name of a placeholder: `[pii.email]` as `PII_EMAIL`."""
     return re.sub(r"[^A-Z0-9]+", "_", text.upper()).strip("_") or "TEXT"
+
+
+def _ways(text: str) -> Iterator[str]:
+    """Yield a text as it is, and about as JSON in it would mean it."""
+    yield text
+    if "\\" in text:
+        yield _plain(_ASCII.sub(lambda match: chr(int(match[1], 16)), _BACKSLASH.sub(r"\\", text)))
 
 
 def _plain(placeholder: str) -> str:

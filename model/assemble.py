@@ -55,7 +55,7 @@ def _attention(config: Config, index: int, read: Callable[..., Tensor], form: Fo
 
     def part(name: str, kind: str, *shape: int) -> Tensor:
         tensor = read(f"self_attn.{name}_proj.{kind}", rows[name], *shape)
-        return _neighbours(tensor, config.head) if config.halves and name != "v" else tensor
+        return neighbours(tensor, config.head) if config.halves and name != "v" else tensor
 
     qkv = torch.cat([part(name, "weight", config.width) for name in rows])
     bias = torch.cat([part(name, "bias") for name in rows]) if config.bias else None
@@ -64,7 +64,7 @@ def _attention(config: Config, index: int, read: Callable[..., Tensor], form: Fo
     return Attention(config, config.layers[index], index, form(qkv, bias), form(out, out_bias))
 
 
-def _neighbours(rows: Tensor, head: int) -> Tensor:
+def neighbours(rows: Tensor, head: int) -> Tensor:
     """Put each head's first and second half (heads · head, …) next to each other: what is turned together."""
     return rows.view(-1, 2, head // 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 

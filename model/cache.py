@@ -1,11 +1,15 @@
 """Where keys and values of the sequences under way are kept: pages of slots, handed out and given back. No attention.
 
 A sequence holds a list of pages; of what lies in neighbouring slots, attention reads one view and copies nothing, so
-pages are handed out next to each other where there are such.
+pages are handed out next to each other where there are such. A full page is remembered by its tokens and all before
+them, so that sequences that begin alike share it, and one that comes later finds it again (Kwon et al. 2023, arXiv
+2309.06180, section 4.4).
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -14,6 +18,9 @@ from ringfence.model.config import Config
 
 PAGE = 64
 """Slots of a page."""
+
+Name = tuple[int, tuple[int, ...]]
+"""Which text ended before a page, by its number, and the page's own tokens."""
 
 
 class OutOfPages(RuntimeError):
@@ -27,10 +34,12 @@ class Held:
     Attributes:
         pages: in the order of its tokens.
         length: tokens whose keys and values are there.
+        texts: numbers of the texts that its first pages end, as far as these are remembered.
     """
 
     pages: list[int] = field(default_factory=list)
     length: int = 0
+    texts: list[int] = field(default_factory=list)
 
     def slots(self, first: int, last: int) -> Iterator[slice]:
         """Yield the slots of positions `first` up to `last`, as few stretches as there are."""
@@ -57,16 +66,54 @@ class Cache:
     """
 
     def __init__(self, config: Config, tokens: int, dtype: torch.dtype) -> None:
-        pages = -(-tokens // PAGE)
-        shape = (len(config.layers), config.kv_heads, pages * PAGE, config.head)
-        self.keys, self.values = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
-        self._free = [True] * pages
-        self._left = pages
+        self._pages = -(-tokens // PAGE)
+        shape = (len(config.layers), config.kv_heads, self._pages * PAGE, config.head)
+        # Nothing is read before it was written; what is never written takes no memory.
+        self.keys, self.values = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
+        self._blank = [True] * self._pages
+        self._holders = [0] * self._pages
+        self._texts: dict[Name, tuple[int, int]] = {}  # → the text's number, and the page
+        self._names: dict[int, Name] = {}  # of remembered pages
+        self._idle: OrderedDict[int, None] = OrderedDict()  # remembered, held by nobody, the longest unused first
+        self._numbers = count(1)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens there is room for in all."""
+        return self._pages * PAGE
 
     @property
     def free(self) -> int:
         """How many pages nobody holds."""
-        return self._left
+        return sum(self._blank) + len(self._idle)
+
+    def fits(self, held: Held, length: int) -> bool:
+        """Say whether there is room for so many tokens of a sequence."""
+        return -(-length // PAGE) - len(held.pages) <= self.free
+
+    def begin(self, held: Held, tokens: Sequence[int]) -> None:
+        """Give a sequence that holds nothing what is remembered of its beginning, up to its last token but one."""
+        text = 0
+        for start in range(0, (len(tokens) - 1) // PAGE * PAGE, PAGE):
+            found = self._texts.get((text, tuple(tokens[start : start + PAGE])))
+            if found is None:
+                return
+            text, page = found
+            self._holders[page] += 1
+            self._idle.pop(page, None)
+            held.pages.append(page)
+            held.texts.append(text)
+            held.length += PAGE
+
+    def remember(self, held: Held, tokens: Sequence[int]) -> None:
+        """Let others find the full pages of a sequence, whose tokens these are."""
+        while len(held.texts) < held.length // PAGE:
+            start = len(held.texts) * PAGE
+            name = (held.texts[-1] if held.texts else 0, tuple(tokens[start : start + PAGE]))
+            if name not in self._texts:  # else another sequence has computed the same meanwhile
+                page = held.pages[len(held.texts)]
+                self._texts[name], self._names[page] = (next(self._numbers), page), name
+            held.texts.append(self._texts[name][0])
 
     def make_room(self, held: Held, length: int) -> None:
         """Hand a sequence the pages that it lacks for so many tokens, next to those that it has where these are free.
@@ -75,17 +122,27 @@ class Cache:
             OutOfPages: there are too few.
         """
         lacking = -(-length // PAGE) - len(held.pages)
-        if lacking > self._left:
-            raise OutOfPages(f"{lacking} pages are wanted, {self._left} are free")
+        if not self.fits(held, length):
+            raise OutOfPages(f"{lacking} pages are wanted, {self.free} are free")
         if lacking > 0:
             held.pages += self._take(lacking, after=held.pages[-1] if held.pages else None)
 
     def cut(self, held: Held, length: int) -> None:
-        """Take back every page beyond the first so many tokens, which stay as they are."""
-        kept = -(-length // PAGE)
+        """Take back every page beyond the first so many tokens.
+
+        Of a page that is cut in two, the rest stays, unless another sequence reads it: then all of it goes, and what
+        is lost of the first tokens must be computed again.
+        """
+        length = min(length, held.length)
+        kept, rest = divmod(length, PAGE)
+        if rest and self._holders[held.pages[kept]] > 1:
+            length -= rest
+        elif rest:
+            self._forget(held.pages[kept])
+            kept += 1
         self._give_back(held.pages[kept:])
-        del held.pages[kept:]
-        held.length = min(held.length, length)
+        del held.pages[kept:], held.texts[length // PAGE :]
+        held.length = length
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Keep the keys and values (kv heads, N, head) of one layer in slots (N,)."""
@@ -93,25 +150,37 @@ class Cache:
         self.values[layer].index_copy_(1, slots, values)
 
     def _take(self, count: int, after: int | None) -> list[int]:
+        while sum(self._blank) < count:
+            page, _ = self._idle.popitem(last=False)
+            self._forget(page)
+            self._blank[page] = True
         taken = list(self._run(count, after))
         for page in taken:
-            self._free[page] = False
-        self._left -= count
+            self._blank[page] = False
+            self._holders[page] = 1
         return taken
 
     def _run(self, count: int, after: int | None) -> Sequence[int]:
-        """Return free pages: those that follow `after`, the first stretch that holds them all, or any."""
-        if after is not None and all(self._free[after + 1 : after + 1 + count]) and after + count < len(self._free):
+        """Return blank pages: those that follow `after`, the first stretch that holds them all, or any."""
+        if after is not None and all(self._blank[after + 1 : after + 1 + count]) and after + count < self._pages:
             return range(after + 1, after + 1 + count)
         start = 0
-        for page, free in enumerate(self._free):
-            if not free:
+        for page, blank in enumerate(self._blank):
+            if not blank:
                 start = page + 1
             elif page + 1 - start == count:
                 return range(start, page + 1)
-        return [page for page, free in enumerate(self._free) if free][:count]
+        return [page for page, blank in enumerate(self._blank) if blank][:count]
 
     def _give_back(self, pages: Iterable[int]) -> None:
-        for page in pages:
-            self._free[page] = True
-            self._left += 1
+        # The last first: of a text that is found no more from its beginning, the rest is of no use.
+        for page in reversed(list(pages)):
+            self._holders[page] -= 1
+            if self._holders[page] == 0 and page in self._names:
+                self._idle[page] = None
+            elif self._holders[page] == 0:
+                self._blank[page] = True
+
+    def _forget(self, page: int) -> None:
+        if name := self._names.pop(page, None):
+            del self._texts[name]

@@ -31,10 +31,14 @@ class TemplateRefused(ValueError):
 
 
 class Chat:
-    """A checkpoint's tokenizer and chat template. Thread-safe."""
+    """A checkpoint's tokenizer and chat template. Thread-safe.
+
+    Attributes:
+        tokenizer: for who needs to know its tokens.
+    """
 
     def __init__(self, tokenizer: Tokenizer, template: str, variables: Mapping[str, str]) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._template = compile_template(template)
         self._variables = variables
         control = sorted(
@@ -90,15 +94,15 @@ class Chat:
 
     def detokenizer(self) -> "Detokenizer":
         """Start turning the ids of one reply into text."""
-        return Detokenizer(self._tokenizer)
+        return Detokenizer(self.tokenizer)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, without control tokens."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text that is trusted: control tokens spelled in it are control tokens."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _escape(self, content: str) -> str:
         whole = content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,30 +1,29 @@
-"""The embedded engine: token ids in, token ids out. Knows nothing of text, chat, safety or HTTP.
+"""The engine: sequences join, each step computes some tokens of all together, and they leave. Token ids in and out.
 
-The first form: transformers' own forward pass with a key/value cache, and a decode loop written here. What stands
-above it uses `Engine` alone, so that another engine can take its place.
+A plain object for one thread: `add`, then `step` until it says that a sequence is over; `abort` at any time between two
+steps. Knows nothing of text, chat, safety or HTTP.
 """
 
-import json
-import math
-import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from collections import deque
+from collections.abc import Sequence as Tokens
 
-from ringfence.model.weights import WeightsMissing, revision
+import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Generator, Tensor
-    from transformers import Cache, PreTrainedModel
+from ringfence.model.cache import Cache, OutOfPages
+from ringfence.model.llama4 import Decoder
+from ringfence.model.sampler import Chosen, Constraint, Sampler, Sampling, SamplingError
+from ringfence.model.scheduler import Share, share
+from ringfence.model.sequence import Advance, End, Sequence
 
-SEQUENCES = 4
-"""How many sequences may be under way; more wait. Each holds a cache that grows to `context_length` tokens."""
+SEATS = 16
+"""Sequences under way at once; more wait. What a step costs grows slowly up to there."""
 
-PREFILL = 256
-"""Prompt tokens read in one step: a long prompt neither delays cancelling nor holds up the other sequences."""
+BUDGET = 512
+"""Tokens of prompts that a step reads: more would keep those who speak waiting for longer than one notices."""
+
+GUESSERS = 2
+"""Up to how many sequences that speak may guess: with more, their guesses take more than they give."""
 
 
 class ContextOverflow(ValueError):
@@ -41,240 +40,174 @@ class ContextOverflow(ValueError):
         self.context = context
 
 
-class WeightsDamaged(RuntimeError):
-    """A checkpoint is in its place but cannot be read; the message says how to replace it."""
+def check(prompt: Tokens[int], vocabulary: int, context: int) -> None:
+    """Refuse a prompt that nothing can be said to.
 
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is chosen. The defaults are what the default checkpoint's authors recommend.
-
-    Attributes:
-        temperature: 0 takes the likeliest token each time.
-        top_p: sample from the likeliest tokens that together have this much probability.
-        top_k: sample from so many of the likeliest tokens; 0 for all.
-        seed: the same seed, prompt and machine give the same tokens; None for a different reply each time.
-        max_tokens: the reply ends after so many.
-        repetition_penalty: above 1, tokens seen before become less likely (Keskar et al. 2019, CTRL, section 4.1).
+    Raises:
+        ContextOverflow: it leaves no room for a reply.
+        ValueError: it is empty, or has a token that there is not.
     """
-
-    temperature: float = 0.2
-    top_p: float = 0.9
-    top_k: int = 0
-    seed: int | None = None
-    max_tokens: int = 512
-    repetition_penalty: float = 1.0
-
-    def __post_init__(self) -> None:
-        bounds: tuple[tuple[str, float, float], ...] = (
-            ("temperature", 0, 100),
-            ("top_p", 0, 1),
-            ("top_k", 0, math.inf),
-            ("max_tokens", 1, math.inf),
-            ("repetition_penalty", 0.01, 100),
-            ("seed", -(1 << 63), (1 << 63) - 1),
-        )
-        for name, low, high in bounds:
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise ValueError(f"{name} must be between {low} and {high}, got {value}")
-
-
-def never() -> bool:
-    """Answer that nobody cancelled."""
-    return False
+    if not prompt:
+        raise ValueError("the prompt has no tokens; a reply needs at least one")
+    if stranger := next((id for id in prompt if not 0 <= id < vocabulary), None):
+        raise ValueError(f"token id {stranger} is outside the vocabulary of {vocabulary}")
+    if len(prompt) >= context:
+        raise ContextOverflow(len(prompt), context)
 
 
 class Engine:
-    """A loaded checkpoint. Thread-safe: several threads may each read a reply of their own.
+    """Sequences under way on one network.
 
     Attributes:
-        context_length: tokens that prompt and reply may have together.
-        eos_ids: tokens that end a reply; never yielded.
-        revision: sha256 of the weights, hexadecimal.
-        dtype: in which weights and activations are kept (`bfloat16`, `float32`).
+        vocabulary: token ids that there are.
+        context: tokens that prompt and reply may have together.
+        ends: tokens that end a reply; never among the chosen.
     """
 
-    def __init__(
-        self, model: "PreTrainedModel", *, context_length: int, vocabulary: int, eos_ids: frozenset[int], revision: str
-    ) -> None:
-        self.context_length = context_length
-        self.eos_ids = eos_ids
-        self.revision = revision
-        self.dtype = str(model.dtype).removeprefix("torch.")
-        self._model = model
-        self._vocabulary = vocabulary
-        self._seats = threading.BoundedSemaphore(SEQUENCES)
-        # One forward pass at a time: two of them would only fight over the same cores. The lock is let go between
-        # steps, so sequences take turns and a reader that pauses stops nobody else.
-        self._turn = threading.Lock()
+    def __init__(self, decoder: Decoder, cache: Cache, ends: frozenset[int], guessers: int = GUESSERS) -> None:
+        self.vocabulary = decoder.config.vocabulary
+        self.context = min(decoder.config.context, cache.tokens)
+        self.ends = ends
+        self._guessers = guessers
+        self._decoder = decoder
+        self._cache = cache
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []  # the longest under way first
+        self._added = 0
 
-    @classmethod
-    def load(cls, path: Path, threads: int | None = None) -> Self:
-        """Read a checkpoint folder (config.json, *.safetensors) from disk; never from a network.
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to compute."""
+        return bool(self._running or self._waiting)
 
-        Args:
-            path: as `weights.locate` returns it.
-            threads: cores to compute on, for the whole process; all but one where left out.
+    @property
+    def free(self) -> int:
+        """Pages of the cache that nobody holds."""
+        return self._cache.free
 
-        Raises:
-            WeightsMissing: there is no such folder.
-            WeightsDamaged: the files cannot be read.
-        """
-        if not (path / "config.json").is_file():
-            raise WeightsMissing(f"no checkpoint at {path}; run `ringfence engine pull`")
-        import torch
-        from safetensors import SafetensorError
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        torch.set_num_threads(threads or max(1, cores() - 1))
-        try:
-            config = AutoConfig.from_pretrained(path, local_files_only=True)
-            with silent():
-                model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                    path, config=config, dtype=best_dtype(), local_files_only=True, use_safetensors=True
-                )
-            eos_ids = end_tokens(path)
-            digest = revision(path)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise WeightsDamaged(
-                f"{path} cannot be read ({error}); delete it and run `ringfence engine pull`"
-            ) from error
-        return cls(
-            model,
-            context_length=int(config.max_position_embeddings),
-            vocabulary=int(config.vocab_size),
-            eos_ids=eos_ids,
-            revision=digest,
-        )
-
-    def generate(
-        self, prompt_ids: Sequence[int], sampling: Sampling, cancelled: Callable[[], bool] = never
-    ) -> Iterator[int]:
-        """Yield the reply's token ids one by one, up to an end token, `max_tokens`, the end of the context, or cancel.
+    def add(self, prompt: Tokens[int], sampling: Sampling, constraint: Constraint | None = None) -> int:
+        """Let a sequence join, and return its id.
 
         Args:
-            prompt_ids: at least one, each below the size of the vocabulary.
-            sampling: how to choose.
-            cancelled: asked before every step; once true, the reply ends there.
+            prompt: at least one token, each below the size of the vocabulary.
 
         Raises:
-            ContextOverflow: at the call, before any work.
-            ValueError: at the call, for an empty prompt or an id that the checkpoint does not have.
+            ContextOverflow, ValueError: before anything is computed.
         """
-        if not prompt_ids:
-            raise ValueError("the prompt has no tokens; a reply needs at least one")
-        if stranger := next((id for id in prompt_ids if not 0 <= id < self._vocabulary), None):
-            raise ValueError(f"token id {stranger} is outside the vocabulary of {self._vocabulary}")
-        if len(prompt_ids) >= self.context_length:
-            raise ContextOverflow(len(prompt_ids), self.context_length)
-        return self._reply(prompt_ids, sampling, cancelled)
+        check(prompt, self.vocabulary, self.context)
+        sampler = Sampler(sampling, self.vocabulary, prompt, constraint)
+        limit = min(self.context, len(prompt) + sampling.max_tokens)
+        self._added += 1
+        self._waiting.append(Sequence(self._added, list(prompt), len(prompt), limit, sampler))
+        return self._added
 
-    def _reply(self, prompt_ids: Sequence[int], sampling: Sampling, cancelled: Callable[[], bool]) -> Iterator[int]:
-        import torch
-        from transformers import DynamicCache
+    @torch.inference_mode()
+    def step(self) -> Tokens[Advance]:
+        """Compute a few tokens of the sequences whose turn it is, and return what that did for each of them."""
+        turns = self._turns()
+        if not turns:
+            return ()
+        starts = [sequence.held.length for sequence, _ in turns]
+        hidden = self._decoder([(sequence.held, ids) for sequence, ids in turns], self._cache)
+        parts = torch.split(hidden, [len(ids) for _, ids in turns])
+        # Of a prompt that is not read to its end nothing is asked; of a sequence that guesses, what follows each guess.
+        asked = [max(0, 1 + sequence.held.length - len(sequence.tokens)) for sequence, _ in turns]
+        rows = [part[len(part) - count :] for part, count in zip(parts, asked, strict=True)]
+        said = torch.split(self._decoder.logits(torch.cat(rows)), asked) if any(asked) else [hidden[:0]] * len(turns)
+        return [
+            self._advance(sequence, ids, start, part, logits)
+            for (sequence, ids), start, part, logits in zip(turns, starts, parts, said, strict=True)
+        ]
 
-        while not self._seats.acquire(timeout=0.05):
-            if cancelled():
+    def abort(self, id: int) -> None:
+        """Let a sequence leave; one that is over already is none."""
+        for sequence in [one for one in (*self._running, *self._waiting) if one.id == id]:
+            self._leave(sequence)
+
+    def rewind(self, id: int, length: int) -> None:
+        """Cut a sequence back to its first so many tokens; it goes on from there as if it had not said the rest.
+
+        Raises:
+            KeyError: no such sequence is under way.
+            ValueError: the cut would go into its prompt, or beyond its end.
+        """
+        sequence = next((one for one in (*self._running, *self._waiting) if one.id == id), None)
+        if sequence is None:
+            raise KeyError(f"no sequence {id} is under way")
+        if not sequence.prompt <= length <= len(sequence.tokens):
+            raise ValueError(
+                f"sequence {id} may be cut to between {sequence.prompt} and {len(sequence.tokens)} tokens, not {length}"
+            )
+        sequence.cut(length)
+        self._cache.cut(sequence.held, length - 1)  # the last token says what comes next: it is computed again
+
+    def _turns(self) -> Tokens[tuple[Sequence, Tokens[int]]]:
+        """Choose the next step's sequences and what each of them computes, and make room for it."""
+        self._admit()
+        running = list(self._running)
+        shares = sorted(share([one.unread for one in running], BUDGET, self._guessers), key=lambda part: part.index)
+        chosen = ((running[part.index], part) for part in shares)
+        turns = ((sequence, self._next(sequence, part)) for sequence, part in chosen)
+        return [(sequence, ids) for sequence, ids in turns if self._make_room(sequence, len(ids))]
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < SEATS:
+            sequence = self._waiting[0]
+            self._cache.begin(sequence.held, sequence.tokens)
+            if self._running and not self._cache.fits(sequence.held, len(sequence.tokens) + 1):
+                self._cache.cut(sequence.held, 0)
                 return
-        try:
-            generator = torch.Generator()  # its own: the process's seed is the application's
-            generator.seed() if sampling.seed is None else generator.manual_seed(sampling.seed)
-            seen = torch.zeros(self._vocabulary, dtype=torch.bool)
-            cache = DynamicCache()
-            unread = list(prompt_ids)
-            for _ in range(min(sampling.max_tokens, self.context_length - len(prompt_ids))):
-                while unread:
-                    if cancelled():
-                        return
-                    step, unread = unread[:PREFILL], unread[PREFILL:]
-                    seen[step] = True
-                    logits = self._forward(step, cache)
-                chosen = choose(logits, seen, sampling, generator)
-                if chosen in self.eos_ids:
-                    return
-                yield chosen
-                unread = [chosen]
-        finally:
-            self._seats.release()
+            self._running.append(self._waiting.popleft())
 
-    def _forward(self, ids: list[int], cache: "Cache") -> "Tensor":
-        """Read tokens after those in the cache; return the logits (V,) of what comes next, in float32."""
-        import torch
+    def _next(self, sequence: Sequence, part: Share) -> Tokens[int]:
+        first = sequence.held.length
+        return [*sequence.tokens[first : first + part.tokens], *(sequence.guess() if part.guesses else ())]
 
-        with self._turn, torch.inference_mode():
-            output = self._model(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1)
-            return cast("Tensor", output.logits[0, -1].float())
+    def _make_room(self, sequence: Sequence, count: int) -> bool:
+        """Make room for so many more tokens, and say whether there is.
 
+        Where there is none, the sequence that came last waits again; what it said it has said.
+        """
+        while sequence in self._running:
+            try:
+                self._cache.make_room(sequence.held, sequence.held.length + count)
+                return True
+            except OutOfPages:
+                last = self._running.pop()
+                self._cache.cut(last.held, 0)
+                self._waiting.appendleft(last)
+        return False
 
-def choose(logits: "Tensor", seen: "Tensor", sampling: Sampling, generator: "Generator") -> int:
-    """Choose the next token.
+    def _advance(self, sequence: Sequence, ids: Tokens[int], start: int, hidden: Tensor, logits: Tensor) -> Advance:
+        """Let a sequence go on by what its logits (n, vocabulary) say; n is 0 while its prompt is being read."""
+        guesses = ids[len(sequence.tokens) - start :]
+        chosen: Tokens[Chosen] = ()
+        end: End | None = None
+        if len(logits):
+            try:
+                chosen = sequence.sampler.verify(logits, guesses)
+            except SamplingError as error:
+                self._leave(sequence)
+                return Advance(sequence.id, start, hidden, error=error)
+            chosen, end = self._until_end(sequence, chosen)
+            sequence.guessed += len(guesses)
+            sequence.right += max(0, len(chosen) - 1)
+            sequence.tokens += [one.token for one in chosen]
+            self._cache.cut(sequence.held, len(sequence.tokens) - 1)  # what was guessed wrong
+        self._cache.remember(sequence.held, sequence.tokens)
+        if end:
+            self._leave(sequence)
+        return Advance(sequence.id, start, hidden, chosen, end)
 
-    Args:
-        logits: (V,), float32.
-        seen: (V,), bool: the tokens of the prompt and the reply so far.
-        sampling: temperature, penalties and cuts, applied in the order penalty, temperature, top-k, top-p.
-        generator: where randomness comes from; untouched at temperature 0.
-    """
-    import torch
+    def _until_end(self, sequence: Sequence, chosen: Tokens[Chosen]) -> tuple[Tokens[Chosen], End | None]:
+        for index, one in enumerate(chosen):
+            if one.token in self.ends:
+                return chosen[:index], "stop"
+        return chosen, "length" if len(sequence.tokens) + len(chosen) >= sequence.limit else None
 
-    if sampling.repetition_penalty != 1:
-        penalised = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
-        logits = torch.where(seen, penalised, logits)
-    if sampling.temperature == 0:
-        return int(logits.argmax())
-    # The maximum is taken off before dividing: a temperature near 0 would overflow to inf and then to nan.
-    logits = (logits - logits.max()) / sampling.temperature
-    kept = min(sampling.top_k or len(logits), len(logits))
-    logits, ids = logits.topk(kept)  # (K,), falling
-    probabilities = logits.softmax(-1)  # (K,)
-    if sampling.top_p < 1:
-        before = probabilities.cumsum(-1) - probabilities  # what the likelier tokens have; 0 for the first, always kept
-        probabilities = torch.where(before <= sampling.top_p, probabilities, 0)
-    return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
-
-
-def cores() -> int:
-    """Return how many cores this process may use.
-
-    The engine leaves one of them alone: torch's threads meet some two hundred times a token and spin while they wait,
-    so with as many threads as cores one busy neighbour, such as the guard judging the last window, costs nine tenths of
-    the speed (two cores: from 20 tokens a second down to 1.3; with one thread from 14 to 10).
-    """
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def best_dtype() -> Any:
-    """Return bfloat16 where the processor multiplies it in hardware, else float32.
-
-    Without AVX-512 torch has no fast bfloat16 kernels, and emulating them is slower than reading twice the bytes.
-    """
-    import torch
-
-    return torch.bfloat16 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else torch.float32
-
-
-def end_tokens(path: Path) -> frozenset[int]:
-    """Read which tokens end a reply: from generation_config.json where it says so, else from config.json."""
-    for name in ("generation_config.json", "config.json"):
-        if (file := path / name).is_file():
-            match json.loads(file.read_text(encoding="utf-8")).get("eos_token_id"):
-                case int(one):
-                    return frozenset({one})
-                case [*several]:
-                    return frozenset(int(id) for id in several)
-    return frozenset()
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Keep transformers' progress bar off the terminal while a checkpoint loads."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    def _leave(self, sequence: Sequence) -> None:
+        self._cache.cut(sequence.held, 0)
+        if sequence in self._running:
+            self._running.remove(sequence)
+        else:
+            self._waiting.remove(sequence)

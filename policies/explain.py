@@ -28,7 +28,7 @@ class Verdict:
         asks: what the rule asks for, having fired (a shadow rule only would); None where it did not fire.
         unanswered: what its `on_error` asks for, where a check behind it could not answer; None where all could.
         errors: one line for each check that could not.
-        excepted: the exception because of which it did not fire on something; None where there was none.
+        excepted: the exceptions because of which it did not fire on something.
     """
 
     rule: Rule
@@ -36,7 +36,7 @@ class Verdict:
     asks: Action | None
     unanswered: Action | None
     errors: tuple[str, ...]
-    excepted: str | None
+    excepted: tuple[str, ...]
 
     @property
     def short_by(self) -> float | None:
@@ -67,10 +67,15 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """Changes that together give the exchange another outcome, and that outcome."""
+    """Changes that together give the exchange another outcome, and that outcome.
+
+    Attributes:
+        ended: ids of exceptions that would no longer hold.
+    """
 
     changes: tuple[Change, ...]
     action: Action
+    ended: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,8 @@ class Explanation:
         decided: the strongest action of what the policy makes of the same findings.
         same_policy: whether the policy is the one that decided then.
         milder: the smallest change for a weaker outcome; None where there is no weaker one.
-        stronger: the smallest change to one rule for a stronger outcome; None where no rule is near enough to tell.
+        stronger: the smallest change for a stronger outcome, to one rule or to what is excepted from one; None where no
+            rule is near enough to tell.
     """
 
     policy: Policy
@@ -131,7 +137,7 @@ def _verdict(policy: Policy, rule: Rule, stage: Stage, findings: Sequence[Findin
         asks=by_itself.action if by_itself.rules else rule.action if by_itself.logged else None,
         unanswered=strongest(by_itself.unanswered.values()) if by_itself.unanswered else None,
         errors=tuple(dict.fromkeys(f"{finding.check}: {finding.error}" for finding in failed)),
-        excepted=by_itself.excepted.get(rule.id),
+        excepted=by_itself.excepted.get(rule.id, ()),
     )
 
 
@@ -158,9 +164,12 @@ def _milder(policy: Policy, outcome: Action, recorded: Sequence[Decision]) -> Po
 def _stronger(policy: Policy, outcome: Action, recorded: Sequence[Decision]) -> Policy:
     """Return the policy with one rule changed so that the outcome is stronger; as it is where none can.
 
-    What has fired is nearest: a shadow rule comes first, then the threshold that has the shortest way to go, then the
-    action of a rule that fired.
+    What has fired is nearest: a rule that only exceptions kept from it comes first, then a shadow rule, then the
+    threshold that has the shortest way to go, then the action of a rule that fired.
     """
+    for fewer in _with_fewer_exceptions(policy, recorded):
+        if _outcome(fewer, recorded).strength > outcome.strength:
+            return fewer
     harder = Action.LOG if outcome is Action.ALLOW else Action.BLOCK
     live = [rule for rule in policy.rules if not rule.shadow]
     lowered = [
@@ -181,6 +190,14 @@ def _stronger(policy: Policy, outcome: Action, recorded: Sequence[Decision]) -> 
     return replace(policy, rules=tuple(changed if rule.id == changed.id else rule for rule in policy.rules))
 
 
+def _with_fewer_exceptions(policy: Policy, recorded: Sequence[Decision]) -> Iterator[Policy]:
+    """Yield the policy without one exception that spared something, then without all that spared a rule."""
+    spared = [ids for one in recorded for ids in decide(policy, one.stage, one.findings).excepted.values()]
+    singly = ((one,) for one in sorted({one for ids in spared for one in ids}))
+    for ended in dict.fromkeys((*singly, *spared)):
+        yield replace(policy, exceptions=tuple(one for one in policy.exceptions if one.id not in ended))
+
+
 def _flip(policy: Policy, changed: Policy, recorded: Sequence[Decision]) -> Flip | None:
     changes = tuple(
         Change(old.id, key, getattr(old, key), getattr(new, key))
@@ -188,8 +205,13 @@ def _flip(policy: Policy, changed: Policy, recorded: Sequence[Decision]) -> Flip
         for key in CHANGEABLE
         if getattr(old, key) != getattr(new, key)
     )
-    action = strongest(decide(changed, one.stage, one.findings).action for one in recorded)
-    return Flip(changes, action) if changes else None
+    left = {one.id for one in changed.exceptions}
+    ended = tuple(one.id for one in policy.exceptions if one.id not in left)
+    return Flip(changes, _outcome(changed, recorded), ended) if changes or ended else None
+
+
+def _outcome(policy: Policy, recorded: Iterable[Decision]) -> Action:
+    return strongest(decide(policy, one.stage, one.findings).action for one in recorded)
 
 
 def _asked(policy: Policy, rule: Rule, recorded: Iterable[Decision]) -> Action:

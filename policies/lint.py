@@ -1,6 +1,6 @@
 """Warns of what a policy may say but hardly means. Reads a policy only; judges nothing."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import date
 from difflib import get_close_matches
@@ -11,7 +11,8 @@ from ringfence.policies.cases import Suite, without_cases
 from ringfence.policies.document import Problem, did_you_mean, name_of
 from ringfence.policies.findable import Findable, Sought, sought
 from ringfence.policies.overlay import as_any_overlay_has_them
-from ringfence.policies.types import Action, Degrade, Policy, Rule, Stage
+from ringfence.policies.own import Keywords
+from ringfence.policies.types import Action, Condition, Degrade, Policy, Rule, Stage
 from ringfence.policies.words import Origin, Voice, covers, lineage, root
 
 Reach = Callable[[str], tuple[float, float] | None]
@@ -59,11 +60,22 @@ def lint(
         if rule.restore and (rule.action is not Action.REWRITE or Stage.INPUT not in rule.stages):
             what = f"rule '{rule.id}' has 'restore', and rewrites no request: there is nothing to give back"
             yield Problem(rule.origin, what)
+    yield from _never_full(policy)
+    yield from _held_longer(policy)
     for one in policy.exceptions:
         if one.until < today:
             yield Problem(one.origin, f"exception '{one.id}' ran out on {one.until}: renew it, or take it out")
     for rule in without_cases(policy, suites):
         yield Problem(rule.origin, f"rule '{rule.id}' has no case: add one with expect.rules: [{rule.id}]")
+
+
+def _held_longer(policy: Policy) -> Iterator[Problem]:
+    for check in policy.checks:
+        if isinstance(check, Keywords):
+            length, number = max((len(word), number) for number, word in enumerate(check.words, 1))
+            if length > (reach := policy.stream.reach):
+                what = f"word {number} of '{check.category}' has {length} characters: replies are held back that far"
+                yield Problem(check.origin, f"{what}, and not the {reach} of 'stream.reach'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +172,38 @@ def _message(rule: Rule) -> str:
 
 def _written(rule: Rule) -> tuple[str, int, int]:
     return rule.origin.file, rule.origin.line, rule.origin.column
+
+
+def _never_full(policy: Policy) -> Iterator[Problem]:
+    """Yield a warning for each counter whose rules all wait for counters, in the end for itself."""
+    counted = {name for one in policy.counters for name in one.rules}
+    rules = [rule for rule in as_any_overlay_has_them(policy) if rule.id in counted]
+    full, known = set[str](), -1
+    while known < len(full):
+        known = len(full)
+        fires = {rule.id for rule in rules if _may_fire(rule, full)}
+        full |= {f"count.{one.id}" for one in policy.counters if not fires.isdisjoint(one.rules)}
+    for one in policy.counters:
+        if f"count.{one.id}" not in full:
+            what = f"counter '{one.id}' is never full: what it counts ({', '.join(one.rules)}) can fire only once it is"
+            yield Problem(one.origin, f"{what}, or once another is that never is")
+
+
+def _may_fire(rule: Rule, full: Set[str]) -> bool:
+    """Whether a rule may ever fire, where no other counters than these are ever full."""
+    return _may_be_found(rule.category, full) and (rule.when is None or _may_hold(rule.when, full))
+
+
+def _may_hold(condition: Condition, full: Set[str]) -> bool:
+    if condition.category is not None:
+        return _may_be_found(condition.category, full)
+    if condition.all is not None:
+        return all(_may_hold(one, full) for one in condition.all)
+    return condition.any is None or any(_may_hold(one, full) for one in condition.any)
+
+
+def _may_be_found(category: str, full: Set[str]) -> bool:
+    return root(category) != "count" or category in full or (category == "count" and bool(full))
 
 
 def _never_found(rule: Rule, findable: Mapping[str, Sequence[Findable]]) -> Iterator[Problem]:

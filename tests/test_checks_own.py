@@ -1,11 +1,12 @@
 import random
+from dataclasses import replace
 from time import thread_time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringfence.guard.check import Check, Passage
+from ringfence.guard.check import Check, Passage, own_checks, taken_by
 from ringfence.guard.checks.own.length import LengthCheck
 from ringfence.guard.checks.own.patterns import keywords, regex
 from ringfence.policies.document import PolicyError
@@ -135,9 +136,26 @@ def test_memory_that_runs_out_is_an_error_and_not_an_absence(monkeypatch):
 
 
 def test_patterns_that_are_too_large_together_are_refused(monkeypatch):
-    monkeypatch.setattr("ringfence.guard.checks.own.patterns.MEMORY", 48_000)
+    monkeypatch.setattr("ringfence.guard.expressions.MEMORY", 48_000)
     lines = refusal(regex, "regex", tuple(f"x{n}.{{1,20}}y" for n in range(40)))
     assert lines == ["shop.yaml:7:5: its 40 patterns are too large together; make two checks of them"]
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_patterns_of_one_policy_may_take_so_much_room_together_in_however_many_checks(monkeypatch, apart):
+    listed = [f"x{n}.{{1,20}}y" for n in range(40)]
+    own = [Regex("regex", f"t{n}", (one,), origin=Origin("shop.yaml", n, 5)) for n, one in enumerate(listed)]
+    if not apart:
+        own = [Regex("regex", "all", tuple(listed), origin=Origin("shop.yaml", 7, 5))]
+    taken = taken_by(own_checks(own).values())
+    assert 40 * 20 * 24 < taken < 3 << 20
+    own = [replace(one, patterns=(*one.patterns, "new")) for one in own]  # none that is kept
+    monkeypatch.setattr("ringfence.guard.expressions.ROOM", taken // 2)
+    with pytest.raises(PolicyError) as caught:
+        own_checks(own)
+    (problem,) = caught.value.problems
+    assert "take 1 MiB; together they may take 1" in problem.what
+    assert problem.origin.line in (range(10, 30) if apart else [7])
 
 
 @given(st.lists(st.sampled_from(["cat", "Straße", "é", "e\u0301", " ", "😀", "\ud800", "ß", "İ", "\x00", "-", "爆弾"])))

@@ -1,5 +1,11 @@
 """The pattern checks under the hold-back window: what stands in a stream is found as it is found in the whole text."""
 
+import random
+import string
+from base64 import b64encode
+from textwrap import wrap
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,3 +69,113 @@ LINES = [case.text for pack in ("hidden", "exfiltration") for case in read_cases
 @given(st.lists(st.sampled_from(LINES), min_size=3, max_size=25).map("\n".join), st.integers(1, 50))
 def test_stream_with_hidden_text_and_ways_out_is_rewritten_as_the_whole_text_is(text, chunk):
     assert streamed(WAYS_OUT, text, chunk) == rewrite(text, judge(WAYS_OUT, text).rewrites)
+
+
+# ---- in disguise
+
+
+def drawn(length, seed):
+    return "".join(random.Random(seed).choices(string.ascii_letters + string.digits, k=length))
+
+
+VALUES = {
+    "address": "jane.doe@corp.org",
+    "card": "4111 1111 1111 1111",
+    "account": "DE89 3704 0044 0532 0130 00",
+    "phone": "+44 7700 900417",
+    "birth": "born on 14 July 1985",
+    "password": "the password is Praia*Azul7",
+    "token": "github" + "_pat_" + drawn(22, 1) + "_" + drawn(59, 2),
+    "web token": "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJ" + drawn(180, 3) + "." + drawn(43, 4),
+    "private key": "-----BEGIN RSA " + PEM + "\n" + "\n".join(wrap(drawn(1600, 5), 64)) + "\n-----END RSA " + PEM,
+}
+
+
+def base64(text):
+    return b64encode(text.encode()).decode()
+
+
+def within(text, sign):
+    return text[: len(text) // 2] + sign + text[len(text) // 2 :]
+
+
+def full_width(text):
+    return "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text)
+
+
+def mathematical(text):
+    kinds = ((string.ascii_uppercase, 0x1D670), (string.ascii_lowercase, 0x1D68A), (string.digits, 0x1D7F6))
+    return text.translate({ord(c): base + at for signs, base in kinds for at, c in enumerate(signs)})
+
+
+DISGUISES = {
+    "none": str,
+    **{name: sign.join for name, sign in {
+        "zero width": "\u200b",
+        "zero width, thrice": "\u200b" * 3,
+        "joiner": "\u2060",
+        "soft hyphen": "\u00ad",
+        "separator": "\x1c",
+        "selectors": "\ufe01",
+        "struck through": "\u0336",
+        "style": "\x1b[0m",
+        "title": "\x1b]0;a title of some length\x07",
+        "filler": "\u17b5",
+        "braille blank": "\u2800",
+        "a tag": "\U000e0041",
+    }.items()},
+    "title of many words": lambda text: within(text, "\x1b]0;" + "and so on " * 200 + "\x07"),
+    "zero width in the middle": lambda text: within(text, "\u200b"),
+    "zero width by the thousand": lambda text: within(text, "\u200b" * 6_000),
+    "full width": full_width,
+    "mathematical": mathematical,
+    "tags": lambda text: "".join(chr(0xE0000 + ord(c)) for c in text),
+    "entities": lambda text: "".join(f"&#{ord(c)};" for c in text),
+    "entities for spaces": lambda text: text.replace(" ", "&#8195;"),
+    "percent": lambda text: "".join(f"%{ord(c):02X}" for c in text),
+    "escapes": lambda text: "".join(f"\\u{ord(c):04x}" for c in text),
+    "base64": base64,
+    "base64, twice": lambda text: base64(base64(text)),
+    "base64 in lines": lambda text: "\n".join(wrap(base64(text), 64)),
+    "base64, split": lambda text: "\u200b".join(wrap(base64(text), 10)),
+    "base64 in a long text": lambda text: base64("so it goes, " * 500 + text + ", and on it goes" * 30),
+    "base64 in full width": lambda text: full_width(base64(text)),
+    "hexadecimal": lambda text: text.encode().hex(),
+    "hexadecimal, apart": lambda text: text.encode().hex(" "),
+    "hexadecimal, in a list": lambda text: ",  ".join(f"0x{byte:02X}" for byte in text.encode()),
+    "hexadecimal, behind Chinese": lambda text: ("\u6625\u7720" * 40 + " " + text).encode().hex(" "),
+    "hexadecimal in entities": lambda text: "".join(f"&#{ord(c)};" if c != " " else c for c in text.encode().hex(" ")),
+    "binary": lambda text: " ".join(f"{byte:08b}" for byte in text.encode()),
+    "quoted-printable": lambda text: "=\r\n".join(wrap("".join(f"={ord(c):02X}" for c in text), 60)),
+    "soft breaks": lambda text: "=\n".join(wrap(text, 20, drop_whitespace=False)),
+}  # fmt: skip
+PROSE = "the weather is fine and some clouds come in, as they do; "
+LATE = Pipeline(
+    loads_policy("version: 1\nname: narrow\npacks: [pii, secrets]\nstream: {window: 16, context: 0, reach: 64}\n"),
+    {"pii": PiiCheck(), "secrets": SecretsCheck()},
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(sorted(VALUES)), st.sampled_from(sorted(DISGUISES))), min_size=1, max_size=2),
+    st.integers(0, 400),
+    st.sampled_from([" ", "\n", ': "', "\u200b "]),
+    st.integers(1, 200),
+    st.sampled_from([PIPELINE, LATE]),
+)
+def test_a_value_in_disguise_is_rewritten_in_a_stream_as_in_the_whole_text(rows, offset, before, chunk, pipeline):
+    hidden = [DISGUISES[disguise](VALUES[value]) for value, disguise in rows]
+    text = "".join((PROSE * 8)[:offset] + before + one + " . " for one in hidden) + PROSE * 3
+    whole = judge(pipeline, text).rewrites
+    assert streamed(pipeline, text, chunk) == rewrite(text, whole)
+    assert len(whole) >= len({value for value, _ in rows})
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+@pytest.mark.parametrize("value", VALUES)
+def test_each_value_in_each_disguise_is_rewritten_in_a_stream_as_in_the_whole_text(value, disguise):
+    text = PROSE * 3 + "Look: " + DISGUISES[disguise](VALUES[value]) + " . " + PROSE * 3
+    left = streamed(PIPELINE, text, 7)
+    assert left == rewrite(text, judge(PIPELINE, text).rewrites)
+    assert left != text

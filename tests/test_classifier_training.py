@@ -11,10 +11,11 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.torch import save_file
+from sklearn.metrics import roc_auc_score
 from transformers import MPNetConfig, MPNetModel
 
 from ringfence.guard.classifier import sources as reading
-from ringfence.guard.classifier.calibrate import calibrate
+from ringfence.guard.classifier.calibrate import calibrate, temper
 from ringfence.guard.classifier.corpus import distinct, load_corpus, style_weights
 from ringfence.guard.classifier.encoder import feed
 from ringfence.guard.classifier.examples import Example, Recipe, Source, Use
@@ -23,7 +24,7 @@ from ringfence.guard.classifier.heads import HEADS
 from ringfence.guard.classifier.network import Network, Shape, load_base
 from ringfence.guard.classifier.plan import Plan
 from ringfence.guard.classifier.rows import RowError
-from ringfence.guard.classifier.scorer import TOKENIZER, WEIGHTS
+from ringfence.guard.classifier.scorer import TOKENIZER, WEIGHTS, Heads
 from ringfence.guard.classifier.sources import (
     SOURCES,
     annotated_dialogues,
@@ -394,3 +395,31 @@ def test_calibration_makes_probabilities_of_overconfident_logits():
 def test_head_with_too_few_rows_keeps_its_logits():
     examples = [Example(str(index), {"attack": float(index < 10)}, "one") for index in range(200)]
     assert calibrate(examples, np.zeros((200, len(HEADS)), np.float32)).curves == {}
+
+
+def answers(count, refusing):
+    """Answers of two features, how harmful they sound and how much they refuse; refusals sound harmful and are not."""
+    random = np.random.default_rng(0)
+    sound, refusal = random.normal(0, 1, count), random.random(count) < 0.5
+    harm = (sound > 0) & ~(refusal if refusing else np.zeros(count, bool))
+    features = np.stack([sound + random.normal(0, 0.3, count), np.where(refusal, 2.0, -2.0)], 1).astype(np.float32)
+    examples = [Example(str(n), {"response_harm": float(one)}, "f", prompt="p") for n, one in enumerate(harm)]
+    return features, examples
+
+
+def test_refusal_counts_against_harm_where_that_tells_answers_apart_and_not_where_it_does_not():
+    weight, bias = np.zeros((len(HEADS), 2), np.float32), np.zeros(len(HEADS), np.float32)
+    harm, refusal = HEADS.index("response_harm"), HEADS.index("refusal")
+    weight[harm, 0], weight[refusal, 1] = 3, 1
+    heads = Heads(weight, bias)
+    for refusing in (True, False):
+        features, examples = answers(600, refusing)
+        tempered = temper(heads, examples, heads.logits(features))
+        truth = [one.labels["response_harm"] for one in examples]
+        before, after = (roc_auc_score(truth, one.logits(features)[:, harm]) for one in (heads, tempered))
+        others = [head for head in range(len(HEADS)) if head != harm]
+        assert np.array_equal(tempered.weight[others], weight[others])
+        if refusing:
+            assert after > before + 0.1
+        else:
+            assert abs(tempered.weight[harm, 1]) < 0.1

@@ -1,12 +1,18 @@
 """`ringfence engine`, on the shipped default's weights."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from ringfence.model import weights
 from ringfence.model.chat import Chat, Turn
+from ringfence.model.checkpoint import opened, read_shape
+from ringfence.model.upcycle import start
 from ringfence.proxy.cli.engine import CONTROLS, app
 
 # The conversion is exact arithmetic and a fixed layout: the same bytes wherever it runs.
@@ -71,6 +77,75 @@ def test_prompt_longer_than_the_context_is_bad_input() -> None:
     shown = CliRunner().invoke(app, ["chat"], input="long " * 9000)
     assert shown.exit_code == 2
     assert "the engine's context is 8192" in shown.stderr
+
+
+@pytest.fixture
+def dense(tmp_path: Path) -> Path:
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "dense")
+    words = {chr(ord("a") + id): id for id in range(26)}
+    Tokenizer(models.BPE(vocab=words, merges=[])).save(str(tmp_path / "dense" / "tokenizer.json"))
+    return tmp_path / "dense"
+
+
+def test_convert_makes_a_mixture_of_as_many_experts_as_are_asked_for(dense: Path) -> None:
+    for asked, count in (([], 8), (["--experts", "3"], 3)):
+        out = dense.parent / str(count)
+        shown = CliRunner().invoke(app, ["convert", str(dense), str(out), *asked])
+        assert (shown.exit_code, shown.stdout) == (0, f"{out}: {count} experts a layer, 0 MB\n")
+        assert {layer.experts for layer in read_shape(out).layers} == {count}
+
+
+def test_convert_puts_a_delta_in(dense: Path, tmp_path: Path) -> None:
+    with opened(dense) as take:
+        delta = start(read_shape(dense), take, weights.revision(dense), 3, 2, torch.Generator())
+    name = "model.layers.1.feed_forward.router.weight"
+    replace(delta, tensors={**delta.tensors, name: torch.ones(3, 16)}).save(tmp_path / "delta.safetensors")
+    options = ["--delta", str(tmp_path / "delta.safetensors")]
+    shown = CliRunner().invoke(app, ["convert", str(dense), str(tmp_path / "out"), *options])
+    assert (shown.exit_code, shown.stdout.split(": ")[1]) == (0, "3 experts a layer, 0 MB\n")
+    with opened(tmp_path / "out") as take:
+        assert (take(name) == 1).all()
+    shown = CliRunner().invoke(app, ["convert", str(dense), str(tmp_path / "other"), "--experts", "4", *options])
+    assert (shown.exit_code, "3 experts a layer, not 4" in shown.stderr) == (2, True)
+
+
+def test_convert_shares_what_is_busy_on_a_text(dense: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("abcabcxyz")
+    name = "model.layers.0.feed_forward.shared_expert.up_proj.weight"
+    shared = []
+    for out, options in (("plain", []), ("busy", ["--text", str(tmp_path / "text")])):
+        shown = CliRunner().invoke(app, ["convert", str(dense), str(tmp_path / out), *options])
+        assert shown.exit_code == 0
+        with opened(tmp_path / out) as take:
+            shared.append(take(name))
+    assert not torch.equal(*shared)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["dense", "dense"], "is there already"),
+        (["nothing", "out"], "is no engine"),
+        ([".", "out"], "config.json cannot be used"),
+        (["dense", "out", "--delta", "dense/tokenizer.json"], "tokenizer.json cannot be read"),
+        (["dense", "out", "--text", "nowhere"], "nowhere"),
+        (["dense", "out", "--text", "empty"], "without tokens"),
+        (["dense", "out", "--text", "empty", "--delta", "empty"], "leave --text out"),
+        (["dense", "out", "--experts", "0"], "--experts"),
+    ],
+)
+def test_what_cannot_be_converted_is_status_2_and_leaves_nothing(
+    arguments: list[str], says: str, dense: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(dense.parent)
+    Path("empty").touch()
+    shown = CliRunner().invoke(app, ["convert", *arguments])
+    assert shown.exit_code == 2
+    assert says in shown.stderr
+    assert {file.name for file in Path().iterdir()} == {"dense", "empty"}
 
 
 @pytest.mark.parametrize("command", ["info", "chat"])

@@ -16,11 +16,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from ringfence.model import weights
 from ringfence.model.chat import Chat
+from ringfence.model.gguf import TENSORS
 from ringfence.model.weights import Fetch, Published, Pulled, PullFailed, Step, WeightsMissing
 
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(ByteLevel.alphabet()), "ab"]
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-NAMES = {ours: gguf for gguf, ours in weights.TENSORS.items()}
+NAMES = {ours: gguf for gguf, ours in TENSORS.items()}
 
 
 @pytest.fixture(scope="module")

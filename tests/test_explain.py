@@ -2,14 +2,15 @@
 
 import math
 from dataclasses import replace
+from datetime import date
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ringfence.policies.decide import decide, strongest
-from ringfence.policies.explain import Change, explain
-from ringfence.policies.types import Action, Finding, Policy, Rule, Span, Stage
+from ringfence.policies.explain import Change, Flip, explain
+from ringfence.policies.types import Action, Finding, Policy, Rule, RuleException, Span, Stage
 
 CATEGORIES = ["harm", "harm.S4", "pii", "pii.email"]
 scores = st.floats(0, 1)
@@ -142,6 +143,27 @@ def test_stronger_takes_the_threshold_that_has_the_shortest_way_to_go():
     why = of((HARM, replace(MAIL, threshold=0.45)), found("harm", 0.28), found("pii.email", 0.3))
     assert why.stronger.changes == (Change("mail", "threshold", 0.45, 0.3),)
     assert [round(v.short_by, 4) for v in why.judgements[0].verdicts] == [0.22, 0.15]
+
+
+def spared(*names, policy_has="ab"):
+    exceptions = tuple(RuleException(name, ("harm",), date(2999, 1, 1), "ours", pattern="x") for name in policy_has)
+    policy = Policy("p", (HARM, TRIAL), exceptions=exceptions, revision="r")
+    return explained(policy, [(Stage.INPUT, [found("harm", 0.9, excepted=one) for one in names])])
+
+
+def test_stronger_ends_the_exception_that_alone_kept_a_rule_from_firing_before_all_else():
+    why = spared(("b",))
+    assert (why.decided, why.stronger) == (Action.ALLOW, Flip((), Action.BLOCK, ("b",)))
+    assert why.judgements[0].verdicts[0].excepted == ("b",)
+
+
+def test_stronger_ends_as_few_exceptions_as_it_takes():
+    assert spared(("a", "b")).stronger == Flip((), Action.BLOCK, ("a", "b"))
+    assert spared(("a", "b"), ("b",)).stronger == Flip((), Action.BLOCK, ("b",))
+
+
+def test_exceptions_that_are_in_the_policy_no_more_are_not_to_be_ended():
+    assert spared(("c",)).stronger is None
 
 
 def test_stronger_takes_a_shadow_rule_that_would_have_fired_first():

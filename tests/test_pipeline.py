@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from ringfence.guard.actions import put, rewrite_body
-from ringfence.guard.check import Check, Finding, Passage, Span, UnknownCheck
+from ringfence.guard.check import Check, Finding, Passage, Span, UnknownCheck, own_checks
 from ringfence.guard.exchange import Exchange, Kind, Part
 from ringfence.guard.guard import Guard, TooLong
-from ringfence.guard.pipeline import Pipeline
+from ringfence.guard.pipeline import Pipeline, Pipelines
+from ringfence.policies.own import Keywords
 from ringfence.policies.types import Action, Exemption, Limits, Policy, Rule, Stage
+from ringfence.policies.words import Origin
 
 
 @dataclass
@@ -48,6 +50,17 @@ def test_two_checks_for_one_category_are_refused(policy: Policy, checks: dict[st
     impostor = word_check("bomb", "never")
     with pytest.raises(UnknownCheck, match="both answer for category 'bomb'"):
         Pipeline(policy, {"impostor": impostor, **checks})
+
+
+def test_a_category_of_the_policys_own_that_an_installed_check_has_is_told_where_it_is_written(
+    policy: Policy, checks: dict[str, Check]
+) -> None:
+    own = Keywords("keywords", "bomb", ("fuse",), origin=Origin("shop.yaml", 7, 5))
+    place = (
+        r"shop\.yaml:7:5: the checks 'word-bomb' and 'bomb' both answer for category 'bomb', of which one is installed"
+    )
+    with pytest.raises(UnknownCheck, match=place):
+        Pipelines(replace(policy, checks=(own,)), {**checks, **own_checks([own])})
 
 
 def test_only_checks_behind_a_rule_of_the_stage_are_run(policy: Policy, checks: dict[str, Check]) -> None:

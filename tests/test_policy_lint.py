@@ -106,6 +106,54 @@ def test_of_two_that_say_the_same_the_first_counts_unless_the_check_is_hurried_b
     assert warnings(of_rules(mail, again + ", seconds: 1")) == []
 
 
+COUNTING = "counters:\n  - {id: c, rules: [%s], at_least: 1, within: 1h, hold: 1h}\n"
+PAUSE = "id: pause, category: count.c, action: block, stages: [input]"
+
+
+@pytest.mark.parametrize(
+    ("counted", "rules", "more"),
+    [
+        ("pause", [PAUSE], ""),
+        ("pause", [PAUSE.replace("count.c", "count")], ""),
+        ("mail", ["id: mail, category: pii, action: log, when: {all: [{category: harm}, {category: count.c}]}"], ""),
+        ("mail", ["id: mail, category: pii, action: log, when: {any: [{category: count.c}]}"], ""),
+        (
+            "other",
+            ["id: other, category: count.d, action: log", PAUSE],
+            "  - {id: d, rules: [pause], at_least: 1, within: 1h, hold: 1h}\n",
+        ),
+    ],
+)
+def test_a_counter_that_only_what_waits_for_it_could_feed_is_told(counted, rules, more):
+    told = warnings(of_rules(*rules, more=COUNTING % counted + more))
+    place = 4 + len(rules) + 1
+    assert told[0].startswith(
+        f"<memory>:{place}:5: counter 'c' is never full: what it counts ({counted}) can fire only"
+    )
+    assert len(told) == 1 + bool(more)
+
+
+@pytest.mark.parametrize(
+    "mail",
+    [
+        "id: mail, category: pii, action: log",
+        "id: mail, category: pii, action: log, shadow: true",
+        "id: mail, category: pii, action: log, when: {not: {category: count.c}}",
+        "id: mail, category: pii, action: log, when: {any: [{category: harm}, {category: count.c}]}",
+        "id: mail, category: unjudged, action: log",
+    ],
+)
+def test_a_counter_that_something_else_feeds_is_not_told(mail):
+    assert warnings(of_rules(PAUSE, mail, more=COUNTING % "pause, mail")) == []
+
+
+def test_a_counter_is_fed_by_what_an_overlay_makes_of_a_rule():
+    freed = "overlays: [{id: o, scope: {model: [m]}, override: {mail: {when: {category: harm}}}}]\n"
+    mail = "id: mail, category: pii, action: log, when: {category: count.c}"
+    assert len(warnings(of_rules(mail, more=COUNTING % "mail"))) == 1
+    assert warnings(of_rules(mail, more=COUNTING % "mail" + freed)) == []
+
+
 @pytest.fixture(scope="module")
 def checks():
     return load_checks().values()
@@ -243,6 +291,13 @@ def test_no_rule_that_lint_calls_dead_makes_a_difference(policy, found, stage, a
         without = decide(replace(now, rules=tuple(r for r in now.rules if r.id != name)), stage, marked)
         assert (without.action, without.message) == (decided.action, decided.message)
         assert how == "never decides" or without.rewrites == decided.rewrites
+
+
+def test_lint_says_where_a_keyword_holds_replies_back_longer_than_the_stream_does():
+    checks = f"checks:\n  - {{kind: keywords, category: deal, words: [short, {'long ' * 13}word]}}\n"
+    told = "<memory>:4:5: word 2 of 'deal' has 69 characters: replies are held back that far, and not the 64 of "
+    assert [one for one in warnings(loads_policy(HEAD + checks)) if "held" in one] == [told + "'stream.reach'"]
+    assert not [one for one in warnings(loads_policy(HEAD + checks + "stream: {reach: 69}\n")) if "held" in one]
 
 
 def test_ten_thousand_rules_are_compared_without_looking_at_every_pair():

@@ -19,7 +19,18 @@ from ringfence.policies import document
 from ringfence.policies.decide import decide
 from ringfence.policies.document import PolicyError, parse_document
 from ringfence.policies.load import PACKS, PolicyFile, canonical, loads_policy
-from ringfence.policies.types import Action, Condition, Degrade, Finding, Override, Rule, RuleException, Span, Stage
+from ringfence.policies.types import (
+    Action,
+    Condition,
+    Degrade,
+    Finding,
+    Override,
+    Rule,
+    RuleException,
+    Scope,
+    Span,
+    Stage,
+)
 from ringfence.policies.words import NOT_WRITTEN
 
 HEAD = "version: 1\nname: t\n"
@@ -93,8 +104,10 @@ def of_dataclass(kind):
     if kind is Condition:
         return conditions(free)
     made = st.fixed_dictionaries(needed, optional=free)
+    if kind is Scope:
+        return made.filter(bool)
     if kind is RuleException:
-        return made.filter(lambda one: {"fingerprint", "pattern"} & one.keys() or any(one.get("scope", {}).values()))
+        return made.filter(lambda one: {"fingerprint", "pattern", "scope"} & one.keys())
     return made
 
 

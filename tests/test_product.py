@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -21,6 +22,8 @@ from starlette.types import ASGIApp
 from ringfence.guard.audit.store import Store
 from ringfence.guard.exchange import Exchange
 from ringfence.guard.guard import Guard
+from ringfence.model.engine import SEATS
+from ringfence.policies.load import SHIPPED, load_policy
 from ringfence.proxy.app import create_app
 from ringfence.proxy.reply import Event, Finish, Text
 from ringfence.proxy.service import Service
@@ -175,6 +178,65 @@ def test_the_moderations_endpoint_tells_harm_from_harmless(client: openai.OpenAI
     assert first.category_scores.violence > second.category_scores.violence
 
 
+def test_a_reply_ends_before_a_stop_string(client: openai.OpenAI) -> None:
+    prompt = [{"role": "user", "content": "Count from one to ten in words."}]
+    settings = {"model": MODEL, "messages": prompt, "temperature": 0, "max_tokens": 60}
+    whole = client.chat.completions.create(**settings).choices[0].message.content
+    word = whole.split()[4]
+    cut = client.chat.completions.create(**settings, stop=[word, "never said"]).choices[0]
+    assert (cut.message.content, cut.finish_reason) == (whole[: whole.index(word)], "stop")
+
+
+def test_several_replies_to_one_prompt_differ_and_are_the_same_for_a_seed(client: openai.OpenAI) -> None:
+    prompt = [{"role": "user", "content": "Name an animal."}]
+
+    def replies() -> list[str]:
+        said = client.chat.completions.create(
+            model=MODEL, messages=prompt, n=3, seed=7, temperature=1.0, max_tokens=12
+        ).choices
+        assert [choice.index for choice in said] == [0, 1, 2]
+        return [choice.message.content for choice in said]
+
+    assert replies() == replies()
+    assert len(set(replies())) > 1
+
+
+def test_a_reply_is_held_to_a_json_schema(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 30}, "people": {"type": "integer"}},
+        "required": ["city", "people"],
+        "additionalProperties": False,
+    }
+    said = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "Tell me of the capital of France."}],
+        max_tokens=120,
+        response_format={"type": "json_schema", "json_schema": {"name": "capital", "schema": schema}},
+    ).choices[0]
+    told = json.loads(said.message.content)
+    assert (said.finish_reason, set(told), type(told["people"])) == ("stop", {"city", "people"}, int)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"stop": [""]}, "stop must be"),
+        ({"n": 100}, "n must be"),
+        ({"temperature": -1}, "temperature: Input should be greater"),
+        ({"top_k": 1.5}, "top_k must be a whole number"),
+        ({"logit_bias": {"999999": 1}}, "token 999999 is outside the vocabulary"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "what"}}}}, "schema"),
+        ({"response_format": {"type": "xml"}}, "response_format must be of type"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "calls no tools"),
+    ],
+)
+def test_a_setting_that_the_engine_cannot_meet_is_refused_by_name(url: str, setting: dict[str, Any], says: str) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], **setting}
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+    assert (answer.status_code, says in answer.json()["error"]["message"]) == (400, True), answer.text
+
+
 def test_a_client_that_leaves_frees_the_engine(client: openai.OpenAI, url: str) -> None:
     body = {
         "model": MODEL,
@@ -182,7 +244,7 @@ def test_a_client_that_leaves_frees_the_engine(client: openai.OpenAI, url: str) 
         "stream": True,
         "max_tokens": 2000,
     }
-    for _ in range(6):  # more than the engine has seats
+    for _ in range(SEATS + 2):
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=120) as response:
             next(response.iter_lines())
     assert ask(client, "What is the capital of France?").choices
@@ -272,7 +334,7 @@ def test_check_tells_which_exception_kept_a_rule_from_firing(tmp_path: Path) -> 
     done = run("check", "Call me: jane.roe@example.com", cwd=tmp_path)
     assert (done.returncode, "excepted: pii by ours" in done.stdout) == (0, True)
     done = run("check", "Call me: jane.roe@example.com", "--json", cwd=tmp_path)
-    assert json.loads(done.stdout)["excepted"] == {"pii": "ours"}
+    assert json.loads(done.stdout)["excepted"] == {"pii": ["ours"]}
 
 
 @pytest.mark.parametrize(
@@ -330,3 +392,8 @@ def test_every_command_explains_itself() -> None:
         done = run(*command, "--help")
         assert done.returncode == 0
         assert "Usage:" in done.stdout
+
+
+def test_the_readme_names_the_revision_that_ships() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert f"policy default ({load_policy(SHIPPED).revision[:12]})" in readme

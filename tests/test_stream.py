@@ -3,13 +3,15 @@
 import re
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringfence.guard.actions import rewrite
 from ringfence.guard.check import Passage
 from ringfence.guard.guard import Guard
-from ringfence.guard.stream import StreamGuard
+from ringfence.guard.stream import StreamGuard, hold_back
+from ringfence.policies.load import loads_policy
 from ringfence.policies.types import Action, Decision, Rewrite, Span, Stage, StreamSettings
 
 SMALL = StreamSettings(window=16, context=40, reach=12)
@@ -136,3 +138,92 @@ def test_a_long_value_is_still_known_by_the_name_before_it() -> None:
                 while (window := guard.window()) is not None:
                     released += guard.settle(window, judge_named(window.text))
             assert "x7" not in released
+
+
+EXCEPTED = """
+version: 1
+name: tiny
+checks: [{kind: keywords, category: mail, words: [a@b.org, a@b.org.evil.com, x@y.com]}]
+rules: [{id: no-mail, category: mail, action: rewrite, replacement: "[M]"}]
+exceptions: [{id: ours, rules: [no-mail], pattern: a@b.org, until: 2999-01-01, why: our own}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "left", "excepted"),
+    [
+        ("write to a@b.org today, {} and to x@y.com", "write to a@b.org today, {} and to [M]", {"no-mail": ("ours",)}),
+        ("write to x@y.com today, {} and to a@b.org", "write to [M] today, {} and to a@b.org", {"no-mail": ("ours",)}),
+        ("write to x@y.com today, {} and to nobody", "write to [M] today, {} and to nobody", {}),
+    ],
+)
+def test_an_exception_is_on_record_also_where_its_rule_fires_elsewhere_in_the_stream(text, left, excepted):
+    filler = "and many more words come " * 10
+    guard = Guard(loads_policy(EXCEPTED))
+    stream, released = StreamGuard(guard.stream), ""
+    stream.feed(text.format(filler))
+    stream.close()
+    while window := stream.window():
+        passage = Passage(Stage.OUTPUT, "assistant", window.text)
+        released += stream.settle(window, guard.pipeline.judge(Stage.OUTPUT, [passage]))
+    assert released == left.format(filler)
+    assert stream.decision is not None
+    assert (stream.decision.rules, stream.decision.excepted) == (("no-mail",), excepted)
+
+
+PHRASE = (
+    "the merger of the northern and the southern kettle works, of which nobody outside of these walls may hear a word"
+)
+
+
+@pytest.mark.parametrize(
+    "said", [PHRASE, PHRASE.replace(" ", "   \n"), re.sub(r"(?<=\w)(?=\w)", "\u200b" * 9, PHRASE), PHRASE.upper()]
+)
+@pytest.mark.parametrize("offset", range(0, 160, 23))
+def test_a_keyword_longer_than_the_reach_is_replaced_whole(said, offset):
+    policy = loads_policy(
+        f"version: 1\nname: tiny\nchecks: [{{kind: keywords, category: deal, words: ['{PHRASE}']}}]\n"
+        'rules: [{id: deal, category: deal, action: rewrite, replacement: "[D]"}]\n'
+    )
+    assert hold_back(policy) == StreamSettings(reach=len(PHRASE))
+    guard = Guard(policy)
+    text = ("words of no weight " * 20)[:offset] + " {} " + "and more of them " * 20
+    stream, released = StreamGuard(guard.stream), ""
+    for character in text.format(said):
+        stream.feed(character)
+        while window := stream.window():
+            passage = Passage(Stage.OUTPUT, "assistant", window.text)
+            released += stream.settle(window, guard.pipeline.judge(Stage.OUTPUT, [passage]))
+    assert text.format("[D]").startswith(released)
+    assert "[D]" in released
+
+
+@pytest.mark.parametrize(
+    "unit", ["\u200b", "a\u200b", "ａ", "春", "Ab/", "6a 61 ", "QUJD" * 15 + "\n", "\x1b]ab ", "a b ", " ", "word "]
+)
+def test_however_the_text_is_made_a_stream_takes_linear_time(unit, grows_with_its_length):
+    def streamed(text: str) -> None:
+        guard = StreamGuard(StreamSettings())
+        for start in range(0, len(text), 50):
+            guard.feed(text[start : start + 50])
+            while (window := guard.window()) is not None:
+                guard.settle(window, Decision(Stage.OUTPUT, Action.ALLOW))
+
+    assert grows_with_its_length(streamed, unit)
+
+
+@pytest.mark.parametrize("unit", ["\u200b", "QUJD", "6a 61 ", "\x1b]ab "])
+def test_what_cannot_be_parted_is_judged_the_more_rarely_the_longer_it_is(unit):
+    text = unit * 10_000
+    windows = run([text[at : at + 50] for at in range(0, len(text), 50)], StreamSettings())[2]
+    assert len(windows) < 60
+    assert sum(end - start for start, end in windows) < 8 * len(text)
+
+
+def test_ordinary_text_leaves_no_later_than_its_reach_and_one_word():
+    guard = StreamGuard(StreamSettings())
+    for at, character in enumerate("all is well and the sun is out " * 40, 1):
+        guard.feed(character)
+        while (window := guard.window()) is not None:
+            guard.settle(window, judge(window.text))
+            assert at - guard.released <= 64 + 6 + 1

@@ -185,7 +185,7 @@ def _decision(decision: Decision) -> Body:
         "logged": list(decision.logged),
         **({"unanswered": dict(decision.unanswered)} if decision.unanswered else {}),
         "shadow": dict(decision.would),
-        **({"excepted": dict(decision.excepted)} if decision.excepted else {}),
+        **({"excepted": {rule: list(ids) for rule, ids in decision.excepted.items()}} if decision.excepted else {}),
         **({"overlays": list(decision.overlays)} if decision.overlays else {}),
         "findings": [
             {

@@ -69,7 +69,8 @@ def _around_changes(
     for first, last in _stretches(changed):
         if last <= done:
             continue
-        start, margin = _start_of_word(reading.text, first - MARGIN), MARGIN
+        # From before the word that the change is in: a long key in disguise at its end only has its own beginning.
+        start, margin = _start_of_word(reading.text, _start_of_word(reading.text, first) - MARGIN), MARGIN
         while True:
             end = _end_of_word(reading.text, last + margin)
             excerpt = reading.cut(start, end)

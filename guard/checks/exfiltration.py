@@ -22,13 +22,15 @@ What an address is scores the same in both:
     0.3   a link to an IP address
 Ordinary addresses are no finding: hashes and ids up to 64 characters, `utm_…`, searches, badges, embedded pictures,
 names in one script, private IP addresses. An address that the prompt holds too brings nothing out that was not there.
+
+Addresses are also read without the characters that nobody sees, and with other forms of ASCII's characters as those.
 """
 
 import re
 from base64 import b32decode, b64decode
 from binascii import Error as NotEncoded
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import unescape
 from ipaddress import ip_address
@@ -37,12 +39,18 @@ from unicodedata import name, normalize
 from urllib.parse import SplitResult, unquote, unquote_plus, urlsplit
 
 from ringfence.guard.check import Findable, Finding, Passage, Span
+from ringfence.guard.checks.disguise import in_disguise
+from ringfence.guard.normalise import Variant, spellings
 from ringfence.policies.types import Stage
 
 SURE, LIKELY, ODD, GUESS, FAINT = 0.99, 0.9, 0.6, 0.3, 0.1
 LESS = {SURE: LIKELY, LIKELY: ODD, ODD: GUESS, GUESS: FAINT}
 
 TOOLS = {"tool", "function"}
+
+PLAIN = re.compile(r"[\t\n\r -~]*")
+SEEN = {"invisible", "lookalike"}
+"""What `spellings` calls the readings that change characters and decode nothing."""
 
 # A destination as CommonMark has it, and with placeholders that hold spaces. Nothing need follow it, so that nothing
 # is read twice: that is what keeps it linear.
@@ -93,7 +101,8 @@ _WANTED = (
 )
 WANTED = re.compile(rf"(?:{_WANTED})", re.IGNORECASE)
 # What `placeholders.numbered` gives a model to read: put into an address, it is an original on its way out.
-GIVEN = re.compile(r"\[(?:\\?[A-Z0-9_])+?\\?_\d+\\?\]")
+# In JSON it is one in any number of backslashes too, or with signs as `\u005b` that nobody need write so in an address.
+GIVEN = re.compile(r"\[(?:\\*+[A-Z0-9_])+?\\*+_\d+\\*+\]|\\u00(?:3[0-9]|[4-7][0-9A-Fa-f])")
 PLACEHOLDER = re.compile(
     r"\{\{?[^{}]{1,80}\}|\$\{?[A-Za-z_]{3,40}|<[^<>]{1,80}>|\[[A-Za-z _]{3,80}\]|%[A-Za-z_]{3,40}%"
     r"|(?<![A-Z_-])(?:INSERT|BASE64|ENCODED|YOUR|DATA|REPLACE)(?:[_-][A-Z0-9]{1,30}){1,6}(?![a-z])"
@@ -149,13 +158,40 @@ class ExfiltrationCheck:
         if passage.stage is Stage.INPUT and passage.role not in TOOLS:
             return ()
         prompt = Prompt(passage.prompt)
-        findings = []
-        for start, end, image in addresses(passage.text):
-            score, what = judged(passage.text[start:end], image, prompt)
+        found = list(self._read(passage, passage.text, prompt))
+        for reading in plainer(passage.text):
+            found += (in_disguise(finding, reading) for finding in self._read(passage, reading.text, prompt))
+        return _apart(found)
+
+    def _read(self, passage: Passage, text: str, prompt: "Prompt") -> Iterator[Finding]:
+        for start, end, image in addresses(text):
+            score, what = judged(text[start:end], image, prompt)
             if score:
                 category = "exfiltration.image" if image else "exfiltration.link"
-                findings.append(Finding(self.name, category, score, (Span(passage.part, start, end),), what))
-        return findings
+                yield Finding(self.name, category, score, (Span(passage.part, start, end),), what)
+
+
+def plainer(text: str) -> list[Variant]:
+    """Return the readings of a text without what is not seen, and with its letters in ASCII.
+
+    A browser sends such characters along, and whoever gets them takes them out; what is encoded it does not decode.
+    """
+    if PLAIN.fullmatch(text):
+        return []
+    return [reading for reading in spellings(text) if SEEN.issuperset(reading.kind.split("+"))]
+
+
+def _apart(found: Iterable[Finding]) -> list[Finding]:
+    """Make one of findings that overlap, in order: the surest, over all that any of them covers."""
+    apart: list[Finding] = []
+    for finding in sorted(found, key=lambda one: one.spans[0].start):
+        (span,) = finding.spans
+        if apart and span.start < (last := apart[-1].spans[0]).end:
+            surest = max(apart[-1], finding, key=lambda one: one.score)
+            apart[-1] = replace(surest, spans=(replace(last, end=max(last.end, span.end)),))
+        else:
+            apart.append(finding)
+    return apart
 
 
 @dataclass(frozen=True)
@@ -171,8 +207,9 @@ class Prompt:
 
     @cached_property
     def addresses(self) -> frozenset[str]:
-        """The addresses in it."""
-        return frozenset(self.text[start:end] for start, end, _ in addresses(self.text))
+        """The addresses in it, and as they are in plain letters."""
+        texts = (self.text, *(reading.text for reading in plainer(self.text)))
+        return frozenset(text[start:end] for text in texts for start, end, _ in addresses(text))
 
 
 def addresses(text: str) -> list[Address]:

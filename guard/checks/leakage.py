@@ -10,19 +10,38 @@ nothing: everybody's helpful assistant. A character of a script without spaces b
 What the user said last is no secret, so its words in a row do not count. Facts that the message has for being told
 (opening hours, a list of answers) are found as well: see what a rule of yours does on them.
 
+A stretch in disguise is one whose letters stand there in a row, whatever stands between them (`letters`): as many words
+as it has all the letters of. Letters alone say nothing of numbers, so numbers count only where digits are read as
+letters.
+
 A canary is a word of at least eight characters, a digit among them, after `canary:` in the system message; a reply that
-has it is 0.99.
+has it is 0.99. In disguise it is its letters and digits in a row: set apart, backwards, in ROT13, in leetspeak.
 """
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
+from math import floor
 from typing import NamedTuple
 
 from ringfence.guard.check import Findable, Finding, Passage, Span
 from ringfence.guard.checks.disguise import in_disguise
+from ringfence.guard.checks.letters import (
+    LEET,
+    LETTERS,
+    SIGNS,
+    Alphabet,
+    Rows,
+    Weighed,
+    decoded,
+    rows,
+    shared,
+    ways,
+)
 from ringfence.guard.checks.words import UNSPACED, tokens
-from ringfence.guard.normalise import variants
+from ringfence.guard.normalise import spellings, variants
 from ringfence.policies.types import Stage
 
 ROW = 6
@@ -36,6 +55,11 @@ CANARY = re.compile(
     r"(?P<word>(?=[\w-]{0,200}\d)[\w-]{8,200})",
     re.IGNORECASE,
 )
+
+SHORTEST = 8
+"""Letters and digits that a canary must have to be looked for by them alone."""
+
+ALPHABETS = (LETTERS, LEET)
 
 UNSPACED_CHARACTER = re.compile(f"[{UNSPACED}]")
 
@@ -69,23 +93,63 @@ class LeakageCheck:
         """
         if passage.stage is not Stage.OUTPUT or not passage.system:
             return ()
-        best = {finding.category: finding for finding in self._read(passage, passage.text)}
-        for variant in variants(passage.text):
-            for finding in self._read(passage, variant.text):
+        best = {finding.category: finding for finding in self._read(passage, passage.text, words=True)}
+        words = ((variant, True) for variant in variants(passage.text))
+        letters = ((variant, False) for variant in chain(spellings(passage.text), decoded(passage.text)))
+        for variant, has_words in chain(words, letters):
+            for finding in self._read(passage, variant.text, has_words):
                 if finding.category not in best or finding.score > best[finding.category].score:
                     best[finding.category] = in_disguise(finding, variant)
         return list(best.values())
 
-    def _read(self, passage: Passage, text: str) -> Iterator[Finding]:
-        if stretches := list(_shared(text, passage.system, passage.prompt)):
-            longest = max(stretch.words for stretch in stretches)
-            score = round(1 - 2 ** (-longest / min(HALF, _told(passage.system).words / 2)), 4)
+    def _read(self, passage: Passage, text: str, words: bool) -> Iterator[Finding]:
+        told = _told(passage.system)
+        each = [alphabet.letters(text) for alphabet in ALPHABETS]
+        # Without digits and signs to read as letters, the second says no more.
+        alphabets = range(1 + (len(each[1]) > len(each[0])))
+        found = [list(_spelt(text, each[at], at, passage.system, passage.prompt)) for at in alphabets]
+        if words:  # which have their exact places, so that letters must say more
+            found.insert(0, list(_shared(text, passage.system, passage.prompt)))
+        if stretches := max(found, key=_longest):
+            longest = _longest(stretches)
+            score = round(1 - 2 ** (-longest / min(HALF, told.words / 2)), 4)
             spans = tuple(Span(passage.part, stretch.start, stretch.end) for stretch in stretches)
             yield Finding(self.name, "leak.system_prompt", score, spans, f"{longest:g} words of it in a row")
-        for canary in _told(passage.system).canaries:
-            spans = tuple(Span(passage.part, *m.span()) for m in re.finditer(re.escape(canary), text, re.IGNORECASE))
-            if spans and canary.casefold() not in passage.prompt.casefold():
+        for canary in told.canaries:
+            if (said := canary.find(text)) and not canary.find(passage.prompt):
+                spans = tuple(Span(passage.part, start, end) for start, end in said)
                 yield Finding(self.name, "leak.canary", 0.99, spans, "a canary of the system message")
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """A word that nobody may say.
+
+    Attributes:
+        forms: what it is in an alphabet: as it is, backwards and in ROT13; none where it is digits alone, or too short,
+            so that other numbers and words may run together to the same.
+    """
+
+    word: str
+    forms: tuple[tuple[Alphabet, tuple[str, ...]], ...]
+
+    def find(self, text: str) -> list[tuple[int, int]]:
+        """Return the stretches of a text that are the word in one of its forms, in order and disjoint."""
+        found = [match.span() for match in re.finditer(re.escape(self.word), text, re.IGNORECASE)]
+        for alphabet, forms in self.forms:
+            letters = alphabet.letters(text)
+            at = [match.span() for form in forms if form in letters for match in re.finditer(re.escape(form), letters)]
+            source = alphabet.places(text) if at else ()
+            spelt = [(int(source[start]), int(source[end - 1]) + 1) for start, end in at]
+            # Leetspeak has more digits, never fewer: `release it` is not `release-1`.
+            found += [(start, end) for start, end in spelt if _digits(text[start:end]) >= _digits(self.word)]
+        disjoint: list[tuple[int, int]] = []
+        for start, end in sorted(found):
+            if disjoint and start < disjoint[-1][1]:
+                disjoint[-1] = disjoint[-1][0], max(end, disjoint[-1][1])
+            else:
+                disjoint.append((start, end))
+        return disjoint
 
 
 class Told(NamedTuple):
@@ -93,14 +157,25 @@ class Told(NamedTuple):
 
     rows: frozenset[tuple[str, ...]]
     words: float
-    canaries: tuple[str, ...]
+    canaries: tuple[Canary, ...]
 
 
 @lru_cache(maxsize=16)
 def _told(text: str) -> Told:
     said = [match[0].casefold() for match in tokens().finditer(text)]
     canaries = dict.fromkeys(match["word"] for match in CANARY.finditer(text))
-    return Told(frozenset(_rows(said)), _words(said), tuple(canaries))
+    return Told(frozenset(_rows(said)), _words(said), tuple(map(_canary, canaries)))
+
+
+def _canary(word: str) -> Canary:
+    plain = SIGNS.letters(word)
+    if len(plain) < SHORTEST or plain.isdigit():
+        return Canary(word, ())
+    return Canary(word, tuple((a, tuple({a.letters(way) for way in ways(word)})) for a in (SIGNS, LEET)))
+
+
+def _digits(text: str) -> int:
+    return sum(map(str.isdigit, text))
 
 
 def _rows(said: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -113,9 +188,11 @@ def _words(said: Sequence[str]) -> float:
 
 def _shared(text: str, system: str, prompt: str) -> Iterator[Stretch]:
     """Yield the stretches of a text that are rows of the system message, and none of the prompt."""
-    matches = list(tokens().finditer(text))
-    said = [match[0].casefold() for match in matches]
-    secret, known = _told(system).rows, _told(prompt).rows
+    said = [word.casefold() for word in tokens().findall(text)]
+    secret = _told(system).rows
+    if secret.isdisjoint(_rows(said)):  # nearly always
+        return
+    matches, known = list(tokens().finditer(text)), _told(prompt).rows
     start = end = 0  # of the stretch that goes on, in words
     for at, row in enumerate(_rows(said)):
         if row not in secret or row in known:
@@ -125,6 +202,30 @@ def _shared(text: str, system: str, prompt: str) -> Iterator[Stretch]:
             start = at
         end = at + ROW
     yield from _stretch(matches[start:end], said[start:end])
+
+
+def _spelt(text: str, letters: str, alphabet: int, system: str, prompt: str) -> Iterator[Stretch]:
+    """Yield the stretches of a text that are rows of the system message letter for letter, and none of the prompt."""
+    found = list(shared(letters, _letters(system)[alphabet], lambda: _letters(prompt)[alphabet]))
+    places = ALPHABETS[alphabet].places(text) if found else ()
+    for start, end, weight in found:
+        # As many words as it has all the letters of; a sum of shares may miss the whole by a rounding.
+        if (words := floor(weight + 1e-6)) >= ROW:
+            yield Stretch(int(places[start]), int(places[end - 1]) + 1, words)
+
+
+@lru_cache(maxsize=16)
+def _letters(text: str) -> tuple[Rows, ...]:
+    """Return the letters of a text in rows, for each alphabet."""
+
+    def words(text: str) -> Iterator[Weighed]:
+        return ((*match.span(), _words([match[0]])) for match in tokens().finditer(text))
+
+    return tuple(rows(ways(text), alphabet, words) for alphabet in ALPHABETS)
+
+
+def _longest(stretches: Sequence[Stretch]) -> float:
+    return max((stretch.words for stretch in stretches), default=0.0)
 
 
 def _stretch(matches: Sequence[re.Match[str]], said: Sequence[str]) -> Iterator[Stretch]:

@@ -161,17 +161,18 @@ EMAIL = re.compile(
 # The words for the two signs, in the languages that put them into brackets.
 _AT = r"[\[({<] ?(?:at|ät|arroba|arobase|chiocciola|kukac|małpa|apenstaartje|snabel-?a|собака|@) ?[\])}>]"
 _DOT_WORDS = r"(?:dot|punkt|punt|punto|point|ponto|kropka|piste|prik|pont|точка)"
-_DOT = rf"(?: ?[\[({{<] ?(?:{_DOT_WORDS}|\.) ?[\])}}>] ?|\.| {_DOT_WORDS} )"
+_DOT_SAID = rf"(?: ?[\[({{<] ?(?:{_DOT_WORDS}|\.) ?[\])}}>] ?| {_DOT_WORDS} )"
+_DOT = rf"(?:{_DOT_SAID}|\.)"
 DOT_WORD = re.compile(rf"[\[({{<] ?(?:at|ät|@)|[\[({{< _]{_DOT_WORDS}[\])}}> _]", re.IGNORECASE)
 DISGUISED = (
     re.compile(
-        rf"(?<![\w.])\w[\w.+-]{{0,40}} ?{_AT} ?[^\W_][\w-]{{0,40}}(?:{_DOT}[^\W_][\w-]{{0,40}}){{0,4}}?"
-        rf"{_DOT}[^\W\d_]{{2,24}}(?![\w-])(?!{_DOT}\w)",
+        rf"(?<![\w.])\w[\w.+-]{{0,40}}(?:{_DOT_SAID}[\w+-]{{1,40}}){{0,4}} ?{_AT} ?"
+        rf"[^\W_][\w-]{{0,40}}(?:{_DOT}[^\W_][\w-]{{0,40}}){{0,4}}?{_DOT}[^\W\d_]{{2,24}}(?![\w-])(?!{_DOT}\w)",
         re.IGNORECASE,
     ),
     re.compile(
-        r"(?<![^\W_])(?=[A-Z]*[a-z0-9._])[^\W_][\w.+-]{0,40}?(?: AT |_AT_)[^\W_][A-Za-z0-9-]{0,40}"
-        r"(?:(?: DOT |_DOT_)[A-Za-z0-9-]{2,24}){1,4}"
+        r"(?<![^\W_])(?=[A-Z]*[a-z0-9._])[^\W_][\w.+-]{0,40}?(?:(?: DOT |_DOT_)[A-Za-z0-9-]{1,40}){0,4}(?: AT |_AT_)"
+        r"[^\W_][A-Za-z0-9-]{0,40}(?:(?: DOT |_DOT_)[A-Za-z0-9-]{2,24}){1,4}"
     ),
 )
 SPOKEN = re.compile(

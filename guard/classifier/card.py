@@ -27,6 +27,8 @@ LIMITS = (
     "English: of text in another language the scores say little; findings say so where the language is told.",
     "Responses are judged worse than prompts, mostly where a harmless answer on access or money sounds like help with "
     "breaking in, or a false claim sounds like a plain one.",
+    "What share of harmful texts a score of one half stands for was chosen by how the sources below do with it: their "
+    "figures at 0.5 are the better for it, mean F1 by one to four points.",
     "Role-play and long instructions to a model are taken for attacks too often (see qualifire_injections).",
     "Hazards other than S1, S2, S7 and S10 were learnt from few rows each.",
     "A part of a harmful response under 400 characters was never shown as harmful on its own.",

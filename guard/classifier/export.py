@@ -18,10 +18,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from safetensors.torch import save
+from safetensors.numpy import save
 
 from ringfence.guard.classifier.network import Network
-from ringfence.guard.classifier.scorer import GRAPH, HEADS_FILE
+from ringfence.guard.classifier.scorer import GRAPH, HEADS_FILE, Heads
 from ringfence.guard.classifier.tokens import WINDOW
 
 OPSET = 21
@@ -38,8 +38,13 @@ def export(network: Network, folder: Path) -> None:
     The heads stand beside it, so that they can be fitted anew to somebody's own texts without any of this.
     """
     onnx.save(build(network), folder / GRAPH)
-    heads = {"weight": network.heads.weight, "bias": network.heads.bias}
-    (folder / HEADS_FILE).write_bytes(save({name: value.detach().float().cpu() for name, value in heads.items()}))
+    weight, bias = (value.detach().float().cpu().numpy() for value in (network.heads.weight, network.heads.bias))
+    write_heads(Heads(weight, bias), folder)
+
+
+def write_heads(heads: Heads, folder: Path) -> None:
+    """Write the heads beside the graph."""
+    (folder / HEADS_FILE).write_bytes(save({"weight": heads.weight, "bias": heads.bias}))
 
 
 def build(network: Network, *, int8: bool = True) -> onnx.ModelProto:

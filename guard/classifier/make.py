@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ringfence.guard.classifier.base import MINILM, MPNET, fetch_base
-from ringfence.guard.classifier.calibrate import calibrate
+from ringfence.guard.classifier.calibrate import calibrate, temper
 from ringfence.guard.classifier.card import write_card
 from ringfence.guard.classifier.checkpoint import get, mark_of, put
 from ringfence.guard.classifier.corpus import Corpus, load_corpus
 from ringfence.guard.classifier.examples import Example, Recipe
-from ringfence.guard.classifier.export import export
+from ringfence.guard.classifier.export import export, write_heads
 from ringfence.guard.classifier.heads import HEADS
 from ringfence.guard.classifier.network import MPNET_SHAPE, Network, load_base
 from ringfence.guard.classifier.ordinary import write_ordinary
@@ -102,13 +102,14 @@ def ask_teacher(
 
 
 def finish(network: Network, corpus: Corpus, order: Order) -> None:
-    """Export, look at ordinary texts with the exported graph, calibrate it, and write the card."""
+    """Export, look at ordinary texts with the exported graph, temper and calibrate it, and write the card."""
     export(network, order.out)
     write(order.out / CALIBRATION, {"curves": {}})
     scorer = Scorer.load(order.out)
     write_ordinary(order.out, scorer, corpus.train, order.plan.seed)
-    raw = scorer.logits((example.text, example.prompt) for example in corpus.calibrate)
-    write(order.out / CALIBRATION, calibrate(corpus.calibrate, raw).to_json())
+    texts = [(example.text, example.prompt) for example in corpus.calibrate]
+    write_heads(temper(scorer.heads, corpus.calibrate, scorer.logits(texts)), order.out)
+    write(order.out / CALIBRATION, calibrate(corpus.calibrate, Scorer.load(order.out).logits(texts)).to_json())
     card = write_card(Scorer.load(order.out), corpus, order.recipe, order.plan, TEACHER if order.taught else None)
     write(order.out / "card.json", card, indent=1)
 

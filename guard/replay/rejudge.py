@@ -12,7 +12,7 @@ from ringfence.guard.exchange import Exchange, Kind, Part
 from ringfence.guard.pipeline import Pipeline
 from ringfence.guard.replay.groups import Past
 from ringfence.guard.replay.sides import Outcome, Side
-from ringfence.guard.stream import StreamGuard
+from ringfence.guard.stream import StreamGuard, hold_back
 from ringfence.policies.types import Action, Counter, Decision, Policy, Rule, Stage
 from ringfence.policies.words import root
 
@@ -65,7 +65,7 @@ def _look(pipeline: Pipeline, passages: Sequence[Passage]) -> Iterator[Finding]:
         yield from pipeline.judge(Stage.INPUT, passages).findings
         return
     for whole in passages:
-        stream = StreamGuard(pipeline.policy.stream)
+        stream = StreamGuard(hold_back(pipeline.policy))
         stream.feed(whole.text)
         stream.close()
         while window := stream.window():

@@ -121,7 +121,7 @@ class Side:
             decision, opened = _decide(policy, recorded.stage, [_spared(one, unsure) for one in found], gaps)
             without = _decide(policy, recorded.stage, found, gaps)[0] if unsure else decision
             if (without.action, without.rewrites) != (decision.action, decision.rewrites):
-                excepted += sorted(set(decision.excepted.values()) & set(unsure))
+                excepted += sorted({one for ids in decision.excepted.values() for one in ids}.intersection(unsure))
             opened = [rule for rule in opened if rule.action.strength > decision.action.strength]
             decisions.append(decision)
             most += [decision.action, without.action, *(one.action for one in opened)]

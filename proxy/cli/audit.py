@@ -224,7 +224,7 @@ def _decision(decision: dict[str, Any]) -> Iterator[Padding | Table]:
         ("also", ", ".join(decision["logged"])),
         ("unanswered", ", ".join(f"{rule} asks to {action}" for rule, action in unanswered.items())),
         ("shadow", ", ".join(f"{rule} {would}" for rule, would in decision["shadow"].items())),
-        ("excepted", ", ".join(f"{rule} by {exception}" for rule, exception in decision.get("excepted", {}).items())),
+        ("excepted", "; ".join(f"{rule} by {', '.join(ids)}" for rule, ids in decision.get("excepted", {}).items())),
         ("overlays", ", ".join(decision.get("overlays", ()))),
         ("told", decision["message"]),
         ("policy", decision["revision"]),

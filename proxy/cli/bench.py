@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from ringfence.proxy.cli import bench_checks, bench_policies, bench_rules
+from ringfence.proxy.cli import bench_checks, bench_engine, bench_policies, bench_rules
 
 if TYPE_CHECKING:
     from ringfence.guard.bench.items import LabelledSet
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Measure the guard on labelled data.")
 app.command("policies")(bench_policies.policies)
+app.command("engine")(bench_engine.engine)
 app.command("checks")(bench_checks.checks)
 app.command("rules")(bench_rules.rules)
 

@@ -25,7 +25,7 @@ BAR_MS = 1.0
 
 def checks(
     peers: Annotated[
-        bool, typer.Option("--peers", help="Measure Presidio and detect-secrets too; pip install 'ringfence[peers]'.")
+        bool, typer.Option("--peers", help="Measure Presidio and detect-secrets too; pip install 'ringfence\\[peers]'.")
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Time texts up to 100 kB only, not up to 10 MB.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

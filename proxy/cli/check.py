@@ -76,7 +76,7 @@ def _as_json(decision: Decision, latency_ms: float) -> dict[str, object]:
         "action": decision.action.value,
         "rules": list(reasons(decision)),
         **({"shadow": dict(decision.would)} if decision.shadow else {}),
-        **({"excepted": dict(decision.excepted)} if decision.excepted else {}),
+        **({"excepted": {rule: list(ids) for rule, ids in decision.excepted.items()}} if decision.excepted else {}),
         "findings": [
             {
                 "check": finding.check,
@@ -105,8 +105,8 @@ def _show(decision: Decision, text: str, latency_ms: float) -> None:
         console.print(rewrite(text, decision.rewrites), markup=False)
     for rule, would in decision.would.items():
         console.print(f"in shadow: {rule} {would}", style="dim", markup=False)
-    for rule, exception in decision.excepted.items():
-        console.print(f"excepted: {rule} by {exception}", style="dim", markup=False)
+    for rule, ids in decision.excepted.items():
+        console.print(f"excepted: {rule} by {', '.join(ids)}", style="dim", markup=False)
     for error in decision.errors:
         console.print(f"check failed: {error}", style="red", markup=False)
     table = Table("finding", "score", "where", "", box=None, header_style="dim")

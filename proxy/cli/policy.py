@@ -341,7 +341,7 @@ def _print_explanation(record: str, why: Explanation) -> None:
     if why.stronger:
         console.print(_flip_text(why.stronger))
     if not (why.milder or why.stronger):
-        console.print("No change to a single rule would change that.")
+        console.print("No change to a single rule, or to what is excepted from it, would change that.")
 
 
 def _verdict_row(one: Verdict) -> Iterator[Text]:
@@ -354,7 +354,7 @@ def _verdict_row(one: Verdict) -> Iterator[Text]:
     elif one.short_by is not None:
         outcome.append(f"short by {one.short_by:.4f}", "dim")
     elif one.excepted:
-        outcome.append(f"excepted: {one.excepted}")
+        outcome.append(f"excepted: {', '.join(one.excepted)}")
     elif one.finding and one.unanswered is None:
         outcome.append("its 'when' does not hold", "dim")
     if one.unanswered:
@@ -364,10 +364,9 @@ def _verdict_row(one: Verdict) -> Iterator[Text]:
 
 
 def _flip_text(flip: Flip) -> Text:
-    changes = "\n".join(
-        f"  {change.rule}: {change.key} {_shown(change.old)} → {_shown(change.new)}" for change in flip.changes
-    )
-    return Text.assemble("It would have been ", coloured(flip.action), f" with\n{changes}")
+    changes = [f"  {change.rule}: {change.key} {_shown(change.old)} → {_shown(change.new)}" for change in flip.changes]
+    changes += [f"  exception {name}: ended" for name in flip.ended]
+    return Text.assemble("It would have been ", coloured(flip.action), " with\n", "\n".join(changes))
 
 
 def _shown(value: object) -> str:
@@ -411,12 +410,15 @@ def _verdict_as_json(one: Verdict) -> dict[str, Any]:
         "short_by": one.short_by,
         "unanswered": one.unanswered,
         "errors": list(one.errors),
-        "excepted": one.excepted,
+        "excepted": list(one.excepted),
     }
 
 
 def _flip_as_json(flip: Flip | None) -> dict[str, Any] | None:
-    return None if flip is None else {"action": flip.action, "changes": list(map(_change_as_json, flip.changes))}
+    if flip is None:
+        return None
+    changes = list(map(_change_as_json, flip.changes))
+    return {"action": flip.action, "changes": changes, "ended": list(flip.ended)}
 
 
 def _change_as_json(change: Change) -> dict[str, Any]:

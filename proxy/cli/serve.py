@@ -16,8 +16,7 @@ from rich.console import Console
 from ringfence.guard.audit.store import StoreError
 from ringfence.guard.check import UnknownCheck
 from ringfence.guard.classifier.scorer import WeightsError
-from ringfence.model.engine import WeightsDamaged
-from ringfence.model.weights import WeightsMissing
+from ringfence.model.weights import NotEnoughMemory, WeightsDamaged, WeightsMissing
 from ringfence.policies.load import PolicyError
 from ringfence.proxy.app import create_app
 from ringfence.proxy.live import reload_on_change, reload_on_hangup
@@ -80,6 +79,7 @@ def serve(
         UnknownCheck,
         UnknownUpstream,
         WeightsMissing,
+        NotEnoughMemory,
         WeightsDamaged,
         WeightsError,
         StoreError,

@@ -1,25 +1,37 @@
-"""The embedded engine as an upstream: messages in, text out, on a thread of its own.
+"""The embedded engine as an upstream: messages in, text out, computed on the engine's own thread.
 
 The only place that knows both the engine (token ids) and an exchange (messages). Another engine changes this file and
 nothing above it.
 """
 
 import asyncio
-import threading
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from ringfence.guard.exchange import Exchange
-from ringfence.model.chat import Chat, TemplateRefused
-from ringfence.model.engine import SEQUENCES, ContextOverflow, Engine, Sampling
-from ringfence.model.weights import DEFAULT, locate
+from ringfence.model.chat import Chat, Detokenizer, TemplateRefused
+from ringfence.model.engine import ContextOverflow
+from ringfence.model.grammar import Grammar, Grammars
+from ringfence.model.loading import load
+from ringfence.model.sampler import Sampling
+from ringfence.model.sequence import Advance
+from ringfence.model.service import Service
+from ringfence.model.weights import DEFAULT, locate, revision
 from ringfence.policies.types import UpstreamChoice
 from ringfence.proxy.reply import About, Event, Finish, Text
 from ringfence.proxy.wire.body import BadRequest
 
+if TYPE_CHECKING:
+    from ringfence.model.stock import StockService
+
 MAX_NEW_TOKENS = 512
 """Where the caller sets no limit: a small model that has lost the thread does not find its end by itself."""
+
+CHOICES = 8
+"""Replies to one prompt at most."""
 
 
 def open_upstream(choice: UpstreamChoice) -> "EmbeddedUpstream":
@@ -29,51 +41,132 @@ def open_upstream(choice: UpstreamChoice) -> "EmbeddedUpstream":
         WeightsMissing: they were not pulled; the message says what to type.
     """
     path = locate(DEFAULT)
-    return EmbeddedUpstream(DEFAULT, Engine.load(path), Chat.load(path))
+    return EmbeddedUpstream(DEFAULT, revision(path), load(path), Chat.load(path))
+
+
+@dataclass(slots=True)
+class Stops:
+    """Text up to the first of some strings; what may be the beginning of one is held back."""
+
+    strings: tuple[str, ...]
+    met: bool = False
+    _held: str = ""
+
+    def feed(self, text: str) -> str:
+        """Return what may be said of some more text; nothing once a string was met."""
+        if self.met or not self.strings:
+            return "" if self.met else text
+        text = self._held + text
+        ends = [at for string in self.strings if (at := text.find(string)) >= 0]
+        self.met = bool(ends)
+        said = min(ends) if ends else len(text) - max(self._begun(text, string) for string in self.strings)
+        self._held = "" if self.met else text[said:]
+        return text[:said]
+
+    def close(self) -> str:
+        """Return what was held back and turned out to be nothing."""
+        held, self._held = self._held, ""
+        return held
+
+    @staticmethod
+    def _begun(text: str, string: str) -> int:
+        """Return how much of a string the text ends with."""
+        return next((size for size in range(min(len(string) - 1, len(text)), 0, -1) if text.endswith(string[:size])), 0)
+
+
+@dataclass(slots=True)
+class Choice:
+    """One reply under way.
+
+    Attributes:
+        leave: ends its sequence in the engine.
+        reason: why it is over; None while it goes on.
+    """
+
+    index: int
+    words: Detokenizer
+    stops: Stops
+    leave: Callable[[], None]
+    tokens: int = 0
+    reason: str | None = None
+
+    def events(self, advance: Advance) -> Iterator[Event]:
+        """Yield what a step adds to the reply."""
+        for one in advance.chosen:
+            self.tokens += 1
+            yield from self._text(self.stops.feed(self.words.feed(one.token)))
+            if self.stops.met:
+                break
+        if advance.end and not self.stops.met:
+            yield from self._text(self.stops.feed(self.words.close()))
+            yield from self._text(self.stops.close())
+        if advance.end or self.stops.met:
+            self.reason = "stop" if self.stops.met else advance.end
+            self.leave()
+
+    def _text(self, text: str) -> Iterator[Event]:
+        if text:
+            yield Text(self.index, "content", text)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a caller asks of the engine."""
+
+    prompt: list[int]
+    sampling: Sampling
+    stops: tuple[str, ...]
+    choices: int
+    schema: Mapping[str, Any] | None = None
+    seeds: list[int | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        seed = self.sampling.seed
+        seeds = [None if seed is None else (seed + index) % (1 << 63) for index in range(self.choices)]
+        object.__setattr__(self, "seeds", seeds)
 
 
 class EmbeddedUpstream:
-    """Generates on this machine, a few exchanges at a time; the others wait for a seat."""
+    """Generates on this machine, many exchanges at a time."""
 
-    def __init__(self, name: str, engine: Engine, chat: Chat) -> None:
+    def __init__(self, name: str, revision: str, service: "Service | StockService", chat: Chat) -> None:
         self._name = name
-        self._engine = engine
+        self._revision = revision
+        self._service = service
         self._chat = chat
-        self._worker = ThreadPoolExecutor(max_workers=SEQUENCES, thread_name_prefix="engine")
+        self._grammars: Grammars | None = None
 
     async def stream(self, exchange: Exchange, headers: Mapping[str, str]) -> AsyncGenerator[Event, None]:
-        """Generate; closing the iterator stops the worker at the next token."""
-        exchange.revisions["engine"] = self._engine.revision
-        try:
-            prompt = self._chat.render(_messages(exchange.body, self._name))
-        except TemplateRefused as error:
-            raise BadRequest(str(error), param="messages") from error
-        sampling = _sampling(exchange.body)
-        loop, arrived, gone = asyncio.get_running_loop(), asyncio.Queue[Event | Exception | None](), threading.Event()
+        """Generate; closing the iterator ends the sequences at the next step."""
+        exchange.revisions["engine"] = self._revision
+        wish = self._wish(exchange.body)
+        grammars = [await self._grammar(wish.schema) for _ in range(wish.choices)]
+        loop, news = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Advance | Exception]]()
 
-        def tell(item: Event | Exception | None) -> None:
-            loop.call_soon_threadsafe(arrived.put_nowait, item)
-
-        def work() -> None:
-            try:
-                for event in self._generate(prompt, sampling, gone):
-                    tell(event)
-            except Exception as error:  # noqa: BLE001 — it is raised again below, on the thread that can tell the caller
-                tell(error)
-            finally:
-                tell(None)
+        def tell(index: int, said: Advance | Exception) -> None:
+            with suppress(RuntimeError):  # the loop was closed: nobody listens any more
+                loop.call_soon_threadsafe(news.put_nowait, (index, said))
 
         yield About({"model": self._name})
-        self._worker.submit(work)
+        choices: list[Choice] = []
         try:
-            while (item := await arrived.get()) is not None:
-                if isinstance(item, ContextOverflow):
-                    raise BadRequest(str(item), param="messages", code="context_length_exceeded")
-                if isinstance(item, Exception):
-                    raise item
-                yield item
+            for index, grammar in enumerate(grammars):
+                sampling = replace(wish.sampling, seed=wish.seeds[index])
+                leave = self._service.submit(wish.prompt, sampling, partial(tell, index), grammar)
+                choices.append(Choice(index, self._chat.detokenizer(), Stops(wish.stops), leave))
+            async for event in _texts(choices, news):
+                yield event
+        except ContextOverflow as error:
+            raise BadRequest(str(error), param="messages", code="context_length_exceeded") from error
+        except ValueError as error:
+            raise BadRequest(str(error)) from error
         finally:
-            gone.set()
+            for choice in choices:
+                choice.leave()
+        said = sum(choice.tokens for choice in choices)
+        yield About({"usage": _usage(len(wish.prompt), said)})
+        for choice in choices:
+            yield Finish(choice.index, choice.reason or "stop")
 
     async def models(self, headers: Mapping[str, str]) -> list[dict[str, Any]]:
         """Return the one model."""
@@ -84,21 +177,44 @@ class EmbeddedUpstream:
         return None
 
     async def aclose(self) -> None:
-        """Let the worker go."""
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        """Let the engine's thread go."""
+        self._service.close()
 
-    def _generate(self, prompt: list[int], sampling: Sampling, gone: threading.Event) -> Iterator[Event]:
-        text, count = self._chat.detokenizer(), 0
-        for token in self._engine.generate(prompt, sampling, gone.is_set):
-            count += 1
-            if piece := text.feed(token):
-                yield Text(0, "content", piece)
-        if piece := text.close():
-            yield Text(0, "content", piece)
-        usage = {"prompt_tokens": len(prompt), "completion_tokens": count, "total_tokens": len(prompt) + count}
-        yield About({"usage": usage})
-        full = count == min(sampling.max_tokens, self._engine.context_length - len(prompt))
-        yield Finish(0, "length" if full else "stop")
+    def _wish(self, body: Mapping[str, Any]) -> Wish:
+        messages = _messages(body, self._name)
+        try:
+            prompt = self._chat.render(messages)
+        except TemplateRefused as error:
+            raise BadRequest(str(error), param="messages") from error
+        return Wish(prompt, _sampling(body), _stops(body), _choices(body), _schema(body))
+
+    async def _grammar(self, schema: Mapping[str, Any] | None) -> Grammar | None:
+        if schema is None:
+            return None
+        if self._grammars is None:
+            self._grammars = Grammars(self._chat.tokenizer, self._service.ends, self._service.vocabulary)
+        try:
+            return await asyncio.to_thread(self._grammars.json_schema, schema)
+        except ValueError as error:
+            raise BadRequest(str(error), param="response_format") from error
+
+
+async def _texts(
+    choices: list[Choice], news: "asyncio.Queue[tuple[int, Advance | Exception]]"
+) -> AsyncGenerator[Event, None]:
+    while not all(choice.reason for choice in choices):
+        index, said = await news.get()
+        if isinstance(said, Exception):
+            raise said
+        if said.error:
+            raise said.error
+        if not choices[index].reason:  # else it met a stop string, and a step more was taken
+            for event in choices[index].events(said):
+                yield event
+
+
+def _usage(prompt: int, said: int) -> dict[str, int]:
+    return {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
 
 
 def _messages(body: Mapping[str, Any], name: str) -> list[tuple[str, str]]:
@@ -109,8 +225,6 @@ def _messages(body: Mapping[str, Any], name: str) -> list[tuple[str, str]]:
             code="model_not_found",
             status=404,
         )
-    if (body.get("n") or 1) > 1:
-        raise BadRequest("the embedded engine gives one choice at a time: n must be 1", param="n")
     if body.get("tools"):
         raise BadRequest("the embedded model calls no tools", param="tools")
     return [(message["role"], _text(message, index)) for index, message in enumerate(body["messages"])]
@@ -125,14 +239,60 @@ def _text(message: Mapping[str, Any], index: int) -> str:
     return "\n".join(item.get("text") or "" for item in content)
 
 
+NUMBERS: Mapping[str, type] = {
+    "temperature": float,
+    "top_p": float,
+    "min_p": float,
+    "repetition_penalty": float,
+    "presence_penalty": float,
+    "frequency_penalty": float,
+    "top_k": int,
+    "seed": int,
+}
+
+
 def _sampling(body: Mapping[str, Any]) -> Sampling:
     limit = body.get("max_completion_tokens") or body.get("max_tokens") or MAX_NEW_TOKENS
-    kinds = {"temperature": float, "top_p": float, "repetition_penalty": float, "top_k": int, "seed": int}
-    given = {name: body[name] for name in kinds if body.get(name) is not None}
+    given = {name: body[name] for name in NUMBERS if body.get(name) is not None}
     for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int | kinds[name]):
-            raise BadRequest(f"{name} must be {'a whole' if kinds[name] is int else 'a'} number", param=name)
+        if isinstance(value, bool) or not isinstance(value, int | NUMBERS[name]):
+            raise BadRequest(f"{name} must be {'a whole' if NUMBERS[name] is int else 'a'} number", param=name)
     try:
-        return Sampling(max_tokens=limit, **given)
+        bias = {int(token): float(value) for token, value in (body.get("logit_bias") or {}).items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise BadRequest("logit_bias must map token ids to numbers", param="logit_bias") from error
+    try:
+        return Sampling(max_tokens=limit, logit_bias=bias, **given)
     except ValueError as error:
         raise BadRequest(str(error)) from error
+
+
+def _stops(body: Mapping[str, Any]) -> tuple[str, ...]:
+    told = body.get("stop") or []
+    stops = (told,) if isinstance(told, str) else tuple(told) if isinstance(told, list) else None
+    if stops is None or not all(isinstance(stop, str) and stop for stop in stops):
+        raise BadRequest("stop must be a string or a list of strings, none of them empty", param="stop")
+    return stops
+
+
+def _choices(body: Mapping[str, Any]) -> int:
+    count = body.get("n") or 1
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= CHOICES:
+        raise BadRequest(f"n must be a whole number between 1 and {CHOICES}", param="n")
+    return count
+
+
+def _schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the JSON schema that a reply is held to; None for none."""
+    match body.get("response_format"):
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return {"type": "object"}
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
+            return schema
+        case _:
+            raise BadRequest(
+                "response_format must be of type text, json_object, or json_schema with a schema in it",
+                param="response_format",
+            )

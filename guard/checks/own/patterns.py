@@ -2,12 +2,12 @@
 
 It knows no category; it looks in the text as it is written and in its other readings (`guard/normalise.py`).
 
-RE2 reads UTF-8 and counts bytes; spans are counted in code points again here. Half a surrogate pair is read as `?`.
+RE2 counts bytes; spans are counted in code points again here.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 from unicodedata import normalize
 
 import re2
@@ -15,13 +15,10 @@ import re2
 from ringfence.guard.check import Finding, Passage, Span
 from ringfence.guard.checks.disguise import in_disguise
 from ringfence.guard.checks.words import spaced
+from ringfence.guard.expressions import Pattern, compiled, encoded, options, refuse_beyond_room, room
 from ringfence.guard.normalise import variants
 from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.own import Keywords, Regex
-from ringfence.policies.words import Origin
-
-MEMORY = 64 << 20
-"""Bytes that RE2 may take for one check's words, or for one pattern; 10,000 words need a third of it."""
 
 EDGE = "\0"
 """Stands at both ends of every word while words are looked for, so that only whole ones meet."""
@@ -35,14 +32,6 @@ PROBES = (b"", b"a", b"a b", b" a\n", b"1.", "ä".encode())
 
 BYTE = re.compile(r"(?<!\\)(?:\\\\)*\\C")
 """RE2's name for any one byte, which may be a part of a character."""
-
-
-class Pattern(Protocol):
-    """What RE2 makes of a regular expression; it ships no types."""
-
-    def finditer(self, text: bytes) -> Iterator[re.Match[bytes]]:
-        """As `re.Pattern.finditer`."""
-        ...
 
 
 class Match(NamedTuple):
@@ -62,11 +51,13 @@ class PatternCheck:
         category: what its findings are called.
         what: what the list is a list of, for the detail: `word`, `pattern`.
         look: returns the matches in a text.
+        room: bytes that the list takes.
     """
 
-    def __init__(self, category: str, what: str, look: Callable[[str], Iterable[Match]]) -> None:
+    def __init__(self, category: str, what: str, look: Callable[[str], Iterable[Match]], room: int) -> None:
         self.name = category
         self.categories = frozenset({category})
+        self.room = room
         self._what = what
         self._look = look
 
@@ -104,12 +95,12 @@ def keywords(spec: Keywords) -> PatternCheck:
             numbers.setdefault(_spelt(_prepared(form, spec)[0]), number)
     # A word stands before its own beginning: of alternatives RE2 takes the first. Neighbours share what they share.
     either = "|".join(SPACE.join(map(re2.escape, word.split(" "))) for word in sorted(numbers, reverse=True))
-    pattern = _compiled(either, spec.origin, f"its {len(spec.words):,} words are too many; make two checks of them")
+    pattern = compiled(either, spec.origin, f"its {len(spec.words):,} words are too many; make two checks of them")
 
     def look(text: str) -> Iterator[Match]:
         prepared, places = _prepared(text, spec)
         at = last = 0
-        data = _bytes(prepared)
+        data = encoded(prepared)
         for match in pattern.finditer(data):
             start, end = match.span()
             at += len(data[last:start].decode().replace(EDGE, ""))
@@ -119,24 +110,27 @@ def keywords(spec: Keywords) -> PatternCheck:
             span = (places[before], places[at - 1] + 1) if places else (before, at)
             yield Match(*span, numbers[_spelt(word)])
 
-    return PatternCheck(spec.category, "word", look)
+    return PatternCheck(spec.category, "word", look, room(pattern))
 
 
 def regex(spec: Regex) -> PatternCheck:
     """Make the check for a list of regular expressions.
 
     Raises:
-        PolicyError: RE2 refuses a pattern, or one matches where there is nothing.
+        PolicyError: RE2 refuses a pattern, one matches where there is nothing, or they take too much room.
     """
     patterns: list[Pattern] = []
     problems: list[Problem] = []
+    taken = 0
     for number, written in enumerate(spec.patterns, 1):
         try:
-            pattern = _compiled(written, spec.origin, f"pattern {number}, '{written}', cannot be used")
+            pattern = compiled(written, spec.origin, f"pattern {number}, '{written}', cannot be used")
         except PolicyError as error:
             problems += error.problems
             continue
         patterns.append(pattern)
+        taken += room(pattern)
+        refuse_beyond_room(taken, spec.origin)
         if any(match.start() == match.end() for probe in PROBES for match in pattern.finditer(probe)):
             what = (
                 f"pattern {number}, '{written}', matches where there is nothing; write `+` for `*`, or what must stand"
@@ -150,7 +144,7 @@ def regex(spec: Regex) -> PatternCheck:
     matching = _together(spec)
 
     def look(text: str) -> Iterator[Match]:
-        data = _bytes(text)
+        data = encoded(text)
         for index in matching(data):
             at = last = 0
             for match in patterns[index].finditer(data):
@@ -160,15 +154,15 @@ def regex(spec: Regex) -> PatternCheck:
                 if before < at:
                     yield Match(before, at, index + 1)
 
-    return PatternCheck(spec.category, "pattern", look)
+    return PatternCheck(spec.category, "pattern", look, taken)
 
 
 def _together(spec: Regex) -> Callable[[bytes], list[int]]:
     """Return what says in one pass which of the patterns match, counted from 0."""
-    together = re2.Set.SearchSet(_options())
+    together = re2.Set.SearchSet(options())
     always = len(spec.patterns)
     for pattern in (*spec.patterns, ""):
-        together.Add(_bytes(pattern))
+        together.Add(encoded(pattern))
     try:
         together.Compile()
     except re2.error:
@@ -185,23 +179,6 @@ def _together(spec: Regex) -> Callable[[bytes], list[int]]:
     return matching
 
 
-def _compiled(pattern: str, origin: Origin, otherwise: str) -> Pattern:
-    try:
-        compiled: Pattern = re2.compile(_bytes(pattern), _options())
-        return compiled
-    except re2.error as error:
-        reason = error.args[0].decode() if isinstance(error.args[0], bytes) else str(error)
-        hint = "RE2 has no look-around and no backreferences, and refuses what grows too large"
-        raise PolicyError([Problem(origin, f"{otherwise}: {reason}; {hint}")]) from None
-
-
-def _options() -> re2.Options:
-    options = re2.Options()
-    options.max_mem = MEMORY
-    options.log_errors = False
-    return options
-
-
 def _prepared(text: str, spec: Keywords) -> tuple[str, list[int] | None]:
     """Return a text as words are looked for in it, and of each code point where it came from; None where it stayed."""
     text = text.replace(EDGE, " ")
@@ -214,10 +191,6 @@ def _prepared(text: str, spec: Keywords) -> tuple[str, list[int] | None]:
 
 def _spelt(text: str) -> str:
     return " ".join(text.split())
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "replace")
 
 
 def _length(data: bytes) -> int:

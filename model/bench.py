@@ -1,0 +1,279 @@
+"""How fast the engine is on this machine, beside transformers, and llama.cpp where it is installed, in the same run.
+
+What is compared runs in turns in one process, on as many threads. Knows nothing of HTTP or safety.
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache, Llama4ForCausalLM, Llama4TextConfig
+
+from ringfence.model.assemble import assemble
+from ringfence.model.cache import Cache, Held
+from ringfence.model.checkpoint import opened, read_shape
+from ringfence.model.config import Config, read_config
+from ringfence.model.engine import Engine
+from ringfence.model.linear import Int4, Int8, Linear, Plain
+from ringfence.model.llama4 import Decoder, FeedForward
+from ringfence.model.loading import FORMS, Bits
+from ringfence.model.sampler import Sampling
+
+TURNS = 5
+"""How often each side is timed; the median counts."""
+
+TOKENS = 48
+"""Tokens of a reply that is timed."""
+
+PROMPT = 512
+"""Tokens of a prompt whose reading is timed."""
+
+TOGETHER = 8
+"""Requests at once."""
+
+MAVERICK = Llama4TextConfig(
+    vocab_size=2048,
+    hidden_size=256,
+    intermediate_size=256,
+    intermediate_size_mlp=512,
+    num_hidden_layers=4,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    head_dim=32,
+    num_local_experts=128,
+    interleave_moe_layer_step=2,
+    max_position_embeddings=4096,
+    pad_token_id=0,
+)
+"""Llama 4 Maverick in small: 128 experts in every other layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """One measurement.
+
+    Attributes:
+        ours, theirs: in the unit. theirs is None where nobody is compared with.
+        bar: how many times theirs it is to be at least; None where nothing was promised.
+    """
+
+    what: str
+    unit: str
+    ours: float
+    peer: str = ""
+    theirs: float | None = None
+    bar: float | None = None
+
+    @property
+    def better(self) -> float | None:
+        """How many times theirs it is."""
+        return self.ours / self.theirs if self.theirs else None
+
+
+def measure_engine(path: Path, bits: Bits, threads: int, gguf: Path | None = None) -> Iterator[Pace]:
+    """Measure a dense or sparse checkpoint that our own network computes, in one form of its weights.
+
+    Args:
+        path: the checkpoint's folder.
+        gguf: the same weights for llama.cpp, where that is installed.
+    """
+    torch.set_num_threads(threads)
+    own, stock = Own.of(path, bits), Stock(path)
+    prompt = [1 + index * 7 % 900 for index in range(36)]
+    long = [1 + index * index * 7 % 900 for index in range(PROMPT)]
+    speed = "tokens/s"
+    alone, theirs = alternate(lambda: own.decode(prompt), lambda: stock.decode(prompt))
+    yield Pace("one reply", speed, alone, "transformers", theirs, bar=5)
+    yield Pace("one reply", speed, alone, "reading the weights", read_speed() / per_token(own.decoder), bar=0.5)
+    yield Pace(f"a prompt of {PROMPT}", speed, *alternate_as(own.read, "transformers", stock.read, long))
+    together = statistics.median(own.decode_together(prompt) for _ in range(TURNS))
+    yield Pace(f"{TOGETHER} replies", speed, together, "one reply", alone, bar=3)
+    if gguf is not None:
+        peer = Llamacpp(gguf, threads)
+        yield Pace("one reply", speed, *alternate_as(own.decode, "llama.cpp", peer.decode, prompt), bar=1)
+        yield Pace(f"a prompt of {PROMPT}", speed, *alternate_as(own.read, "llama.cpp", peer.read, long), bar=2)
+    yield measure_experts(long)
+    yield from measure_start(path, bits, threads)
+
+
+def alternate(ours: Callable[[], float], theirs: Callable[[], float]) -> tuple[float, float]:
+    """Time two sides in turns; return the median of each, the first turn left out."""
+    pairs = [(ours(), theirs()) for _ in range(TURNS + 1)][1:]
+    return statistics.median(one for one, _ in pairs), statistics.median(other for _, other in pairs)
+
+
+def alternate_as(
+    ours: Callable[[Sequence[int]], float], peer: str, theirs: Callable[[Sequence[int]], float], ids: Sequence[int]
+) -> tuple[float, str, float]:
+    """Time two sides on the same tokens; return ours, the peer's name, and theirs."""
+    one, other = alternate(lambda: ours(ids), lambda: theirs(ids))
+    return one, peer, other
+
+
+class Own:
+    """Our engine."""
+
+    def __init__(self, decoder: Decoder, dtype: torch.dtype) -> None:
+        self.decoder = decoder
+        self.dtype = dtype
+
+    @classmethod
+    def of(cls, path: Path, bits: Bits) -> "Own":
+        """Read a checkpoint."""
+        form, dtype = FORMS[bits]
+        with opened(path) as take:
+            return cls(assemble(read_shape(path), take, form, dtype), dtype)
+
+    def decode(self, prompt: Sequence[int]) -> float:
+        """Return tokens a second of one reply, without guesses."""
+        return self._say([prompt])
+
+    def decode_together(self, prompt: Sequence[int]) -> float:
+        """Return tokens a second of several replies at once, all together."""
+        return self._say([[index + 1, *prompt] for index in range(TOGETHER)])
+
+    def read(self, prompt: Sequence[int]) -> float:
+        """Return tokens a second of a prompt."""
+        cache, held = Cache(self.decoder.config, len(prompt), self.dtype), Held()
+        cache.make_room(held, len(prompt))
+        with torch.inference_mode():
+            started = time.perf_counter()
+            self.decoder.logits(self.decoder([(held, prompt)], cache)[-1:])
+            return len(prompt) / (time.perf_counter() - started)
+
+    def _say(self, prompts: Sequence[Sequence[int]]) -> float:
+        engine = Engine(self.decoder, Cache(self.decoder.config, 4096, self.dtype), frozenset(), guessers=0)
+        for prompt in prompts:
+            engine.add(prompt, Sampling(temperature=0, max_tokens=TOKENS))
+        engine.step()  # reads the prompts
+        started, said = time.perf_counter(), 0
+        while engine.busy:
+            said += sum(len(advance.chosen) for advance in engine.step())
+        return said / (time.perf_counter() - started)
+
+
+class Stock:
+    """transformers, with the same weights in bfloat16."""
+
+    def __init__(self, path: Path) -> None:
+        self._model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, local_files_only=True)
+
+    def decode(self, prompt: Sequence[int]) -> float:
+        """Return tokens a second of one reply, its prompt read beforehand."""
+        ids, cache = torch.tensor([prompt]), DynamicCache()
+        settings = {"past_key_values": cache, "do_sample": False, "use_cache": True, "pad_token_id": 0}
+        with torch.inference_mode():
+            self._model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True)
+            started = time.perf_counter()
+            self._model.generate(
+                ids, min_new_tokens=TOKENS, max_new_tokens=TOKENS, attention_mask=torch.ones_like(ids), **settings
+            )
+            return TOKENS / (time.perf_counter() - started)
+
+    def read(self, prompt: Sequence[int]) -> float:
+        """Return tokens a second of a prompt."""
+        with torch.inference_mode():
+            started = time.perf_counter()
+            self._model(input_ids=torch.tensor([prompt]), logits_to_keep=1)
+            return len(prompt) / (time.perf_counter() - started)
+
+
+class Llamacpp:
+    """llama.cpp, by way of llama-cpp-python."""
+
+    def __init__(self, gguf: Path, threads: int) -> None:
+        from llama_cpp import Llama  # type: ignore[import-not-found, unused-ignore]
+
+        self._model: Any = Llama(
+            str(gguf), n_ctx=2048, n_batch=PROMPT, n_threads=threads, n_threads_batch=threads, verbose=False
+        )
+
+    def decode(self, prompt: Sequence[int]) -> float:
+        """Return tokens a second of one reply, its prompt read beforehand."""
+        self._model.reset()
+        self._model.eval(list(prompt))
+        started = time.perf_counter()
+        for _ in range(TOKENS):
+            self._model.eval([self._model.sample(temp=0.0)])
+        return TOKENS / (time.perf_counter() - started)
+
+    def read(self, prompt: Sequence[int]) -> float:
+        """Return tokens a second of a prompt."""
+        self._model.reset()
+        started = time.perf_counter()
+        self._model.eval(list(prompt))
+        return len(prompt) / (time.perf_counter() - started)
+
+
+def per_token(decoder: Decoder) -> int:
+    """Return the bytes of weights that one token of one sequence reads."""
+    total = size(decoder.head)
+    for block in decoder.blocks:
+        total += size(block.attention.qkv) + size(block.attention.out)
+        one = block.feed_forward
+        parts = [one] if isinstance(one, FeedForward) else [one.shared, *one.routed[: one.top_k]]
+        total += sum(size(part.gate_up) + size(part.down) for part in parts)
+    return total
+
+
+def size(product: Linear) -> int:
+    """Return the bytes that a product of one token reads."""
+    match product:
+        case Int4(packed=packed, scales=scales):
+            return packed.nbytes + scales.nbytes
+        case Int8(weight=weight) | Plain(weight=weight):
+            return weight.nbytes
+    raise TypeError(f"a product of another form: {product!r}")
+
+
+def read_speed() -> float:
+    """Return how many bytes a second can be read from memory, by summing up more than any cache holds."""
+    block = torch.ones(1 << 28, dtype=torch.float32)
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        block.sum()
+        times.append(time.perf_counter() - started)
+    return block.nbytes / min(times)
+
+
+def measure_experts(prompt: Sequence[int]) -> Pace:
+    """Compare reading a prompt through many experts with transformers, which gives every token to each of them."""
+    torch.manual_seed(0)
+    model = Llama4ForCausalLM(MAVERICK)
+    config: Config = read_config(MAVERICK.to_dict())
+    own = Own(assemble(config, model.state_dict().__getitem__), torch.float32)
+    ids = [id % MAVERICK.vocab_size for id in prompt]
+
+    def theirs(ids: Sequence[int]) -> float:
+        with torch.inference_mode():
+            started = time.perf_counter()
+            model(input_ids=torch.tensor([ids]), logits_to_keep=1)
+            return len(ids) / (time.perf_counter() - started)
+
+    what = f"a prompt of {len(ids)}, 128 experts"
+    return Pace(what, "tokens/s", *alternate_as(own.read, "transformers", theirs, ids), bar=20)
+
+
+def measure_start(path: Path, bits: Bits, threads: int) -> Iterator[Pace]:
+    """Start a process of its own, and say how long it took and how much memory."""
+    code = (
+        "import resource, sys, time; started = time.perf_counter();"
+        "from pathlib import Path; from ringfence.model.loading import load;"
+        "from ringfence.model.sampler import Sampling;"
+        "service = load(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]));"
+        "next(service.generate([1, 2, 3], Sampling(max_tokens=1)));"
+        "print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    command = [sys.executable, "-c", code, str(path), str(bits), str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - our own code
+    seconds, kib = map(float, done.stdout.split())
+    stored = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    yield Pace("from start to the first token", "s", seconds)
+    yield Pace("memory at most", "MB", kib * 1024 / 1e6, "the checkpoint", stored / 1e6)

@@ -1,0 +1,146 @@
+"""The engine at work for many callers at once: one thread steps, and tells each caller how its sequence goes on.
+
+Knows nothing of text, chat, safety or HTTP.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Tokens
+from queue import SimpleQueue
+from typing import Protocol
+
+from ringfence.model.engine import Engine, check
+from ringfence.model.sampler import Constraint, Sampling
+from ringfence.model.sequence import Advance
+
+Tell = Callable[[Advance | Exception], None]
+"""Is told of every step that a sequence took part in, or of what ended all of them. Called on the engine's thread: it
+must return at once, and not raise."""
+
+
+class Service:
+    """A thread that steps through the sequences of any number of callers. Thread-safe.
+
+    Attributes:
+        vocabulary: token ids that there are.
+        context: tokens that prompt and reply may have together.
+        ends: tokens that end a reply; never among the chosen.
+        form: how the weights are kept.
+    """
+
+    def __init__(self, engine: Engine, form: str) -> None:
+        self.vocabulary, self.context, self.ends = engine.vocabulary, engine.context, engine.ends
+        self.form = form
+        self._engine = engine
+        self._tells: dict[int, Tell] = {}
+        self._orders: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    def submit(
+        self, prompt: Tokens[int], sampling: Sampling, tell: Tell, constraint: Constraint | None = None
+    ) -> Callable[[], None]:
+        """Let a sequence join, and return what makes it leave: to be called when nobody wants it any more.
+
+        Raises:
+            ContextOverflow, ValueError: at once, before anything is computed.
+        """
+        check(prompt, self.vocabulary, self.context)
+        left = threading.Event()
+
+        def join() -> None:
+            if left.is_set():
+                return
+            try:
+                joined.append(self._engine.add(prompt, sampling, constraint))
+            except ValueError as error:
+                tell(error)
+            else:
+                self._tells[joined[0]] = tell
+
+        def leave() -> None:
+            for id in joined:
+                self._engine.abort(id)
+                self._tells.pop(id, None)
+
+        def gone() -> None:
+            left.set()
+            self._orders.put(leave)
+
+        joined: list[int] = []
+        self._start()
+        self._orders.put(join)
+        return gone
+
+    def generate(
+        self, prompt: Tokens[int], sampling: Sampling, constraint: Constraint | None = None
+    ) -> Iterator[Advance]:
+        """Yield how a sequence goes on, until it is over; closing the iterator makes it leave.
+
+        Raises:
+            ContextOverflow, ValueError: at the call, before anything is computed.
+        """
+        check(prompt, self.vocabulary, self.context)
+        return told(self, prompt, sampling, constraint)
+
+    def close(self) -> None:
+        """End the thread after the step under way."""
+        self._orders.put(None)
+        if self._thread:
+            self._thread.join()
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+                self._thread.start()
+
+    def _work(self) -> None:
+        while True:
+            while not self._engine.busy or not self._orders.empty():
+                order = self._orders.get()
+                if order is None:
+                    return
+                order()
+            try:
+                advances = self._engine.step()
+            except Exception as error:  # noqa: BLE001 — every caller must hear of it, whatever it was
+                self._give_up(error)
+                continue
+            for advance in advances:
+                over = advance.end or advance.error
+                (self._tells.pop if over else self._tells.__getitem__)(advance.id)(advance)
+
+    def _give_up(self, error: Exception) -> None:
+        for id, tell in self._tells.items():
+            self._engine.abort(id)
+            tell(error)
+        self._tells.clear()
+
+
+class Submits(Protocol):
+    """What sequences can be given to."""
+
+    def submit(
+        self, prompt: Tokens[int], sampling: Sampling, tell: Tell, constraint: Constraint | None = None
+    ) -> Callable[[], None]:
+        """As `Service.submit`."""
+
+
+def told(service: Submits, prompt: Tokens[int], sampling: Sampling, constraint: Constraint | None) -> Iterator[Advance]:
+    """Yield how a sequence goes on, until it is over or the iterator is closed."""
+    news: SimpleQueue[Advance | Exception] = SimpleQueue()
+    leave = service.submit(prompt, sampling, news.put, constraint)
+    try:
+        over = False
+        while not over:
+            match news.get():
+                case Exception() as error:
+                    raise error
+                case Advance(error=Exception() as error):
+                    raise error
+                case advance:
+                    yield advance
+                    over = advance.end is not None
+    finally:
+        leave()

@@ -1,0 +1,65 @@
+"""`ringfence bench engine`: how fast the embedded engine is beside transformers and llama.cpp."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ringfence.model import weights
+
+if TYPE_CHECKING:
+    from ringfence.model.bench import Pace
+
+
+def engine(
+    name: Annotated[str, typer.Argument(help="A pulled checkpoint's name, or a folder.")] = weights.DEFAULT,
+    bits: Annotated[int, typer.Option(help="In which weights are kept: 4, 8, 16 or 32.")] = 4,
+    threads: Annotated[int, typer.Option(min=1, help="Cores for each side.")] = 2,
+    gguf: Annotated[
+        Path | None, typer.Option(help="The same weights for llama.cpp; needs `pip install llama-cpp-python`.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure the embedded engine against others in the same run; takes a few minutes, and wants a quiet machine."""
+    from ringfence.model.bench import measure_engine
+    from ringfence.model.loading import FORMS
+
+    if bits not in FORMS:
+        raise typer.BadParameter(f"weights are kept in {', '.join(map(str, FORMS))} bits, not {bits}")
+    if gguf is not None and not gguf.is_file():
+        raise typer.BadParameter(f"{gguf}: no such file")
+    try:
+        path = Path(name) if Path(name).is_dir() else weights.locate(name)
+        paces = list(measure_engine(path, bits, threads, gguf))  # type: ignore[arg-type]  # one of the keys
+    except (weights.WeightsMissing, weights.PullFailed, ImportError) as error:
+        typer.secho(f"ringfence bench engine: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
+    if as_json:
+        typer.echo(json.dumps({"bits": bits, "threads": threads, "paces": [told(pace) for pace in paces]}))
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("", "ours", "", "beside", "", "times", "promised"):
+        table.add_column(heading, justify="left" if heading in ("", "beside") else "right")
+    for pace in paces:
+        table.add_row(*cells(pace))
+    Console(highlight=False).print(table)
+
+
+def told(pace: "Pace") -> dict[str, object]:
+    """Return a measurement for machines."""
+    return {**asdict(pace), "better": pace.better}
+
+
+def cells(pace: "Pace") -> list[str | Text]:
+    """Return a measurement for people."""
+    theirs = "" if pace.theirs is None else f"{pace.theirs:,.1f}"
+    times = Text("" if pace.better is None else f"{pace.better:.2f}")
+    if pace.bar is not None and pace.better is not None:
+        times.stylize("green" if pace.better >= pace.bar else "red")
+    promised = "" if pace.bar is None else f"≥ {pace.bar:g}"
+    return [pace.what, f"{pace.ours:,.1f}", pace.unit, pace.peer, theirs, times, promised]

@@ -1,0 +1,241 @@
+"""A checkpoint at work: loaded from disk in every form, for callers on many threads; and the stock way for other kinds."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+
+from ringfence.model import loading
+from ringfence.model.engine import SEATS, ContextOverflow
+from ringfence.model.loading import load
+from ringfence.model.sampler import Sampling, SamplingError
+from ringfence.model.service import Service
+from ringfence.model.stock import PREFILL, StockService
+from ringfence.model.weights import NotEnoughMemory, WeightsDamaged, WeightsMissing
+
+CONTEXT = 700
+GREEDY = Sampling(temperature=0, max_tokens=24)
+PROMPT = [7, 3, 99, 250, 12]
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "initializer_range": 0.3,  # wide enough that replies wander instead of repeating one token
+    "eos_token_id": None,
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A Llama, which our own network computes, and a Mixtral, which it does not."""
+    path = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(1)
+    LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(path / "own")
+    MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4)).save_pretrained(path / "stock")
+    return path
+
+
+@pytest.fixture(scope="module", params=["own", "stock"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def service(checkpoints, kind):
+    """In float32, where the order of additions does not change which token is likeliest."""
+    service = load(checkpoints / kind, bits=32, threads=1)
+    assert isinstance(service, Service if kind == "own" else StockService)
+    yield service
+    service.close()
+
+
+def tokens(replies):
+    return [one.token for advance in replies for one in advance.chosen]
+
+
+@pytest.mark.parametrize("length", [1, 5, PREFILL + 1, 2 * PREFILL + 3])
+def test_greedy_reply_is_what_transformers_says_without_any_cache(service, checkpoints, kind, length):
+    prompt = [(7 * i * i + 3) % 300 for i in range(length)]
+    model = {"own": LlamaForCausalLM, "stock": MixtralForCausalLM}[kind].from_pretrained(checkpoints / kind)
+    expected = list(prompt)
+    with torch.inference_mode():
+        for _ in range(GREEDY.max_tokens):
+            expected.append(int(model(torch.tensor([expected]), use_cache=False).logits[0, -1].argmax()))
+    said = tokens(service.generate(prompt, GREEDY))
+    assert said == expected[length:]
+    assert len(set(said)) > 3  # else the two agree on nothing worth saying
+
+
+def test_same_seed_gives_the_same_reply_and_another_seed_or_none_another(service):
+    def say(seed):
+        return tokens(service.generate(PROMPT, Sampling(temperature=1, top_p=1, seed=seed, max_tokens=20)))
+
+    assert say(5) == say(5) != say(6)
+    assert say(None) != say(None)
+
+
+def test_process_wide_randomness_is_left_alone(service):
+    before = torch.get_rng_state()
+    tokens(service.generate(PROMPT, Sampling(temperature=1, seed=3, max_tokens=5)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_hidden_states_of_all_that_was_read_are_told(service):
+    advances = list(service.generate(PROMPT, GREEDY))
+    assert [advances[0].start, *advances[0].hidden.shape] == [0, len(PROMPT), SIZES["hidden_size"]]
+
+
+def test_prompt_that_is_none_or_too_long_is_refused_at_the_call(service):
+    for prompt, told in [([], "no tokens"), ([1, 300], "token id 300"), ([-1], "token id -1")]:
+        with pytest.raises(ValueError, match=told):
+            service.generate(prompt, GREEDY)
+    with pytest.raises(ContextOverflow, match=f"the prompt has 701 tokens, the engine's context is {CONTEXT}"):
+        service.generate([5] * 701, GREEDY)
+
+
+def test_reply_ends_where_the_context_ends(service):
+    assert len(tokens(service.generate([5] * (CONTEXT - 3), Sampling(temperature=0, max_tokens=100)))) == 3
+
+
+def test_replies_to_callers_on_many_threads_are_the_ones_given_alone(service):
+    prompts = [[n, n + 1, n + 2] for n in range(SEATS + 4)]
+    alone = [tokens(service.generate(prompt, GREEDY)) for prompt in prompts]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        assert list(pool.map(lambda prompt: tokens(service.generate(prompt, GREEDY)), prompts)) == alone
+
+
+def test_reply_that_nobody_reads_on_is_given_up_and_its_seat_serves_others(service):
+    long = Sampling(temperature=0, max_tokens=600)
+    begun = [service.generate(PROMPT, long) for _ in range(SEATS)]
+    for replies in begun:
+        next(replies)
+    for replies in begun:
+        replies.close()
+    assert len(tokens(service.generate(PROMPT, GREEDY))) == GREEDY.max_tokens
+
+
+class Forbids:
+    """A constraint that allows nothing."""
+
+    done = False
+
+    def mask(self):
+        return torch.zeros(300, dtype=torch.bool).numpy()
+
+    def advance(self, token):
+        raise AssertionError
+
+    def rewind(self, count):
+        raise AssertionError
+
+
+def test_error_of_one_sequence_reaches_its_caller_and_nobody_else(service):
+    other = service.generate(PROMPT, GREEDY)
+    first = next(other)
+    with pytest.raises(SamplingError, match="leave no token to choose from"):
+        tokens(service.generate(PROMPT, GREEDY, Forbids()))
+    with pytest.raises(ValueError, match="token 4000"):
+        tokens(service.generate(PROMPT, Sampling(logit_bias={4000: 1})))
+    assert [*tokens([first]), *tokens(other)] == tokens(service.generate(PROMPT, GREEDY))
+
+
+def test_failure_of_a_step_reaches_everybody_in_it_and_the_engine_serves_on(checkpoints, monkeypatch):
+    service = load(checkpoints / "own", bits=32, threads=1)
+    engine, told, both = service._engine, [], threading.Event()
+
+    def tell(news):
+        told.append(news)
+        if sum(isinstance(one, MemoryError) for one in told) == 2:
+            both.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(engine), "step", lambda self: (_ for _ in ()).throw(MemoryError("no room")))
+        service.submit(PROMPT, GREEDY, tell)
+        service.submit(PROMPT, GREEDY, tell)
+        assert both.wait(10)
+    assert len(tokens(service.generate(PROMPT, GREEDY))) == GREEDY.max_tokens
+    service.close()
+
+
+@pytest.mark.parametrize("wrap", [lambda id: id, lambda id: [299, id]])
+def test_end_token_ends_the_reply_and_is_not_part_of_it(service, checkpoints, kind, tmp_path, wrap):
+    whole = tokens(service.generate(PROMPT, GREEDY))
+    end = next(id for id in whole[3:] if id not in whole[:3])
+    for file in (checkpoints / kind).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": wrap(end)}))
+    ending = load(tmp_path, bits=32, threads=1)
+    advances = list(ending.generate(PROMPT, GREEDY))
+    assert (tokens(advances), advances[-1].end) == (whole[: whole.index(end)], "stop")
+    ending.close()
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_checkpoint_of_fewer_bits_says_nearly_the_same(checkpoints, bits):
+    service, exact = load(checkpoints / "own", bits=bits, threads=1), load(checkpoints / "own", bits=32, threads=1)
+    probable = Sampling(temperature=0, max_tokens=1, logprobs=1)
+    near = [
+        abs(a.chosen[0].logprob - b.chosen[0].logprob)
+        for start in range(40)
+        for a, b in zip(service.generate([start, 9, 4], probable), exact.generate([start, 9, 4], probable), strict=True)
+        if a.chosen[0].token == b.chosen[0].token
+    ]
+    assert len(near) > 20
+    assert sum(near) / len(near) < {4: 0.5, 8: 0.15, 16: 0.1}[bits]
+    service.close()
+    exact.close()
+
+
+def test_loading_and_generating_need_no_network(checkpoints, kind, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"went to the network: {args}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    service = load(checkpoints / kind, threads=1)
+    assert len(tokens(service.generate(PROMPT, GREEDY))) == GREEDY.max_tokens
+    service.close()
+
+
+def test_missing_checkpoint_names_the_command(tmp_path):
+    with pytest.raises(WeightsMissing, match="ringfence engine pull"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 1000])
+def test_truncated_weights_are_told_with_what_to_do(checkpoints, kind, tmp_path, keep):
+    for file in (checkpoints / kind).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((checkpoints / kind / "model.safetensors").read_bytes()[:keep])
+    with pytest.raises(WeightsDamaged, match="delete it and run `ringfence engine pull`"):
+        load(tmp_path)
+
+
+def test_broken_configuration_is_told(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(WeightsDamaged):
+        load(tmp_path)
+
+
+def test_checkpoint_that_does_not_fit_is_refused_before_it_is_read(checkpoints, monkeypatch):
+    monkeypatch.setattr(loading, "available", lambda: 1000)
+    with pytest.raises(NotEnoughMemory, match=r"takes about .* GB in memory at 4 bits"):
+        load(checkpoints / "own")
+
+
+def test_naming_what_the_engine_offers_loads_no_torch():
+    code = (
+        "import sys, ringfence.model.sampler, ringfence.model.weights, ringfence.model.chat;"
+        "print({'torch', 'transformers'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
