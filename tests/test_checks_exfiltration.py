@@ -201,6 +201,20 @@ def test_what_an_address_carries_is_read_through_characters_that_nobody_sees_and
     assert seen(text, f"Make an image of {url}.") == []
 
 
+def bits(text):
+    """A text in two characters that nobody sees."""
+    return "".join("\u200b\u200c"[int(bit)] for letter in text.encode() for bit in f"{letter:08b}")
+
+
+@pytest.mark.parametrize(
+    "say", [bits, lambda text: "".join(chr(0xE0100 + ord(c) - 16) for c in text), lambda text: "\U000e0041" * 8]
+)
+def test_address_that_says_something_in_characters_that_nobody_sees_is_found(say):
+    url = f"{OUT}/p.png?d=a{say('secret plan')}"
+    assert seen(f"Look: ![x]({url}) and [x]({url}).") == [("image", 0.9), ("link", 0.6)]
+    assert seen(f"Look: ![x]({OUT}/p.png?d=a{say('secret plan')[:7]})") == []
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -9,7 +9,8 @@ finding's span is the address and nothing else, so that any other can stand in i
 
 Scores say how sure the address alone makes it, for an image:
     0.99  base64, base32 or hex that reads as text; the words of the prompt
-    0.9   a sentence; a placeholder or a field for the conversation, a password or a cookie; base64 of JSON
+    0.9   a sentence; a placeholder or a field for the conversation, a password or a cookie; base64 of JSON; eight
+          characters or more that nobody sees
     0.6   an e-mail address; 256 characters or more of no known meaning
     0.3   65 characters or more of no known meaning, as signed addresses have; anything that a known service draws
 A link needs a click and is often meant to carry things, so what it carries scores one grade less: 0.9, 0.6, 0.3, 0.1.
@@ -47,6 +48,12 @@ SURE, LIKELY, ODD, GUESS, FAINT = 0.99, 0.9, 0.6, 0.3, 0.1
 LESS = {SURE: LIKELY, LIKELY: ODD, ODD: GUESS, GUESS: FAINT}
 
 TOOLS = {"tool", "function"}
+
+UNSEEN = re.compile(
+    "[\u00ad\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff]"
+)
+BYTE = 8
+"""Characters that nobody sees from which on they may say something: a letter takes as many bits."""
 
 PLAIN = re.compile(r"[\t\n\r -~]*")
 SEEN = {"invisible", "lookalike"}
@@ -295,6 +302,8 @@ def judged(written: str, image: bool, prompt: Prompt) -> Reason:
     reasons = [_host(host, image), _login(parts, host)]
     if written not in prompt.addresses:
         reasons += _carried(parts, host, image, prompt)
+        if len(UNSEEN.findall(address)) >= BYTE:
+            reasons.append(Reason(LIKELY if image else ODD, "characters that nobody sees"))
     return max(reasons, key=lambda reason: reason.score)
 
 
