@@ -227,9 +227,7 @@ def size(product: Linear) -> int:
     match product:
         case Int4(packed=packed, scales=scales):
             return packed.nbytes + scales.nbytes
-        case Int8(packed=packed):
-            return packed.nbytes
-        case Plain(weight=weight):
+        case Int8(weight=weight) | Plain(weight=weight):
             return weight.nbytes
     raise TypeError(f"a product of another form: {product!r}")
 

@@ -21,8 +21,6 @@ Form = Callable[[Tensor, Tensor | None], Linear]
 GROUP = 32
 """Neighbouring weights of a row that share a scale where four bits each are kept: that of GGUF's Q4 types."""
 
-multiply = torch.ops.onednn.qlinear_pointwise.default
-
 SLICE = 1 << 11
 """Rows of weights that are rounded at once; the kernel takes them in blocks of 64."""
 
@@ -44,39 +42,35 @@ class Plain:
 
 @dataclass(frozen=True, slots=True)
 class Int8:
-    """Eight bits a weight, a scale a row; tokens are rounded to eight bits as well, each by its own scale.
+    """Eight bits a weight, a scale a row; many tokens at once are rounded to eight bits as well, each by its own scale.
 
     What a token gives does therefore not depend on the tokens beside it (Dettmers et al. 2022, LLM.int8, section 2.1).
 
     Attributes:
-        packed: int8 (in, out), as oneDNN lays them out.
-        scale: float32 (out,).
-        zeros: int64 (out,): where each row's zero is.
+        weight: int8 (out, in).
+        scale: bfloat16 (out,).
     """
 
-    packed: Tensor
+    weight: Tensor
     scale: Tensor
-    zeros: Tensor
     bias: Tensor | None = None
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None = None) -> Self:
         """Round weights (out, in) to the nearest of 255 steps of their row."""
-        scale = (weight.abs().amax(1, keepdim=True).float() / 127).clamp(min=1e-12)
-        slices = zip(torch.split(weight, SLICE), torch.split(scale, SLICE), strict=True)
+        scale = (weight.abs().amax(1, keepdim=True).float() / 127).clamp(min=1e-12).bfloat16()
+        slices = zip(torch.split(weight, SLICE), torch.split(scale.float(), SLICE), strict=True)
         rounded = torch.cat([(some / steps).round_().clamp_(-127, 127).to(torch.int8) for some, steps in slices])
-        packed = torch.ops.onednn.qlinear_prepack(rounded, None)
-        return cls(packed, scale[:, 0], torch.zeros(len(weight), dtype=torch.int64), bias)
+        return cls(rounded, scale[:, 0], bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return (N, out) for x in bfloat16."""
-        # In x's own form, as casting takes longer; by 126, so that what bfloat16 rounds up still fits.
-        steps = x.abs().amax(1, keepdim=True).div_(126).clamp_(min=1e-12)
-        rounded = (x / steps).round_().to(torch.int8)
-        out: Tensor = multiply(
-            rounded, 1.0, 0, self.packed, self.scale, self.zeros, None, 1.0, 0, x.dtype, "none", [], ""
-        )
-        out *= steps
+        if len(x) <= FEW:
+            out = torch._weight_int8pack_mm(x, self.weight, self.scale)
+        else:
+            steps = x.abs().amax(1, keepdim=True).float().clamp_(min=1e-12) / 127
+            rounded = (x / steps).round_().to(torch.int8)
+            out = (torch._int_mm(rounded, self.weight.T) * (steps * self.scale)).to(x.dtype)
         return out if self.bias is None else out + self.bias
 
 
