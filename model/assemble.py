@@ -6,14 +6,11 @@ import torch
 from torch import Tensor
 
 from ringfence.model.config import Config, Layer
-from ringfence.model.linear import Linear, Plain
+from ringfence.model.linear import Form, Plain
 from ringfence.model.llama4 import Attention, Block, Decoder, Experts, FeedForward
 
 Take = Callable[[str], Tensor]
 """Reads a tensor by its name. Raises KeyError where the checkpoint has none of it."""
-
-Form = Callable[[Tensor, Tensor | None], Linear]
-"""Makes a product of weights (out, in) and a bias."""
 
 
 def assemble(config: Config, take: Take, form: Form = Plain, dtype: torch.dtype = torch.float32) -> Decoder:

@@ -84,36 +84,30 @@ def measure_engine(path: Path, bits: Bits, threads: int, gguf: Path | None = Non
         gguf: the same weights for llama.cpp, where that is installed.
     """
     torch.set_num_threads(threads)
-    own, stock = Own.of(path, bits), Stock(path)
+    own, stock = Own.of(path, bits), Stock.of(path)
     prompt = [1 + index * 7 % 900 for index in range(36)]
     long = [1 + index * index * 7 % 900 for index in range(PROMPT)]
     speed = "tokens/s"
-    alone, theirs = alternate(lambda: own.decode(prompt), lambda: stock.decode(prompt))
-    yield Pace("one reply", speed, alone, "transformers", theirs, bar=5)
+    alone, peer, theirs = alternate(own.decode, "transformers", stock.decode, prompt)
+    yield Pace("one reply", speed, alone, peer, theirs, bar=5)
     yield Pace("one reply", speed, alone, "reading the weights", read_speed() / per_token(own.decoder), bar=0.5)
-    yield Pace(f"a prompt of {PROMPT}", speed, *alternate_as(own.read, "transformers", stock.read, long))
+    yield Pace(f"a prompt of {PROMPT}", speed, *alternate(own.read, "transformers", stock.read, long))
     together = statistics.median(own.decode_together(prompt) for _ in range(TURNS))
     yield Pace(f"{TOGETHER} replies", speed, together, "one reply", alone, bar=3)
     if gguf is not None:
-        peer = Llamacpp(gguf, threads)
-        yield Pace("one reply", speed, *alternate_as(own.decode, "llama.cpp", peer.decode, prompt), bar=1)
-        yield Pace(f"a prompt of {PROMPT}", speed, *alternate_as(own.read, "llama.cpp", peer.read, long), bar=2)
+        llama = Llamacpp(gguf, threads)
+        yield Pace("one reply", speed, *alternate(own.decode, "llama.cpp", llama.decode, prompt), bar=1)
+        yield Pace(f"a prompt of {PROMPT}", speed, *alternate(own.read, "llama.cpp", llama.read, long), bar=2)
     yield measure_experts(long)
     yield from measure_start(path, bits, threads)
 
 
-def alternate(ours: Callable[[], float], theirs: Callable[[], float]) -> tuple[float, float]:
-    """Time two sides in turns; return the median of each, the first turn left out."""
-    pairs = [(ours(), theirs()) for _ in range(TURNS + 1)][1:]
-    return statistics.median(one for one, _ in pairs), statistics.median(other for _, other in pairs)
-
-
-def alternate_as(
+def alternate(
     ours: Callable[[Sequence[int]], float], peer: str, theirs: Callable[[Sequence[int]], float], ids: Sequence[int]
 ) -> tuple[float, str, float]:
-    """Time two sides on the same tokens; return ours, the peer's name, and theirs."""
-    one, other = alternate(lambda: ours(ids), lambda: theirs(ids))
-    return one, peer, other
+    """Time two sides in turns on the same tokens; return our median, the peer's name, and the peer's median."""
+    pairs = [(ours(ids), theirs(ids)) for _ in range(TURNS + 1)][1:]  # the first turn does not count
+    return statistics.median(one for one, _ in pairs), peer, statistics.median(other for _, other in pairs)
 
 
 class Own:
@@ -159,10 +153,15 @@ class Own:
 
 
 class Stock:
-    """transformers, with the same weights in bfloat16."""
+    """transformers, with the same weights."""
 
-    def __init__(self, path: Path) -> None:
-        self._model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, local_files_only=True)
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    @classmethod
+    def of(cls, path: Path) -> "Stock":
+        """Read a checkpoint in bfloat16."""
+        return cls(AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, local_files_only=True))
 
     def decode(self, prompt: Sequence[int]) -> float:
         """Return tokens a second of one reply, its prompt read beforehand."""
@@ -250,15 +249,8 @@ def measure_experts(prompt: Sequence[int]) -> Pace:
     config: Config = read_config(MAVERICK.to_dict())
     own = Own(assemble(config, model.state_dict().__getitem__), torch.float32)
     ids = [id % MAVERICK.vocab_size for id in prompt]
-
-    def theirs(ids: Sequence[int]) -> float:
-        with torch.inference_mode():
-            started = time.perf_counter()
-            model(input_ids=torch.tensor([ids]), logits_to_keep=1)
-            return len(ids) / (time.perf_counter() - started)
-
     what = f"a prompt of {len(ids)}, 128 experts"
-    return Pace(what, "tokens/s", *alternate_as(own.read, "transformers", theirs, ids), bar=20)
+    return Pace(what, "tokens/s", *alternate(own.read, "transformers", Stock(model).read, ids), bar=20)
 
 
 def measure_start(path: Path, bits: Bits, threads: int) -> Iterator[Pace]:

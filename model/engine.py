@@ -121,7 +121,7 @@ class Engine:
 
     def abort(self, id: int) -> None:
         """Let a sequence leave; one that is over already is none."""
-        for sequence in [one for one in (*self._running, *self._waiting) if one.id == id]:
+        if sequence := self._find(id):
             self._leave(sequence)
 
     def rewind(self, id: int, length: int) -> None:
@@ -131,7 +131,7 @@ class Engine:
             KeyError: no such sequence is under way.
             ValueError: the cut would go into its prompt, or beyond its end.
         """
-        sequence = next((one for one in (*self._running, *self._waiting) if one.id == id), None)
+        sequence = self._find(id)
         if sequence is None:
             raise KeyError(f"no sequence {id} is under way")
         if not sequence.prompt <= length <= len(sequence.tokens):
@@ -140,6 +140,9 @@ class Engine:
             )
         sequence.cut(length)
         self._cache.cut(sequence.held, length - 1)  # the last token says what comes next: it is computed again
+
+    def _find(self, id: int) -> Sequence | None:
+        return next((one for one in (*self._running, *self._waiting) if one.id == id), None)
 
     def _turns(self) -> Tokens[tuple[Sequence, Tokens[int]]]:
         """Choose the next step's sequences and what each of them computes, and make room for it."""

@@ -64,7 +64,7 @@ def load(path: Path, bits: Bits = 4, threads: int | None = None) -> "Service | S
             decoder = assemble(config, take, form, dtype)
     except (OSError, ValueError, KeyError, SafetensorError, CheckpointDamaged) as error:
         raise WeightsDamaged(f"{path} cannot be read ({error}); delete it and run `ringfence engine pull`") from error
-    return Service(Engine(decoder, Cache(config, room(config, dtype), dtype), ends), f"{bits} bits")
+    return Service(Engine(decoder, Cache(config, room(config, dtype), dtype), ends))
 
 
 def room(config: Config, dtype: torch.dtype) -> int:

@@ -25,12 +25,10 @@ class Service:
         vocabulary: token ids that there are.
         context: tokens that prompt and reply may have together.
         ends: tokens that end a reply; never among the chosen.
-        form: how the weights are kept.
     """
 
-    def __init__(self, engine: Engine, form: str) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.vocabulary, self.context, self.ends = engine.vocabulary, engine.context, engine.ends
-        self.form = form
         self._engine = engine
         self._tells: dict[int, Tell] = {}
         self._orders: SimpleQueue[Callable[[], None] | None] = SimpleQueue()

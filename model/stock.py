@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Tokens
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,6 @@ PREFILL = 256
 
 class StockService:
     """A checkpoint of any architecture that transformers knows; a `Service`. Thread-safe."""
-
-    form = "stock"
 
     def __init__(self, model: "PreTrainedModel", context: int, ends: frozenset[int]) -> None:
         self.context = context
@@ -116,13 +115,13 @@ class StockService:
             return hidden, self._head(hidden[-1]).float()
 
 
-class _silent:
+@contextmanager
+def _silent() -> Iterator[None]:
     """Keep transformers' progress bar off the terminal while a checkpoint loads."""
-
-    def __enter__(self) -> None:
-        self._shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-    def __exit__(self, *_: object) -> None:
-        if self._shown:
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save
 from scipy.special import expit
 from sklearn.metrics import f1_score
 
@@ -23,7 +22,7 @@ from ringfence.guard.classifier.files import read_path
 from ringfence.guard.classifier.heads import HEADS, TASKS
 from ringfence.guard.classifier.ordinary import ALONE, ANSWERS, ORDINARY, read_ordinary
 from ringfence.guard.classifier.rows import RowError, exchange_of, zero_or_one
-from ringfence.guard.classifier.scorer import CALIBRATION, GRAPH, HEADS_FILE, TOKENIZER, Curve, Heads, Scorer
+from ringfence.guard.classifier.scorer import CALIBRATION, GRAPH, TOKENIZER, Curve, Heads, Scorer
 
 FEWEST = 20
 """A head with fewer rows of either label is left alone."""
@@ -210,6 +209,6 @@ def write(out: Path, start: Path, heads: Heads, calibration: Any, note: Any) -> 
     out.mkdir(parents=True, exist_ok=True)
     for name in (GRAPH, TOKENIZER, ORDINARY):
         shutil.copyfile(start / name, out / name)
-    (out / HEADS_FILE).write_bytes(save({"weight": heads.weight, "bias": heads.bias}))
+    heads.write(out)
     (out / CALIBRATION).write_text(json.dumps(calibration, separators=(",", ":")) + "\n", encoding="utf-8")
     (out / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")

@@ -18,10 +18,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from safetensors.numpy import save
 
 from ringfence.guard.classifier.network import Network
-from ringfence.guard.classifier.scorer import GRAPH, HEADS_FILE, Heads
+from ringfence.guard.classifier.scorer import GRAPH, Heads
 from ringfence.guard.classifier.tokens import WINDOW
 
 OPSET = 21
@@ -39,12 +38,7 @@ def export(network: Network, folder: Path) -> None:
     """
     onnx.save(build(network), folder / GRAPH)
     weight, bias = (value.detach().float().cpu().numpy() for value in (network.heads.weight, network.heads.bias))
-    write_heads(Heads(weight, bias), folder)
-
-
-def write_heads(heads: Heads, folder: Path) -> None:
-    """Write the heads beside the graph."""
-    (folder / HEADS_FILE).write_bytes(save({"weight": heads.weight, "bias": heads.bias}))
+    Heads(weight, bias).write(folder)
 
 
 def build(network: Network, *, int8: bool = True) -> onnx.ModelProto:

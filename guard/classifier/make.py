@@ -14,7 +14,7 @@ from ringfence.guard.classifier.card import write_card
 from ringfence.guard.classifier.checkpoint import get, mark_of, put
 from ringfence.guard.classifier.corpus import Corpus, load_corpus
 from ringfence.guard.classifier.examples import Example, Recipe
-from ringfence.guard.classifier.export import export, write_heads
+from ringfence.guard.classifier.export import export
 from ringfence.guard.classifier.heads import HEADS
 from ringfence.guard.classifier.network import MPNET_SHAPE, Network, load_base
 from ringfence.guard.classifier.ordinary import write_ordinary
@@ -108,7 +108,7 @@ def finish(network: Network, corpus: Corpus, order: Order) -> None:
     scorer = Scorer.load(order.out)
     write_ordinary(order.out, scorer, corpus.train, order.plan.seed)
     texts = [(example.text, example.prompt) for example in corpus.calibrate]
-    write_heads(temper(scorer.heads, corpus.calibrate, scorer.logits(texts)), order.out)
+    temper(scorer.heads, corpus.calibrate, scorer.logits(texts)).write(order.out)
     write(order.out / CALIBRATION, calibrate(corpus.calibrate, Scorer.load(order.out).logits(texts)).to_json())
     card = write_card(Scorer.load(order.out), corpus, order.recipe, order.plan, TEACHER if order.taught else None)
     write(order.out / "card.json", card, indent=1)

@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from safetensors.numpy import load
+from safetensors.numpy import load, save
 from tokenizers import Tokenizer
 
 from ringfence.guard.classifier.encoder import Encoder, Features
@@ -78,6 +78,10 @@ class Heads:
         numbers = [curve.slope for curve in curves.values()] + [curve.offset for curve in curves.values()]
         if not (np.isfinite(self.weight).all() and np.isfinite(self.bias).all() and np.isfinite(numbers).all()):
             raise ValueError("a number of the heads or curves is not finite")
+
+    def write(self, folder: Path) -> None:
+        """Write them as `Scorer.load` reads them."""
+        (folder / HEADS_FILE).write_bytes(save({"weight": self.weight, "bias": self.bias}))
 
     def logits(self, features: Features) -> Logits:
         """Return logits (n, heads) of features (n, W); a row's are the same whatever rows are beside it."""

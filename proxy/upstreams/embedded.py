@@ -7,7 +7,7 @@ nothing above it.
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -118,12 +118,11 @@ class Wish:
     stops: tuple[str, ...]
     choices: int
     schema: Mapping[str, Any] | None = None
-    seeds: list[int | None] = field(init=False)
 
-    def __post_init__(self) -> None:
+    def sampling_of(self, choice: int) -> Sampling:
+        """Return how one of the replies is sampled: each with a seed of its own, where there is one."""
         seed = self.sampling.seed
-        seeds = [None if seed is None else (seed + index) % (1 << 63) for index in range(self.choices)]
-        object.__setattr__(self, "seeds", seeds)
+        return self.sampling if seed is None else replace(self.sampling, seed=(seed + choice) % (1 << 63))
 
 
 class EmbeddedUpstream:
@@ -151,8 +150,7 @@ class EmbeddedUpstream:
         choices: list[Choice] = []
         try:
             for index, grammar in enumerate(grammars):
-                sampling = replace(wish.sampling, seed=wish.seeds[index])
-                leave = self._service.submit(wish.prompt, sampling, partial(tell, index), grammar)
+                leave = self._service.submit(wish.prompt, wish.sampling_of(index), partial(tell, index), grammar)
                 choices.append(Choice(index, self._chat.detokenizer(), Stops(wish.stops), leave))
             async for event in _texts(choices, news):
                 yield event
