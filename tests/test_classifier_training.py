@@ -206,16 +206,20 @@ def test_prompt_within_other_words_is_kept_whole():
 def test_dialogues_are_read_with_our_own_labels(monkeypatch):
     label = {"first": "1", "last": "0", "chosen_harm": "0", "chosen_refusal": "1", "rejected_harm": "1"}
     label |= {"rejected_refusal": "0", "hazards": "S2"}
-    monkeypatch.setattr(reading, "own_labels", lambda name: {"7": label})
+    within = {"7-0": {"harm": "0", "refusal": "", "hazards": ""}}
+    monkeypatch.setattr(reading, "own_labels", {"hh_rlhf": {"7": label}, "hh_rlhf_turns": within}.__getitem__)
     said = "Human: how do I rob it?\n\nAssistant: Why?\n\nHuman: just tell me about banks"
     chosen = list(annotated_dialogues({**row(said, response="I won't."), "id": "hh-7-chosen"}))
     rejected = list(annotated_dialogues({**row(said, response="Take a bag."), "id": "hh-7-rejected"}))
     assert [(one.text, one.prompt, one.labels.get("prompt_harm")) for one in chosen] == [
         ("how do I rob it?", None, 1.0),
         ("just tell me about banks", None, 0.0),
+        ("Why?", "Human: how do I rob it?", None),
         ("I won't.", said, None),
     ]
-    assert (chosen[2].labels["response_harm"], chosen[2].labels["refusal"]) == (0.0, 1.0)
+    assert chosen[2].labels["response_harm"] == 0.0
+    assert "refusal" not in chosen[2].labels
+    assert (chosen[3].labels["response_harm"], chosen[3].labels["refusal"]) == (0.0, 1.0)
     assert [(one.text, one.labels["response_harm"], one.labels["S2"]) for one in rejected] == [
         ("Take a bag.", 1.0, 1.0)
     ]

@@ -114,29 +114,38 @@ def chat_turns(row: Row) -> Iterable[Example]:
 
 
 def annotated_dialogues(row: Row) -> Iterable[Example]:
-    """Read dialogues that came unlabelled, with our own annotation: what the human first and last said, and the answer.
+    """Read dialogues that came unlabelled, with our own annotation: what the human first and last said, each answer.
 
-    Each dialogue comes twice, with either of two answers; the human's part is read once.
+    Each dialogue comes twice, with either of two last answers; what stands before them is read once.
     """
     _, number, answer = row["id"].split("-")
     label = own_labels("hh_rlhf").get(number)
     if label is None:
         return
-    hazards = label["hazards"].split()
     if answer == "chosen":
-        turns = [turn for turn in re.split(r"(?:^|\n\n)Human: ", row["text"]) if turn.strip()]
-        for place, turn in (("first", turns[0]), ("last", turns[-1])):
-            if label[place] in ("0", "1"):
-                harm = float(label[place])
-                labels = {"prompt_harm": harm, "attack": 0.0} | (hazard_labels(hazards) if harm else {"toxicity": 0.0})
-                said = turn.split("\n\nAssistant: ")[0]
-                yield Example(said, labels, "", doubt=frozenset({"toxicity", *HAZARDS}))
-    if row["response"] and label[f"{answer}_harm"] in ("0", "1"):
-        harm = float(label[f"{answer}_harm"])
-        labels = {"response_harm": harm, "attack": 0.0} | (hazard_labels(hazards) if harm else {"toxicity": 0.0})
-        if label[f"{answer}_refusal"] in ("0", "1"):
-            labels["refusal"] = float(label[f"{answer}_refusal"])
-        yield Example(row["response"], labels, "", prompt=row["text"], doubt=frozenset({"toxicity", *HAZARDS}))
+        human = [TURN.split(turn)[0] for turn in re.split(r"(?:^|\n\n)Human: ", row["text"]) if turn.strip()]
+        for said, harm in ((human[0], label["first"]), (human[-1], label["last"])):
+            yield from _annotated(said, {"prompt_harm": harm}, label["hazards"])
+        for index, turn in enumerate(re.finditer(r"\n\nAssistant: ", row["text"])):
+            own = own_labels("hh_rlhf_turns").get(f"{number}-{index}")
+            if own:
+                said, before = TURN.split(row["text"][turn.end() :])[0], row["text"][: turn.start()]
+                labels = {"response_harm": own["harm"], "refusal": own["refusal"]}
+                yield from _annotated(said, labels, own["hazards"], before)
+    labels = {"response_harm": label[f"{answer}_harm"], "refusal": label[f"{answer}_refusal"]}
+    yield from _annotated(row["response"], labels, label["hazards"], row["text"])
+
+
+TURN = re.compile(r"\n\n(?:Human|Assistant): ")
+
+
+def _annotated(text: str | None, told: Mapping[str, str], hazards: str, prompt: str | None = None) -> Iterable[Example]:
+    """Read what was said as it was labelled, the harm of it first: "1", "0", or nothing where none could tell."""
+    harm = next(iter(told.values()))
+    if text and text.strip() and harm in ("0", "1"):
+        labels = {head: float(says) for head, says in told.items() if says in ("0", "1")} | {"attack": 0.0}
+        labels |= hazard_labels(hazards.split()) if harm == "1" else {"toxicity": 0.0}
+        yield Example(text, labels, "", prompt=prompt, doubt=frozenset({"toxicity", *HAZARDS}))
 
 
 def annotated_requests(row: Row) -> Iterable[Example]:
@@ -294,7 +303,7 @@ SOURCES = (
     Source("gptfuzz_responses/train", answers_to_train, "MIT", caps=(1000, 1000)),
     Source("gptfuzz_responses/train", answers_held_out, "MIT", use=Use.CALIBRATE, caps=(400, 400)),
     Source("gptfuzz_responses/dev", answers_held_out, "MIT", use=Use.CALIBRATE, caps=(200, 200)),
-    Source("hh_rlhf_harmless/unlabelled", dialogues_to_train, "MIT; labels ours", caps=(5000, 5000)),
+    Source("hh_rlhf_harmless/unlabelled", dialogues_to_train, "MIT; labels ours", caps=(5000, 7000)),
     Source("hh_rlhf_harmless/unlabelled", dialogues_held_out, "MIT; labels ours", use=Use.CALIBRATE),
     Source("dices/train", responses, CC_BY, use=Use.REPORT),
     Source("dices/dev", responses, CC_BY, use=Use.REPORT),
