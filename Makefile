@@ -28,5 +28,5 @@ clean:
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[test,train,plots,dev]'
+	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[test,plots,dev]'
 	touch $(READY)

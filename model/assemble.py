@@ -1,6 +1,7 @@
 """Puts a network together from a checkpoint's tensors, by Hugging Face's names, one layer after the other."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,12 +10,27 @@ from ringfence.model.config import Config, Layer
 from ringfence.model.linear import Form, Plain
 from ringfence.model.llama4 import Attention, Block, Decoder, Experts, FeedForward
 
+
+@dataclass(frozen=True, slots=True)
+class Forms:
+    """What products are kept in: `outer` those that write into what goes from layer to layer, `inner` the others."""
+
+    outer: Form
+    inner: Form
+
+
 Take = Callable[[str], Tensor]
 """Reads a tensor by its name. Raises KeyError where the checkpoint has none of it."""
 
 
-def assemble(config: Config, take: Take, form: Form = Plain, dtype: torch.dtype = torch.float32) -> Decoder:
+def assemble(
+    config: Config, take: Take, form: Form = Plain, dtype: torch.dtype = torch.float32, inner: Form | None = None
+) -> Decoder:
     """Read every tensor once, and keep those of products in a form of their own.
+
+    Args:
+        form: of the head, and of the products that write into what goes from layer to layer.
+        inner: of the others, where theirs is another one.
 
     Raises:
         KeyError: a tensor is missing.
@@ -31,23 +47,24 @@ def assemble(config: Config, take: Take, form: Form = Plain, dtype: torch.dtype 
         return lambda name, *shape: read(f"{prefix}{name}", *shape)
 
     words = read("model.embed_tokens.weight", config.vocabulary, config.width)
-    blocks = [_block(config, index, below(f"model.layers.{index}."), form) for index in range(len(config.layers))]
+    forms = Forms(form, inner or form)
+    blocks = [_block(config, index, below(f"model.layers.{index}."), forms) for index in range(len(config.layers))]
     head = words if config.tied else read("lm_head.weight", config.vocabulary, config.width)
     return Decoder(config, words, blocks, read("model.norm.weight", config.width), form(head, None))
 
 
-def _block(config: Config, index: int, read: Callable[..., Tensor], form: Form) -> Block:
+def _block(config: Config, index: int, read: Callable[..., Tensor], forms: Forms) -> Block:
     layer = config.layers[index]
     return Block(
         config.eps,
         read("input_layernorm.weight", config.width),
-        _attention(config, index, read, form),
+        _attention(config, index, read, forms),
         read("post_attention_layernorm.weight", config.width),
-        _experts(config, layer, read, form) if layer.experts else _dense(config, layer, read, form),
+        _experts(config, layer, read, forms) if layer.experts else _dense(config, layer, read, forms),
     )
 
 
-def _attention(config: Config, index: int, read: Callable[..., Tensor], form: Form) -> Attention:
+def _attention(config: Config, index: int, read: Callable[..., Tensor], forms: Forms) -> Attention:
     rows = {"q": config.heads * config.head, "k": config.kv_heads * config.head, "v": config.kv_heads * config.head}
 
     def part(name: str, kind: str, *shape: int) -> Tensor:
@@ -58,7 +75,7 @@ def _attention(config: Config, index: int, read: Callable[..., Tensor], form: Fo
     bias = torch.cat([part(name, "bias") for name in rows]) if config.bias else None
     out = read("self_attn.o_proj.weight", config.width, rows["q"])
     out_bias = read("self_attn.o_proj.bias", config.width) if config.bias else None
-    return Attention(config, config.layers[index], index, form(qkv, bias), form(out, out_bias))
+    return Attention(config, config.layers[index], index, forms.inner(qkv, bias), forms.outer(out, out_bias))
 
 
 def neighbours(rows: Tensor, head: int) -> Tensor:
@@ -66,17 +83,17 @@ def neighbours(rows: Tensor, head: int) -> Tensor:
     return rows.view(-1, 2, head // 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
-def _dense(config: Config, layer: Layer, read: Callable[..., Tensor], form: Form) -> FeedForward:
-    return _gated("mlp." if config.halves else "feed_forward.", config, layer, read, form)
+def _dense(config: Config, layer: Layer, read: Callable[..., Tensor], forms: Forms) -> FeedForward:
+    return _gated("mlp." if config.halves else "feed_forward.", config, layer, read, forms)
 
 
-def _gated(prefix: str, config: Config, layer: Layer, read: Callable[..., Tensor], form: Form) -> FeedForward:
+def _gated(prefix: str, config: Config, layer: Layer, read: Callable[..., Tensor], forms: Forms) -> FeedForward:
     pair = [read(f"{prefix}{name}_proj.weight", layer.width, config.width) for name in ("gate", "up")]
     down = read(f"{prefix}down_proj.weight", config.width, layer.width)
-    return FeedForward(form(torch.cat(pair), None), form(down, None))
+    return FeedForward(forms.inner(torch.cat(pair), None), forms.outer(down, None))
 
 
-def _experts(config: Config, layer: Layer, read: Callable[..., Tensor], form: Form) -> Experts:
+def _experts(config: Config, layer: Layer, read: Callable[..., Tensor], forms: Forms) -> Experts:
     gate_up = read("feed_forward.experts.gate_up_proj", layer.experts, config.width, 2 * layer.width)
     down = read("feed_forward.experts.down_proj", layer.experts, layer.width, config.width)
     # The checkpoint has them (in, out); each is kept the way all other products are.
@@ -84,6 +101,6 @@ def _experts(config: Config, layer: Layer, read: Callable[..., Tensor], form: Fo
     return Experts(
         config.top_k,
         read("feed_forward.router.weight", layer.experts, config.width),
-        _gated("feed_forward.shared_expert.", config, layer, read, form),
-        [FeedForward(form(up.contiguous(), None), form(back.contiguous(), None)) for up, back in pairs],
+        _gated("feed_forward.shared_expert.", config, layer, read, forms),
+        [FeedForward(forms.inner(up.contiguous(), None), forms.outer(back.contiguous(), None)) for up, back in pairs],
     )

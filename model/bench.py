@@ -17,12 +17,13 @@ from transformers import AutoModelForCausalLM, DynamicCache, Llama4ForCausalLM, 
 
 from ringfence.model.assemble import assemble
 from ringfence.model.cache import Cache, Held
-from ringfence.model.checkpoint import opened, read_shape
+from ringfence.model.checkpoint import read_shape
 from ringfence.model.config import Config, read_config
-from ringfence.model.engine import Engine
+from ringfence.model.engine import Engine, Network
+from ringfence.model.graph import Both
 from ringfence.model.linear import Int4, Int8, Linear, Plain
 from ringfence.model.llama4 import Decoder, FeedForward
-from ringfence.model.loading import FORMS, Bits
+from ringfence.model.loading import Bits, read
 from ringfence.model.sampler import Sampling
 
 TURNS = 5
@@ -84,13 +85,13 @@ def measure_engine(path: Path, bits: Bits, threads: int, gguf: Path | None = Non
         gguf: the same weights for llama.cpp, where that is installed.
     """
     torch.set_num_threads(threads)
-    own, stock = Own.of(path, bits), Stock.of(path)
+    own, stock = Own.of(path, bits, threads), Stock.of(path)
     prompt = [1 + index * 7 % 900 for index in range(36)]
     long = [1 + index * index * 7 % 900 for index in range(PROMPT)]
     speed = "tokens/s"
     alone, peer, theirs = alternate(own.decode, "transformers", stock.decode, prompt)
     yield Pace("one reply", speed, alone, peer, theirs, bar=5)
-    yield Pace("one reply", speed, alone, "reading the weights", read_speed() / per_token(own.decoder), bar=0.5)
+    yield Pace("one reply", speed, alone, "reading the weights", read_speed() / per_token(own.network), bar=0.5)
     yield Pace(f"a prompt of {PROMPT}", speed, *alternate(own.read, "transformers", stock.read, long))
     together = statistics.median(own.decode_together(prompt) for _ in range(TURNS))
     yield Pace(f"{TOGETHER} replies", speed, together, "one reply", alone, bar=3)
@@ -113,16 +114,15 @@ def alternate(
 class Own:
     """Our engine."""
 
-    def __init__(self, decoder: Decoder, dtype: torch.dtype) -> None:
-        self.decoder = decoder
+    def __init__(self, network: Network, dtype: torch.dtype) -> None:
+        self.network = network
         self.dtype = dtype
 
     @classmethod
-    def of(cls, path: Path, bits: Bits) -> "Own":
+    def of(cls, path: Path, bits: Bits, threads: int) -> "Own":
         """Read a checkpoint."""
-        form, dtype = FORMS[bits]
-        with opened(path) as take:
-            return cls(assemble(read_shape(path), take, form, dtype), dtype)
+        network, cache = read(path, read_shape(path), bits, threads)
+        return cls(network, cache.keys.dtype)
 
     def decode(self, prompt: Sequence[int]) -> float:
         """Return tokens a second of one reply, without guesses."""
@@ -134,15 +134,15 @@ class Own:
 
     def read(self, prompt: Sequence[int]) -> float:
         """Return tokens a second of a prompt."""
-        cache, held = Cache(self.decoder.config, len(prompt), self.dtype), Held()
+        cache, held = Cache(self.network.config, len(prompt), self.dtype), Held()
         cache.make_room(held, len(prompt))
         with torch.inference_mode():
             started = time.perf_counter()
-            self.decoder.logits(self.decoder([(held, prompt)], cache)[-1:])
+            self.network.compute([(held, prompt)], cache, [1])
             return len(prompt) / (time.perf_counter() - started)
 
     def _say(self, prompts: Sequence[Sequence[int]]) -> float:
-        engine = Engine(self.decoder, Cache(self.decoder.config, 4096, self.dtype), frozenset(), guessers=0)
+        engine = Engine(self.network, Cache(self.network.config, 4096, self.dtype), frozenset(), guessers=0)
         for prompt in prompts:
             engine.add(prompt, Sampling(temperature=0, max_tokens=TOKENS))
         engine.step()  # reads the prompts
@@ -210,8 +210,15 @@ class Llamacpp:
         return len(prompt) / (time.perf_counter() - started)
 
 
-def per_token(decoder: Decoder) -> int:
+def per_token(network: Network) -> int:
     """Return the bytes of weights that one token of one sequence reads."""
+    if isinstance(network, Both):
+        return network.graph.size
+    assert isinstance(network, Decoder)
+    return _per_token(network)
+
+
+def _per_token(decoder: Decoder) -> int:
     total = size(decoder.head)
     for block in decoder.blocks:
         total += size(block.attention.qkv) + size(block.attention.out)

@@ -146,8 +146,8 @@ class Cache:
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Keep the keys and values (kv heads, N, head) of one layer in slots (N,)."""
-        self.keys[layer].index_copy_(1, slots, keys)
-        self.values[layer].index_copy_(1, slots, values)
+        self.keys[layer].index_copy_(1, slots, keys.to(self.keys.dtype))
+        self.values[layer].index_copy_(1, slots, values.to(self.values.dtype))
 
     def _take(self, count: int, after: int | None) -> list[int]:
         while sum(self._blank) < count:

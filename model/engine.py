@@ -6,12 +6,14 @@ steps. Knows nothing of text, chat, safety or HTTP.
 
 from collections import deque
 from collections.abc import Sequence as Tokens
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ringfence.model.cache import Cache, OutOfPages
-from ringfence.model.llama4 import Decoder
+from ringfence.model.config import Config
+from ringfence.model.llama4 import New
 from ringfence.model.sampler import Chosen, Constraint, Sampler, Sampling, SamplingError
 from ringfence.model.scheduler import Share, share
 from ringfence.model.sequence import Advance, End, Sequence
@@ -55,6 +57,17 @@ def check(prompt: Tokens[int], vocabulary: int, context: int) -> None:
         raise ContextOverflow(len(prompt), context)
 
 
+class Network(Protocol):
+    """What computes sequences: `llama4.Decoder`, or that and a graph beside it."""
+
+    @property
+    def config(self) -> Config:
+        """Return its shape."""
+
+    def compute(self, new: Tokens[New], cache: Cache, asked: Tokens[int]) -> tuple[Tensor, Tensor]:
+        """Compute as `llama4.Decoder.compute` does."""
+
+
 class Engine:
     """Sequences under way on one network.
 
@@ -64,12 +77,12 @@ class Engine:
         ends: tokens that end a reply; never among the chosen.
     """
 
-    def __init__(self, decoder: Decoder, cache: Cache, ends: frozenset[int], guessers: int = GUESSERS) -> None:
-        self.vocabulary = decoder.config.vocabulary
-        self.context = min(decoder.config.context, cache.tokens)
+    def __init__(self, network: Network, cache: Cache, ends: frozenset[int], guessers: int = GUESSERS) -> None:
+        self.vocabulary = network.config.vocabulary
+        self.context = min(network.config.context, cache.tokens)
         self.ends = ends
         self._guessers = guessers
-        self._decoder = decoder
+        self._network = network
         self._cache = cache
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # the longest under way first
@@ -108,15 +121,13 @@ class Engine:
         if not turns:
             return ()
         starts = [sequence.held.length for sequence, _ in turns]
-        hidden = self._decoder([(sequence.held, ids) for sequence, ids in turns], self._cache)
-        parts = torch.split(hidden, [len(ids) for _, ids in turns])
         # Of a prompt that is not read to its end nothing is asked; of a sequence that guesses, what follows each guess.
-        asked = [max(0, 1 + sequence.held.length - len(sequence.tokens)) for sequence, _ in turns]
-        rows = [part[len(part) - count :] for part, count in zip(parts, asked, strict=True)]
-        said = torch.split(self._decoder.logits(torch.cat(rows)), asked) if any(asked) else [hidden[:0]] * len(turns)
+        asked = [max(0, 1 + one.held.length + len(ids) - len(one.tokens)) for one, ids in turns]
+        hidden, logits = self._network.compute([(one.held, ids) for one, ids in turns], self._cache, asked)
+        parts, said = torch.split(hidden, [len(ids) for _, ids in turns]), torch.split(logits, asked)
         return [
-            self._advance(sequence, ids, start, part, logits)
-            for (sequence, ids), start, part, logits in zip(turns, starts, parts, said, strict=True)
+            self._advance(sequence, ids, start, part, rows)
+            for (sequence, ids), start, part, rows in zip(turns, starts, parts, said, strict=True)
         ]
 
     def abort(self, id: int) -> None:

@@ -23,6 +23,10 @@ flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 """Attention that also returns the logarithm of what it divided by, so that parts of it can be put together."""
 
 
+New = tuple[Held, Sequence[int]]
+"""A sequence, and the tokens that follow those it holds."""
+
+
 # A step: which tokens of which sequences
 
 
@@ -56,7 +60,7 @@ class Step:
     pieces: Mapping[int | None, Sequence[Piece]]
 
     @classmethod
-    def of(cls, config: Config, new: Sequence[tuple[Held, Sequence[int]]]) -> "Step":
+    def of(cls, config: Config, new: Sequence[New]) -> "Step":
         """Put new tokens behind what each sequence has; there must be room for them."""
         ids = torch.tensor([id for _, own in new for id in own])
         positions = torch.cat([torch.arange(held.length, held.length + len(own)) for held, own in new])
@@ -69,7 +73,7 @@ class Step:
         return cls(ids, positions, torch.cat(slots), {chunk: tuple(_pieces(new, chunk)) for chunk in chunks})
 
 
-def _pieces(new: Sequence[tuple[Held, Sequence[int]]], chunk: int | None) -> Iterator[Piece]:
+def _pieces(new: Sequence[New], chunk: int | None) -> Iterator[Piece]:
     row = 0
     for held, own in new:
         first, end = held.length, held.length + len(own)
@@ -126,32 +130,31 @@ def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, piece:
 
     Args:
         q: (n, heads, head); k, v: of the new tokens (kv heads, n, head).
-        keys, values: the layer's cache (kv heads, slots, head).
+        keys, values: the layer's cache (kv heads, slots, head), which may be of another dtype.
 
     Returns:
-        (n, heads, head).
+        (n, heads, head), in the queries' dtype.
     """
     n, heads, head = q.shape
     kv = len(k)
     # To what is not masked, all queries of a group attend alike: they are so many rows of one product.
     rows = q.view(n, kv, heads // kv, head).permute(1, 2, 0, 3).reshape(1, kv, -1, head)
-    parts = [flash(rows, keys[None, :, one], values[None, :, one]) for one in piece.before]
+    kept = rows.to(keys.dtype)
+    parts = [flash(kept, keys[None, :, one], values[None, :, one]) for one in piece.before]
     if not piece.alone:
         own = rows.view(1, heads, n, head)
         k, v = (one.repeat_interleave(heads // kv, 0)[None] for one in (k, v))
         mixed, norm = flash(own, k, v, is_causal=True)
         parts.append((mixed.reshape(rows.shape), norm.reshape(1, kv, -1)))
     mixed = parts[0][0] if len(parts) == 1 else _together(parts)
-    return mixed.reshape(kv, heads // kv, n, head).permute(2, 0, 1, 3).reshape(n, heads, head)
+    return mixed.to(q.dtype).reshape(kv, heads // kv, n, head).permute(2, 0, 1, 3).reshape(n, heads, head)
 
 
 def _together(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Weigh attention over several stretches by what each was divided by."""
     norms = torch.stack([norm for _, norm in parts])
     shares = norms.softmax(0)[..., None]
-    return sum((mixed * share for (mixed, _), share in zip(parts, shares, strict=True)), torch.zeros(())).to(
-        parts[0][0].dtype
-    )
+    return sum((mixed * share for (mixed, _), share in zip(parts, shares, strict=True)), torch.zeros(()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +240,7 @@ class Decoder:
     def __post_init__(self) -> None:
         object.__setattr__(self, "frequencies", frequencies(self.config.rope, self.config.head))
 
-    def __call__(self, new: Sequence[tuple[Held, Sequence[int]]], cache: Cache) -> Tensor:
+    def __call__(self, new: Sequence[New], cache: Cache) -> Tensor:
         """Compute new tokens of some sequences, for which there is room; return their last hidden states (N, width)."""
         step = Step.of(self.config, new)
         angles = step.positions[:, None] * self.frequencies
@@ -248,6 +251,21 @@ class Decoder:
         for held, own in new:
             held.length += len(own)
         return (normalise(x, self.config.eps) * self.norm).to(self.norm.dtype)
+
+    def compute(self, new: Sequence[New], cache: Cache, asked: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Compute new tokens of some sequences, and what the last few of each say.
+
+        Args:
+            new: there is room for them.
+            asked: of each sequence, how many of its last tokens to take the logits of.
+
+        Returns:
+            the last hidden states (N, width), and logits (M, vocabulary) of those asked for.
+        """
+        hidden = self(new, cache)
+        parts = torch.split(hidden, [len(ids) for _, ids in new])
+        rows = [part[len(part) - count :] for part, count in zip(parts, asked, strict=True) if count]
+        return hidden, self.logits(torch.cat(rows)) if rows else torch.empty(0, self.config.vocabulary)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return what hidden states (M, width) say of the token after each (M, vocabulary), in float32."""

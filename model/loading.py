@@ -13,7 +13,8 @@ from ringfence.model.assemble import assemble
 from ringfence.model.cache import PAGE, Cache
 from ringfence.model.checkpoint import CheckpointDamaged, opened, read_shape
 from ringfence.model.config import Config, UnknownArchitecture
-from ringfence.model.engine import Engine
+from ringfence.model.engine import Engine, Network
+from ringfence.model.graph import Both, Four, Graph, drawable
 from ringfence.model.linear import Form, Int4, Int8, Plain
 from ringfence.model.service import Service
 from ringfence.model.weights import NotEnoughMemory, WeightsDamaged, WeightsMissing
@@ -50,7 +51,6 @@ def load(path: Path, bits: Bits = 4, threads: int | None = None) -> "Service | S
     if not (path / "config.json").is_file():
         raise WeightsMissing(f"no checkpoint at {path}; run `ringfence engine pull`")
     torch.set_num_threads(threads or max(1, cores() - 1))
-    form, dtype = FORMS[bits]
     try:
         ends = end_tokens(path)
         try:
@@ -58,13 +58,29 @@ def load(path: Path, bits: Bits = 4, threads: int | None = None) -> "Service | S
         except UnknownArchitecture:
             from ringfence.model.stock import StockService  # transformers takes seconds to import
 
-            return StockService.load(path, dtype, ends)
+            return StockService.load(path, FORMS[bits][1], ends)
         weigh(path, bits)
-        with opened(path) as take:
-            decoder = assemble(config, take, form, dtype)
+        network, cache = read(path, config, bits, torch.get_num_threads())
     except (OSError, ValueError, KeyError, SafetensorError, CheckpointDamaged) as error:
         raise WeightsDamaged(f"{path} cannot be read ({error}); delete it and run `ringfence engine pull`") from error
-    return Service(Engine(decoder, Cache(config, room(config, dtype), dtype), ends))
+    return Service(Engine(network, cache, ends))
+
+
+def read(path: Path, config: Config, bits: Bits, threads: int) -> tuple[Network, Cache]:
+    """Read a checkpoint in one form of its weights, and make room for keys and values.
+
+    In four bits a dense Llama is computed by a graph as well, which wants keys and values in float32; what that leaves
+    to the decoder is many tokens at once, for which eight bits are faster. What has no graph has both in the decoder.
+    """
+    form, dtype = FORMS[bits]
+    with opened(path) as take:
+        if bits == 4 and drawable(config):
+            decoder = assemble(config, take, Int8.of, dtype)
+            cache = Cache(config, room(config, torch.float32), torch.float32)
+            return Both(
+                decoder, Graph(assemble(config, take, Four.exact, dtype, inner=Four.of), cache.tokens, threads)
+            ), cache
+        return assemble(config, take, form, dtype), Cache(config, room(config, dtype), dtype)
 
 
 def room(config: Config, dtype: torch.dtype) -> int:

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from ringfence.model.assemble import Take, assemble, neighbours
@@ -82,9 +82,15 @@ class Delta:
             raise CheckpointDamaged(f"{file} cannot be read: {error}") from error
 
     def save(self, file: Path) -> None:
-        """Write it as one safetensors file."""
+        """Write it as one safetensors file, equal deltas as equal bytes."""
         said = {"format": FORMAT, "parent": self.parent, "experts": str(self.experts), "rank": str(self.rank)}
-        save_file({name: tensor.detach().contiguous() for name, tensor in self.tensors.items()}, file, metadata=said)
+        data = save({name: tensor.detach().contiguous() for name, tensor in self.tensors.items()}, metadata=said)
+        # safetensors writes what is said in another order each time; sorted, the header is as long as it was.
+        end = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:end])
+        header["__metadata__"] = dict(sorted(said.items()))
+        text = json.dumps(header, separators=(",", ":")).encode().ljust(end - 8)
+        file.write_bytes(data[:8] + text + data[end:])
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,7 +190,7 @@ def test_checkpoint_of_fewer_bits_says_nearly_the_same(checkpoints, bits):
         for a, b in zip(service.generate([start, 9, 4], probable), exact.generate([start, 9, 4], probable), strict=True)
         if a.chosen[0].token == b.chosen[0].token
     ]
-    assert len(near) > 20
+    assert len(near) > (10 if bits == 4 else 20)  # of 40; by chance it would be none
     assert sum(near) / len(near) < {4: 0.5, 8: 0.15, 16: 0.1}[bits]
     service.close()
     exact.close()

@@ -1,9 +1,8 @@
-"""`ringfence train`: make the guard's weights."""
+"""`ringfence train`: make the guard's weights, and what the embedded engine adds to its parent's."""
 
 import json
 import math
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -15,28 +14,22 @@ from rich.table import Table
 from ringfence.guard.classifier.examples import Recipe
 from ringfence.guard.classifier.page import to_markdown
 from ringfence.guard.classifier.scorer import WEIGHTS
+from ringfence.proxy.cli.train_engine import Device, engine
 
 if TYPE_CHECKING:
     from ringfence.guard.classifier.adapt import Change
 
-app = typer.Typer(no_args_is_help=True, help="Fit the guard to your own labels, or make its weights anew.")
+app = typer.Typer(no_args_is_help=True, help="Fit the guard to your own labels, or make weights anew.")
+app.command()(engine)
 
 ANEW = ("pool", "work", "recipe", "wheels", "taught", "resume", "device")
 FITTED = ("data", "start")
 """Parameters of one of the two things `train guard` does, and of the other."""
 
 
-class Device(StrEnum):
-    """Where to train."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
 @app.callback()
 def train() -> None:
-    """Make weights from labelled texts."""
+    """Make weights from labelled texts, or from conversations."""
 
 
 @app.command()
