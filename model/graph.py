@@ -23,7 +23,7 @@ from torch.nn.functional import embedding, linear, pad
 from ringfence.model.cache import Cache, Held
 from ringfence.model.config import Config
 from ringfence.model.linear import FEW, GROUP, SLICE, Linear
-from ringfence.model.llama4 import Decoder, FeedForward, New
+from ringfence.model.llama4 import Decoder, Experts, FeedForward, Grown, New
 
 OPSET, MICROSOFT = 21, "com.microsoft"
 
@@ -235,7 +235,6 @@ class _Drawing:
         x = "x"
         heard = self._node("SimplifiedLayerNormalization", x, self.constant(norms[0]), axis=-1, epsilon=config.eps)
         for index, block in enumerate(decoder.blocks):
-            assert isinstance(block.feed_forward, FeedForward)  # of a dense network all are
             heard = self.product(self.attention(index, heard, block.attention.qkv, turns), block.attention.out)
             x, heard = self.added(x, heard, block.feed_forward_norm)
             x, heard = self.added(x, self.feed_forward(heard, block.feed_forward), norms[index + 1])
@@ -255,12 +254,35 @@ class _Drawing:
         self._add("GroupQueryAttention", given, made, MICROSOFT, **heads, do_rotary=1, rotary_interleaved=1)
         return mixed
 
-    def feed_forward(self, x: str, feed_forward: FeedForward) -> str:
-        """Draw a gated pair of products and one back."""
-        both, gate, up = self.product(x, feed_forward.gate_up), self._new("gate"), self._new("up")
-        self._add("Split", [both], [gate, up], axis=-1, num_outputs=2)
-        opened = self._node("QuickGelu", gate, domain=MICROSOFT, alpha=1.0)
-        return self.product(self._node("Mul", opened, up), feed_forward.down)
+    def feed_forward(self, x: str, layer: FeedForward | Experts | Grown) -> str:
+        """Draw what is computed on each token by itself."""
+        match layer:
+            case FeedForward(gate_up=gate_up, down=down):
+                return self.product(self.gated(self.product(x, gate_up)), down)
+            case Grown():
+                return self.grown(x, layer)
+        raise TypeError(f"there is no graph of {layer!r}")
+
+    def grown(self, x: str, layer: Grown) -> str:
+        """Draw experts of low rank."""
+        says = self._node("MatMul", x, self.constant(layer.router.T))
+        chosen = self._node("ArgMax", says, axis=-1, keepdims=0)
+        share = self._node("Sigmoid", self._node("ReduceMax", says, self._whole(-1), keepdims=1))
+        mine = self._node("Gather", self.constant(layer.mine), chosen)
+        scale = self._node("Sub", self._node("Add", share, share), self.constant(torch.ones(())))
+        scale = self._node("Add", self._node("Mul", scale, self.constant(layer.routed)), self.constant(torch.ones(())))
+        own = self.product(x, layer.into)
+        own = self.product(self._node("Mul", own, self._node("Mul", mine, share)), layer.out)
+        pair = self._node("Add", self._node("Mul", self.product(x, layer.parent.gate_up), scale), own)
+        inner = self.gated(pair)
+        own = self.product(self._node("Mul", self.product(inner, layer.into_down), mine), layer.out_down)
+        return self._node("Add", self.product(inner, layer.parent.down), own)
+
+    def gated(self, pair: str) -> str:
+        """Draw what a gate lets through, of both in one."""
+        gate, up = self._new("gate"), self._new("up")
+        self._add("Split", [pair], [gate, up], axis=-1, num_outputs=2)
+        return self._node("Mul", self._node("QuickGelu", gate, domain=MICROSOFT, alpha=1.0), up)
 
     def added(self, x: str, more: str, norm: Tensor) -> tuple[str, str]:
         """Draw a sum, and the same normalised."""

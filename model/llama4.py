@@ -204,6 +204,44 @@ class Experts:
 
 
 @dataclass(frozen=True, slots=True)
+class Grown:
+    """Experts that grew from a dense feed-forward, and differ from it by products of low rank.
+
+    A token passes all of the parent's neurons: some are the expert that all tokens share, the others where each routed
+    expert starts. What an expert is given is scaled by the router, here by scaling what comes of it, and what makes it
+    the expert that it is, is added. The products of all experts lie side by side, and all but the chosen one's are
+    set to zero: at these ranks that is faster than to choose. `upcycle` says the same in full.
+
+    Attributes:
+        parent: all neurons, in the parent's order.
+        router: (experts, width).
+        routed: 1 for gate and up of each neuron that is not shared, else 0 (2 · neurons,).
+        into, out: of gate and up, from width to experts · rank, and on.
+        into_down, out_down: of the product back.
+        mine: 1 for what is each expert's (experts, experts · rank).
+    """
+
+    parent: FeedForward
+    router: Tensor
+    routed: Tensor
+    into: Linear
+    out: Linear
+    into_down: Linear
+    out_down: Linear
+    mine: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return (N, width)."""
+        says, chosen = (x @ self.router.T).max(-1)
+        share, mine = says.sigmoid()[:, None], self.mine[chosen]
+        # Undecided, the router halves what experts are given, and so their neurons count double.
+        pair = self.parent.gate_up(x) * (1 + self.routed * (2 * share - 1)) + self.out(self.into(x) * mine * share)
+        gate, up = pair.chunk(2, -1)
+        inner = silu(gate) * up
+        return self.parent.down(inner) + self.out_down(self.into_down(inner) * mine)
+
+
+@dataclass(frozen=True, slots=True)
 class Block:
     """One layer: attention, then a feed-forward, each added to what went in, which is kept in float32."""
 
@@ -211,7 +249,7 @@ class Block:
     attention_norm: Tensor
     attention: Attention
     feed_forward_norm: Tensor
-    feed_forward: FeedForward | Experts
+    feed_forward: FeedForward | Experts | Grown
 
     def __call__(self, x: Tensor, step: Step, turns: Tensor, cache: Cache) -> Tensor:
         """Return (N, width)."""
