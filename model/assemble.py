@@ -1,14 +1,15 @@
 """Puts a network together from a checkpoint's tensors, by Hugging Face's names, one layer after the other."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ringfence.model.config import Config, Layer
-from ringfence.model.linear import Form, Plain
-from ringfence.model.llama4 import Attention, Block, Decoder, Experts, FeedForward
+from ringfence.model.delta import DOWN, GATE_UP, ROUTER, SHARED, Delta
+from ringfence.model.linear import Form, Linear, Plain
+from ringfence.model.llama4 import Attention, Block, Decoder, Experts, FeedForward, Grown
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +25,24 @@ Take = Callable[[str], Tensor]
 
 
 def assemble(
-    config: Config, take: Take, form: Form = Plain, dtype: torch.dtype = torch.float32, inner: Form | None = None
+    config: Config,
+    take: Take,
+    form: Form = Plain,
+    dtype: torch.dtype = torch.float32,
+    inner: Form | None = None,
+    delta: Delta | None = None,
 ) -> Decoder:
     """Read every tensor once, and keep those of products in a form of their own.
 
     Args:
         form: of the head, and of the products that write into what goes from layer to layer.
         inner: of the others, where theirs is another one.
+        delta: what makes a dense network a mixture of experts.
 
     Raises:
         KeyError: a tensor is missing.
         ValueError: one has another shape than the configuration says.
+        CheckpointDamaged: the delta is to a network of another shape.
     """
 
     def read(name: str, *shape: int) -> Tensor:
@@ -49,6 +57,8 @@ def assemble(
     words = read("model.embed_tokens.weight", config.vocabulary, config.width)
     forms = Forms(form, inner or form)
     blocks = [_block(config, index, below(f"model.layers.{index}."), forms) for index in range(len(config.layers))]
+    if delta:
+        blocks = [_grown(block, index, config, delta, forms.inner, dtype) for index, block in enumerate(blocks)]
     head = words if config.tied else read("lm_head.weight", config.vocabulary, config.width)
     return Decoder(config, words, blocks, read("model.norm.weight", config.width), form(head, None))
 
@@ -104,3 +114,33 @@ def _experts(config: Config, layer: Layer, read: Callable[..., Tensor], forms: F
         _gated("feed_forward.shared_expert.", config, layer, read, forms),
         [FeedForward(forms.inner(up.contiguous(), None), forms.outer(back.contiguous(), None)) for up, back in pairs],
     )
+
+
+def _grown(block: Block, index: int, config: Config, delta: Delta, form: Form, dtype: torch.dtype) -> Block:
+    """Let the experts of a delta grow from a block's dense feed-forward."""
+    experts, rank, neurons = delta.experts, delta.rank, config.layers[index].width
+
+    def added(name: str, *shape: int) -> Tensor:
+        return delta.get(f"model.layers.{index}.{name}", *shape)
+
+    def product(rows: Tensor) -> Linear:
+        return form(rows.to(dtype).contiguous(), None)
+
+    routed = ~added(SHARED, neurons)
+    half = int(routed.sum())
+    # Neurons keep the parent's order, with nothing added to those that are shared.
+    out, into_down = torch.zeros(experts, rank, 2, neurons), torch.zeros(experts, neurons, rank)
+    out[..., routed] = added(f"{GATE_UP}.b", experts, rank, 2 * half).float().view(experts, rank, 2, half)
+    into_down[:, routed] = added(f"{DOWN}.a", experts, half, rank).float()
+    assert isinstance(block.feed_forward, FeedForward)  # of a dense network all are
+    grown = Grown(
+        parent=block.feed_forward,
+        router=added(ROUTER, experts, config.width).float(),
+        routed=routed.repeat(2).to(dtype),
+        into=product(added(f"{GATE_UP}.a", experts, config.width, rank).transpose(1, 2).flatten(0, 1)),
+        out=product(out.view(experts * rank, -1).T),
+        into_down=product(into_down.transpose(1, 2).flatten(0, 1)),
+        out_down=product(added(f"{DOWN}.b", experts, rank, config.width).flatten(0, 1).T),
+        mine=torch.eye(experts, dtype=dtype).repeat_interleave(rank, 1),
+    )
+    return replace(block, feed_forward=grown)

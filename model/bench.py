@@ -22,7 +22,7 @@ from ringfence.model.config import Config, read_config
 from ringfence.model.engine import Engine, Network
 from ringfence.model.graph import Both
 from ringfence.model.linear import Int4, Int8, Linear, Plain
-from ringfence.model.llama4 import Decoder, FeedForward
+from ringfence.model.llama4 import Decoder, Experts, FeedForward, Grown
 from ringfence.model.loading import Bits, read
 from ringfence.model.sampler import Sampling
 
@@ -219,13 +219,17 @@ def per_token(network: Network) -> int:
 
 
 def _per_token(decoder: Decoder) -> int:
-    total = size(decoder.head)
+    parts: list[Linear] = [decoder.head]
     for block in decoder.blocks:
-        total += size(block.attention.qkv) + size(block.attention.out)
-        one = block.feed_forward
-        parts = [one] if isinstance(one, FeedForward) else [one.shared, *one.routed[: one.top_k]]
-        total += sum(size(part.gate_up) + size(part.down) for part in parts)
-    return total
+        parts += [block.attention.qkv, block.attention.out]
+        match block.feed_forward:
+            case FeedForward(gate_up=gate_up, down=down):
+                parts += [gate_up, down]
+            case Experts(top_k=top_k, shared=shared, routed=routed):
+                parts += [part for one in (shared, *routed[:top_k]) for part in (one.gate_up, one.down)]
+            case Grown(parent=parent, into=into, out=out, into_down=into_down, out_down=out_down):
+                parts += [parent.gate_up, parent.down, into, out, into_down, out_down]
+    return sum(map(size, parts))
 
 
 def size(product: Linear) -> int:

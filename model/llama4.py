@@ -197,10 +197,17 @@ class Experts:
             return out + self.routed[int(chosen)](given)
         order = chosen.flatten().argsort()
         counts = chosen.flatten().bincount(minlength=len(self.routed)).tolist()
-        used = [expert for expert, count in enumerate(counts) if count]
-        sorted_rows = torch.split(given[order], [counts[expert] for expert in used])
-        said = torch.cat([self.routed[expert](rows) for expert, rows in zip(used, sorted_rows, strict=True)])
+        used = [self.routed[expert] for expert, count in enumerate(counts) if count]
+        sizes = [count for count in counts if count]
+        # Only products are an expert's own; what lies between is computed for all at once.
+        gate, up = _each([one.gate_up for one in used], given[order], sizes).chunk(2, -1)
+        said = _each([one.down for one in used], silu(gate) * up, sizes)
         return out.index_add_(0, order // self.top_k, said)
+
+
+def _each(products: Sequence[Linear], rows: Tensor, sizes: list[int]) -> Tensor:
+    """Give each product its rows, which lie one after the other."""
+    return torch.cat([product(own) for product, own in zip(products, torch.split(rows, sizes), strict=True)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +221,7 @@ class Grown:
 
     Attributes:
         parent: all neurons, in the parent's order.
-        router: (experts, width).
+        router: float32 (experts, width).
         routed: 1 for gate and up of each neuron that is not shared, else 0 (2 · neurons,).
         into, out: of gate and up, from width to experts · rank, and on.
         into_down, out_down: of the product back.
@@ -232,8 +239,8 @@ class Grown:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return (N, width)."""
-        says, chosen = (x @ self.router.T).max(-1)
-        share, mine = says.sigmoid()[:, None], self.mine[chosen]
+        says, chosen = (x.float() @ self.router.T).max(-1)
+        share, mine = says.sigmoid()[:, None].to(x.dtype), self.mine[chosen]
         # Undecided, the router halves what experts are given, and so their neurons count double.
         pair = self.parent.gate_up(x) * (1 + self.routed * (2 * share - 1)) + self.out(self.into(x) * mine * share)
         gate, up = pair.chunk(2, -1)

@@ -13,11 +13,13 @@ from ringfence.model.assemble import assemble
 from ringfence.model.cache import PAGE, Cache
 from ringfence.model.checkpoint import CheckpointDamaged, opened, read_shape
 from ringfence.model.config import Config, UnknownArchitecture
+from ringfence.model.delta import Delta, DeltaDiffers
 from ringfence.model.engine import Engine, Network
-from ringfence.model.graph import Both, Four, Graph, drawable
+from ringfence.model.four import Four
+from ringfence.model.graph import Both, Graph, drawable
 from ringfence.model.linear import Form, Int4, Int8, Plain
 from ringfence.model.service import Service
-from ringfence.model.weights import NotEnoughMemory, WeightsDamaged, WeightsMissing
+from ringfence.model.weights import DELTA, NotEnoughMemory, WeightsDamaged, WeightsMissing, revision
 
 if TYPE_CHECKING:
     from ringfence.model.stock import StockService
@@ -72,15 +74,29 @@ def read(path: Path, config: Config, bits: Bits, threads: int) -> tuple[Network,
     In four bits a dense Llama is computed by a graph as well, which wants keys and values in float32; what that leaves
     to the decoder is many tokens at once, for which eight bits are faster. What has no graph has both in the decoder.
     """
-    form, dtype = FORMS[bits]
+    (form, dtype), delta = FORMS[bits], experts_of(path)
     with opened(path) as take:
-        if bits == 4 and drawable(config):
-            decoder = assemble(config, take, Int8.of, dtype)
+        if bits == 4 and drawable(config, delta):
+            decoder = assemble(config, take, Int8.of, dtype, delta=delta)
             cache = Cache(config, room(config, torch.float32), torch.float32)
-            return Both(
-                decoder, Graph(assemble(config, take, Four.exact, dtype, inner=Four.of), cache.tokens, threads)
-            ), cache
-        return assemble(config, take, form, dtype), Cache(config, room(config, dtype), dtype)
+            four = assemble(config, take, Four.exact, dtype, Four.of, delta)
+            return Both(decoder, Graph(four, cache.tokens, threads), cache.tokens, threads), cache
+        return assemble(config, take, form, dtype, delta=delta), Cache(config, room(config, dtype), dtype)
+
+
+def experts_of(path: Path) -> Delta | None:
+    """Read what makes a dense checkpoint a mixture of experts, where its folder has that.
+
+    Raises:
+        DeltaDiffers: it is to other weights.
+        CheckpointDamaged: it cannot be read.
+    """
+    if not (path / DELTA).is_file():
+        return None
+    delta = Delta.load(path / DELTA)
+    if delta.parent != (found := revision(path)):
+        raise DeltaDiffers(f"{DELTA} is to weights of sha256 {delta.parent}, not {found}")
+    return delta
 
 
 def room(config: Config, dtype: torch.dtype) -> int:

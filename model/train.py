@@ -25,10 +25,11 @@ from ringfence.model.chat import Chat
 from ringfence.model.checkpoint import CheckpointDamaged, opened, read_shape
 from ringfence.model.config import Config
 from ringfence.model.conversations import OWN, ConversationsUnusable, Corpus, Example
+from ringfence.model.delta import ROUTER, Delta
 from ringfence.model.loading import end_tokens
 from ringfence.model.routing import directions, preferred, shares
 from ringfence.model.trainable import Parent, hear, surprise
-from ringfence.model.upcycle import ROUTER, Delta, busiest, start
+from ringfence.model.upcycle import busiest, start
 from ringfence.model.weights import revision
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

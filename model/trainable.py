@@ -20,8 +20,8 @@ from torch.nn.functional import linear, one_hot, silu
 
 from ringfence.model.assemble import Take
 from ringfence.model.config import Config
+from ringfence.model.delta import DOWN, GATE_UP, ROUTER, SHARED
 from ringfence.model.reference import frequencies
-from ringfence.model.upcycle import DOWN, GATE_UP, ROUTER, SHARED
 
 LABELS_AT_ONCE = 256
 """Tokens whose logits are in memory together."""

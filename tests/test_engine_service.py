@@ -1,6 +1,7 @@
 """A checkpoint at work: loaded from disk in every form, for callers on many threads; and the stock way for other kinds."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,12 +13,15 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from ringfence.model import loading
+from ringfence.model.checkpoint import opened, read_shape
+from ringfence.model.delta import Delta
 from ringfence.model.engine import SEATS, ContextOverflow
 from ringfence.model.loading import load
 from ringfence.model.sampler import Sampling, SamplingError
 from ringfence.model.service import Service
 from ringfence.model.stock import PREFILL, StockService
-from ringfence.model.weights import NotEnoughMemory, WeightsDamaged, WeightsMissing
+from ringfence.model.upcycle import start, upcycle
+from ringfence.model.weights import DELTA, NotEnoughMemory, WeightsDamaged, WeightsMissing, revision
 
 CONTEXT = 700
 GREEDY = Sampling(temperature=0, max_tokens=24)
@@ -194,6 +198,57 @@ def test_checkpoint_of_fewer_bits_says_nearly_the_same(checkpoints, bits):
     assert sum(near) / len(near) < {4: 0.5, 8: 0.15, 16: 0.1}[bits]
     service.close()
     exact.close()
+
+
+@pytest.fixture
+def grown(checkpoints, tmp_path):
+    """A dense checkpoint with experts in its folder, and the same written out as a checkpoint of a mixture."""
+    for file in (checkpoints / "own").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with opened(tmp_path) as take:
+        fresh = start(read_shape(tmp_path), take, revision(tmp_path), 4, 8, torch.Generator().manual_seed(1))
+    torch.manual_seed(2)
+    tensors = {
+        name: one if one.dtype == torch.bool else one + 0.3 * torch.randn(one.shape)
+        for name, one in fresh.tensors.items()
+    }
+    delta = Delta(fresh.parent, fresh.experts, fresh.rank, tensors)
+    delta.save(tmp_path / DELTA)
+    upcycle(checkpoints / "own", tmp_path / "whole", 4, delta)
+    return tmp_path
+
+
+def test_experts_in_a_checkpoints_folder_say_what_the_whole_mixture_says(checkpoints, grown):
+    said = []
+    for folder in (grown, grown / "whole", checkpoints / "own"):
+        service = load(folder, bits=32, threads=1)
+        said.append(tokens(service.generate(PROMPT, GREEDY)))
+        service.close()
+    assert said[0] == said[1] != said[2]
+
+
+def test_experts_in_four_bits_say_nearly_the_same(grown):
+    service, exact = load(grown, bits=4, threads=1), load(grown, bits=32, threads=1)
+    probable = Sampling(temperature=0, max_tokens=1)
+    same = [
+        tokens(service.generate([first, 9, 4], probable)) == tokens(exact.generate([first, 9, 4], probable))
+        for first in range(40)
+    ]
+    assert sum(same) > 10  # by chance it would be none
+    service.close()
+    exact.close()
+
+
+def test_experts_of_other_weights_are_refused(checkpoints, grown):
+    other = grown / "other"
+    shutil.copytree(checkpoints / "own", other)
+    delta = Delta.load(grown / DELTA)
+    Delta("0" * 64, delta.experts, delta.rank, delta.tensors).save(other / DELTA)
+    with pytest.raises(WeightsDamaged, match="is to weights of sha256 000"):
+        load(other, threads=1)
+    (other / DELTA).write_bytes((grown / DELTA).read_bytes()[:100])
+    with pytest.raises(WeightsDamaged, match=DELTA):
+        load(other, threads=1)
 
 
 def test_loading_and_generating_need_no_network(checkpoints, kind, monkeypatch):

@@ -30,11 +30,12 @@ from ringfence.model.conversations import (
     compare,
     encode,
 )
+from ringfence.model.delta import ROUTER, SHARED, Delta
 from ringfence.model.reference import logits
 from ringfence.model.routing import directions, preferred
 from ringfence.model.train import DeviceMissing, Order, OtherTraining, Plan, Stopped, arrange, begin, make, with_routers
 from ringfence.model.trainable import Parent, hear, surprise
-from ringfence.model.upcycle import ROUTER, SHARED, Delta, grow, start
+from ringfence.model.upcycle import grow, start
 from ringfence.proxy.cli.train import app
 
 CONTROLS = ("<|im_start|>", "<|im_end|>")

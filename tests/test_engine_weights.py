@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,27 @@ def test_second_pull_fetches_nothing_and_says_so(fetch: Fetch) -> None:
     assert first.fresh
     assert weights.pull("tiny", fetch=unreachable) == Pulled(first.path, fresh=False)
     assert weights.locate("tiny") == first.path
+
+
+def test_experts_that_ship_go_with_a_pull_and_take_the_place_of_others(
+    fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object) -> Path:
+        raise AssertionError
+
+    bare = weights.pull("tiny", fetch=fetch).path
+    assert weights.identity(bare) == weights.revision(bare)
+    monkeypatch.setattr(weights, "GROWN", tmp_path)
+    monkeypatch.setitem(weights.PUBLISHED, "tiny", replace(weights.PUBLISHED["tiny"], delta="tiny.delta"))
+    identities = set()
+    for shipped in (b"first", b"second"):
+        (tmp_path / "tiny.delta").write_bytes(shipped)
+        assert weights.pull("tiny", fetch=unreachable) == Pulled(bare, fresh=True)
+        assert weights.pull("tiny", fetch=unreachable) == Pulled(bare, fresh=False)
+        assert (bare / weights.DELTA).read_bytes() == shipped
+        identities.add(weights.identity(bare))
+    assert len(identities | {weights.revision(bare)}) == 3
+    assert {file.name for file in bare.iterdir() if file.name.startswith(".")} == set()
 
 
 def test_two_pulls_at_once_fetch_once(wheel: Path) -> None:

@@ -2,17 +2,21 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ringfence.model.assemble import assemble
 from ringfence.model.cache import PAGE, Cache, Held
 from ringfence.model.config import read_config
+from ringfence.model.delta import Delta
 from ringfence.model.engine import Engine
-from ringfence.model.graph import Both, Four, Graph, drawable
-from ringfence.model.linear import FEW
+from ringfence.model.four import Four
+from ringfence.model.graph import LANES, Both, Graph, drawable, whole
+from ringfence.model.linear import FEW, Int8
+from ringfence.model.llama4 import Grown
 from ringfence.model.sampler import Sampling
+from ringfence.model.upcycle import start
 
 TOKENS = 8 * PAGE
 
@@ -40,17 +44,43 @@ def made(width=64, bias=False, **more):
     return read_config(config.to_dict()), model.state_dict().__getitem__
 
 
-@pytest.fixture(scope="module", params=[{}, {"bias": True}, {"width": 96, "tie_word_embeddings": True}])
+def experts(config, take):
+    """What a training could have added: four experts of rank 8, all of them in use."""
+    fresh = start(config, take, "", 4, 8, torch.Generator().manual_seed(1))
+    torch.manual_seed(3)
+    touched = {
+        name: tensor if tensor.dtype == torch.bool else tensor + 0.05 * torch.randn(tensor.shape)
+        for name, tensor in fresh.tensors.items()
+    }
+    return Delta(fresh.parent, fresh.experts, fresh.rank, touched)
+
+
+KINDS = {
+    "plain": {},
+    "with biases": {"bias": True},
+    "tied": {"width": 96, "tie_word_embeddings": True},
+    "grown": {"grown": True},
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def both(request):
     """A graph, and a decoder of the very weights that it has."""
-    config, take = made(**request.param)
-    decoder = assemble(config, take, Four.exact, inner=Four.of)
-    return Both(decoder, Graph(decoder, TOKENS, 1))
+    shape = dict(KINDS[request.param])
+    grown = shape.pop("grown", False)
+    config, take = made(**shape)
+    decoder = assemble(config, take, Four.exact, inner=Four.of, delta=experts(config, take) if grown else None)
+    return Both(decoder, Graph(decoder, TOKENS, 1), TOKENS, 1)
 
 
 def near(one, other):
     """Differ by no more than what rounding each token to eight bits makes of it."""
     return float((one - other).norm() / other.norm()) < 0.06
+
+
+def may_differ(decoder, told):
+    """Where a token is rounded, a router that is almost undecided gives it to another expert; rarely."""
+    return len(told) // 8 if isinstance(decoder.blocks[0].feed_forward, Grown) else 0
 
 
 @torch.inference_mode()
@@ -60,13 +90,14 @@ def test_graph_says_what_the_network_says_wherever_the_sequence_lies(both):
     pages.make_room(before, 2 * PAGE)
     pages.make_room(one, 2 * PAGE)
     others.make_room(other, 2 * PAGE)
-    for start in range(0, PAGE + 20, 3):
-        ids = [(start + index) ** 2 % 90 for index in range(1 + start % FEW)]
-        assert both.graph.takes(one, len(ids))
-        hidden, logits = both.graph(one, ids, pages)
+    told = []
+    for at in range(0, PAGE + 20, 3):
+        ids = [(at + index) ** 2 % 90 for index in range(1 + at % FEW)]
+        assert whole(one, len(ids))
+        ((hidden, logits),) = both.graph([(one, ids)], pages)
         exact, said = both.decoder.compute([(other, ids)], others, [len(ids)])
-        assert near(hidden, exact)
-        assert near(logits, said)
+        told.append(near(hidden, exact) and near(logits, said))
+    assert told.count(False) <= may_differ(both.decoder, told)
     assert one.length == other.length > PAGE
 
 
@@ -75,7 +106,7 @@ def test_what_the_graph_wrote_the_network_reads_and_the_other_way_round(both):
     pages, held = Cache(both.config, TOKENS, torch.float32), Held()
     pages.make_room(held, PAGE)
     both.decoder.compute([(held, [5, 6, 7, 8, 9, 10])], pages, [1])
-    both.graph(held, [11], pages)
+    both.graph([(held, [11])], pages)
     after, _ = both.decoder.compute([(held, [12, 13, 14, 15, 16])], pages, [1])
     whole = Held()
     pages.make_room(whole, PAGE)
@@ -91,7 +122,7 @@ def test_nobody_elses_keys_and_values_are_touched(both):
     pages.keys.fill_(7)
     pages.values.fill_(7)
     for id in range(5):
-        both.graph(held, [id], pages)
+        both.graph([(held, [id])], pages)
     for kept in (pages.keys, pages.values):
         mine = kept[:, :, PAGE : PAGE + 5]
         assert not (mine == 7).all(-1).any()
@@ -99,21 +130,62 @@ def test_nobody_elses_keys_and_values_are_touched(both):
         assert (kept[:, :, PAGE + 5 :] == 7).all()
 
 
-def test_sequence_in_pieces_and_many_tokens_are_left_to_the_network(both):
-    pages, held, between = Cache(both.config, TOKENS, torch.float32), Held(), Held()
-    pages.make_room(held, PAGE)
-    assert both.graph.takes(held, FEW)
-    assert not both.graph.takes(held, FEW + 1)
-    pages.make_room(between, PAGE)
-    pages.make_room(held, 2 * PAGE)
-    held.length = PAGE - 1
-    assert both.graph.takes(held, 1)
-    assert not both.graph.takes(held, 2)
+@torch.inference_mode()
+@pytest.mark.parametrize("count", [1, 3, LANES])
+@pytest.mark.parametrize("eight", [False, True])
+def test_sequences_together_say_what_each_says_alone(both, count, eight):
+    """Prompts of unlike lengths, in a cache in float32; a lane changes hands on the way."""
+    decoder = both.decoder
+    if eight:
+        config, take = made()
+        decoder = assemble(config, lambda name: take(name).bfloat16(), Int8.of, torch.bfloat16)
+    many = Graph(decoder, TOKENS, 1, LANES)
+    pages, others = (Cache(many.config, 40 * PAGE, torch.float32) for _ in range(2))
+    pairs = [(Held(), Held()) for _ in range(count + 1)]
+    for index, (one, other) in enumerate(pairs):
+        for held, cache in ((one, pages), (other, others)):
+            cache.make_room(held, 2 * PAGE)
+            decoder.compute([(held, [(index * 11 + at) % 90 for at in range(PAGE - 3 + index)])], cache, [0])
+    told = []
+    for step in range(8):
+        some = pairs[:count] if step < 4 else pairs[-count:]
+        said = many([(one, [step + index]) for index, (one, _) in enumerate(some)], pages)
+        for index, (_, other) in enumerate(some):
+            exact, logits = decoder.compute([(other, [step + index])], others, [1])
+            told.append(near(said[index][0], exact.float()) and near(said[index][1], logits))
+    assert told.count(False) <= may_differ(decoder, told)
 
 
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=3))
+@torch.inference_mode()
+def test_sequence_in_pieces_and_prompts_are_left_to_the_decoder_beside_those_who_speak(both):
+    pages, exact = (Cache(both.config, 20 * PAGE, torch.float32) for _ in range(2))
+
+    def scattered(cache):
+        """A prompt, a sequence in pieces, and four that speak."""
+        all_held = [Held() for _ in range(6)]
+        for held in all_held[1:]:
+            cache.make_room(held, PAGE)
+        for held in all_held[1:]:
+            both.decoder.compute([(held, list(range(PAGE if held is all_held[1] else 9)))], cache, [0])
+        for held, length in zip(all_held, (20, 2 * PAGE), strict=False):
+            cache.make_room(held, length)
+        return [(all_held[0], list(range(20))), *((held, [7]) for held in all_held[1:])]
+
+    asked = [1, 1, 0, 1, 1, 1]
+    new, same = scattered(pages), scattered(exact)
+    assert [whole(held, len(ids)) for held, ids in new] == [True, False, True, True, True, True]
+    hidden, logits = both.compute(new, pages, asked)
+    true, said = both.decoder.compute(same, exact, asked)
+    assert [held.length for held, _ in new] == [held.length for held, _ in same]
+    assert near(hidden, true)
+    assert near(logits, said)
+    assert logits.shape == (5, both.config.vocabulary)
+
+
+@settings(max_examples=15, deadline=None)
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=3))
 def test_engine_on_both_says_the_reply_that_the_graph_alone_says(both, lengths):
-    """Two that speak take turns on the graph; a third makes the decoder compute all three."""
+    """Two that speak take turns on a graph; with a third, another computes all of them together."""
 
     def say(prompts, network):
         engine = Engine(network, Cache(both.config, TOKENS, torch.float32), frozenset())

@@ -14,8 +14,9 @@ from ringfence.model.assemble import assemble
 from ringfence.model.cache import Cache, Held
 from ringfence.model.checkpoint import CheckpointDamaged, opened, read_shape
 from ringfence.model.config import UnknownArchitecture, read_config
+from ringfence.model.delta import DOWN, GATE_UP, ROUTER, SHARED, Delta, DeltaDiffers
 from ringfence.model.reference import logits
-from ringfence.model.upcycle import DOWN, GATE_UP, ROUTER, SHARED, Delta, DeltaDiffers, busiest, grow, start, upcycle
+from ringfence.model.upcycle import busiest, grow, start, upcycle
 
 SMALL = {
     "vocab_size": 53,
@@ -74,8 +75,8 @@ def touched(delta, seed):
 
 
 @torch.inference_mode()
-def said(config, take, ids):
-    network, cache, held = assemble(config, take), Cache(config, len(ids), torch.float32), Held()
+def said(config, take, ids, delta=None):
+    network, cache, held = assemble(config, take, delta=delta), Cache(config, len(ids), torch.float32), Held()
     cache.make_room(held, len(ids))
     return network.logits(network([(held, ids)], cache))
 
@@ -135,6 +136,18 @@ def test_with_a_delta_every_expert_is_its_start_and_the_product_that_was_added(k
                 a, b = (delta.tensors[f"{below}{product}.{part}"][expert] for part in "ab")
                 assert torch.allclose(after[below + product][expert], base(below + product)[expert] + a @ b, atol=1e-5)
     assert (said(grown.config, grown, IDS) - logits(grown.config, after, IDS)).abs().max() < 1e-4
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(sorted(KINDS)), st.integers(1, 5), st.integers(1, 4), st.integers(0, 1000))
+def test_experts_beside_their_parent_say_what_the_whole_checkpoint_says(kind, experts, rank, seed):
+    before = dense(KINDS[kind], seed)
+    config, take = read_config(before.config.to_dict()), before.state_dict().__getitem__
+    delta = touched(start(config, take, "", experts, rank, torch.Generator().manual_seed(seed)), seed)
+    grown = grow(config, take, experts, delta)
+    whole = said(grown.config, grown, IDS)
+    assert torch.allclose(said(config, take, IDS, delta=delta), whole, atol=2e-4, rtol=1e-3)
+    assert (said(config, take, IDS) - whole).abs().max() > 0.01
 
 
 def test_delta_that_was_saved_gives_the_same_checkpoint_to_transformers(parent, tmp_path):

@@ -61,12 +61,28 @@ def info(name: Name = weights.DEFAULT) -> None:
         table.add_row("dtype", str(config.get("dtype") or config.get("torch_dtype")))
         table.add_row("computed by", computed_by(config))
         table.add_row("context", f"{config.get('max_position_embeddings')} tokens")
-        table.add_row("revision", weights.revision(path))
+        table.add_row("experts", experts_in(path))
+        table.add_row("revision", weights.identity(path))
     else:
         table.add_row("pulled", f"no; run `ringfence engine pull {name}`")
     Console(soft_wrap=True).print(table)
     if not pulled:
         raise typer.Exit(2)
+
+
+def experts_in(path: Path) -> str:
+    """Say of what experts a checkpoint's folder adds to it."""
+    from ringfence.model.checkpoint import CheckpointDamaged
+    from ringfence.model.delta import DeltaDiffers
+    from ringfence.model.loading import experts_of
+
+    try:
+        delta = experts_of(path)
+    except (CheckpointDamaged, DeltaDiffers) as error:
+        return f"unusable: {error}"
+    if delta is None:
+        return "none beside the checkpoint's own"
+    return f"{delta.experts} a layer, of rank {delta.rank}, and one that all tokens share"
 
 
 def computed_by(config: Mapping[str, Any]) -> str:
@@ -93,7 +109,8 @@ def convert(
 ) -> None:
     """Grow a dense Llama into a mixture of experts of Llama 4's form, which says the same and can be trained on."""
     from ringfence.model.checkpoint import CheckpointDamaged
-    from ringfence.model.upcycle import Delta, alternating, upcycle
+    from ringfence.model.delta import Delta
+    from ringfence.model.upcycle import alternating, upcycle
 
     if delta and text:
         fail(ValueError("a delta says itself which neurons are shared; leave --text out"))

@@ -19,7 +19,7 @@ from ringfence.model.loading import load
 from ringfence.model.sampler import Sampling
 from ringfence.model.sequence import Advance
 from ringfence.model.service import Service
-from ringfence.model.weights import DEFAULT, locate, revision
+from ringfence.model.weights import DEFAULT, identity, locate
 from ringfence.policies.types import UpstreamChoice
 from ringfence.proxy.reply import About, Event, Finish, Text
 from ringfence.proxy.wire.body import BadRequest
@@ -41,7 +41,7 @@ def open_upstream(choice: UpstreamChoice) -> "EmbeddedUpstream":
         WeightsMissing: they were not pulled; the message says what to type.
     """
     path = locate(DEFAULT)
-    return EmbeddedUpstream(DEFAULT, revision(path), load(path), Chat.load(path))
+    return EmbeddedUpstream(DEFAULT, identity(path), load(path), Chat.load(path))
 
 
 @dataclass(slots=True)
