@@ -8,7 +8,8 @@ from importlib.metadata import entry_points
 from operator import itemgetter
 from typing import Protocol, cast, runtime_checkable
 
-from ringfence.guard.expressions import refuse_beyond_room
+from ringfence.guard.expressions import Unusable, has_room, refuse_beyond_room
+from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.findable import Findable
 from ringfence.policies.own import OwnCheck
 from ringfence.policies.types import Finding, Span, Stage
@@ -16,6 +17,7 @@ from ringfence.policies.types import Finding, Span, Stage
 __all__ = [
     "Bounded",
     "Calibrated",
+    "CannotAnswer",
     "Check",
     "Findable",
     "Finding",
@@ -148,6 +150,10 @@ class Warm(Protocol):
         ...
 
 
+class CannotAnswer(Exception):
+    """A check cannot judge a passage; the text says why and what to do, and nothing of the passage: it is recorded."""
+
+
 class UnknownCheck(LookupError):
     """No check answers for a category, or two do; the text has one line a problem, as that of `PolicyError`."""
 
@@ -164,14 +170,24 @@ def own_checks(wanted: Iterable[OwnCheck]) -> Mapping[str, Check]:
         them by names of their own, so that one whose category an installed check has does not take its place unseen.
 
     Raises:
-        PolicyError: one cannot be made as the policy has it, or their patterns take too much room together.
+        PolicyError: some cannot be made as the policy has them, or their patterns take too much room together; with
+            every problem up to there.
     """
     made: dict[str, Check] = {}
+    problems: list[Problem] = []
     taken = 0
     for one in wanted:
-        made[f"checks.{one.category}"] = check = _made(one)
-        taken += taken_by([check])
-        refuse_beyond_room(taken, one.origin)
+        try:
+            made[f"checks.{one.category}"] = check = _made(one)
+            taken += taken_by([check])
+            refuse_beyond_room(taken, one.origin)
+        except PolicyError as error:
+            problems += error.problems
+            taken += error.room if isinstance(error, Unusable) else 0
+        if not has_room(taken):
+            break  # to read on would take as long as the policy's author likes
+    if problems:
+        raise PolicyError(problems)
     return made
 
 

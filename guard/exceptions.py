@@ -14,7 +14,8 @@ from typing import cast
 import re2
 
 from ringfence.guard.check import Finding, Passage
-from ringfence.guard.expressions import Alternatives, compiled, encoded, options, refuse_beyond_room, room
+from ringfence.guard.expressions import Alternatives, compiled, encoded, has_room, options, refuse_beyond_room, room
+from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.overlay import meets
 from ringfence.policies.types import Policy, RuleException
 from ringfence.policies.words import lineage
@@ -39,7 +40,7 @@ class Exceptions:
         taken: bytes that other patterns of the policy take.
 
     Raises:
-        PolicyError: a pattern is none, or the policy's patterns take too much room together.
+        PolicyError: patterns are none, or the policy's patterns take too much room together.
     """
 
     def __init__(self, policy: Policy, taken: int = 0) -> None:
@@ -120,14 +121,18 @@ class Exceptions:
 def _sets(exceptions: tuple[RuleException, ...], taken: int) -> Sequence[tuple[Sequence[int], Alternatives]]:
     """Return sets of the exceptions' patterns, each of which matches a stretch as a whole, and whose they are."""
     sizes: list[tuple[int, int]] = []
+    problems: list[Problem] = []
     for number, one in enumerate(exceptions):
-        if one.pattern:
-            pattern = compiled(
-                one.pattern, one.origin, f"the pattern of exception '{one.id}' is not one that RE2 reads"
-            )
-            sizes.append((number, room(pattern)))
-            taken += sizes[-1][1]
-            refuse_beyond_room(taken, one.origin)
+        if one.pattern and has_room(taken):
+            try:
+                what = f"the pattern of exception '{one.id}' is not one that RE2 reads"
+                sizes.append((number, room(compiled(one.pattern, one.origin, what))))
+                taken += sizes[-1][1]
+                refuse_beyond_room(taken, one.origin)
+            except PolicyError as error:
+                problems += error.problems
+    if problems:
+        raise PolicyError(problems)
     groups = [sizes[start : start + TOGETHER] for start in range(0, len(sizes), TOGETHER)]
     return [([number for number, _ in group], _set(exceptions, group)) for group in groups]
 

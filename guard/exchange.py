@@ -149,11 +149,13 @@ class Subject:
 
     Attributes:
         user: whom the request names as its user, in whatever words the caller has for that; on no record.
+        conversation: which conversation the request says that it goes on with, in the same way.
     """
 
     tenant: str = "default"
     key: str = ""
     user: str = ""
+    conversation: str = ""
 
 
 def whose(subject: Subject, model: str, route: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ RE2 reads UTF-8. A program's size is known; what it remembers of texts that it h
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, cast
 
 import re2
@@ -24,6 +24,14 @@ INSTRUCTION = 3 * 24
 
 LEAST = 2_048
 """Bytes that the smallest pattern takes."""
+
+
+class Unusable(PolicyError):
+    """Words or patterns cannot be used as a policy has them; `room` is what those take that were compiled, in bytes."""
+
+    def __init__(self, problems: Iterable[Problem], room: int) -> None:
+        super().__init__(problems)
+        self.room = room
 
 
 class Pattern(Protocol):
@@ -68,13 +76,18 @@ def room(pattern: Pattern) -> int:
     return LEAST + INSTRUCTION * pattern.programsize
 
 
+def has_room(taken: int) -> bool:
+    """Whether so many bytes are no more than the words and patterns of a policy may take."""
+    return taken <= ROOM
+
+
 def refuse_beyond_room(taken: int, origin: Origin) -> None:
     """Refuse a policy whose words and patterns take more room than they may, up to and with those of this place.
 
     Raises:
         PolicyError: they do.
     """
-    if taken > ROOM:
+    if not has_room(taken):
         what = f"with these, the words and patterns of the policy take {_mebibytes(taken)} MiB"
         hint = "repeat less in a pattern: `\\pL{1,100}` is a hundred times as large as `\\pL+`"
         raise PolicyError([Problem(origin, f"{what}; together they may take {_mebibytes(ROOM)}; {hint}")])

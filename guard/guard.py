@@ -26,6 +26,7 @@ from ringfence.policies.types import Action, Decision, Exemption, Policy, Stage
 log = logging.getLogger(__name__)
 
 UNJUDGED = {Kind.MEDIA: "unjudged.media", Kind.UNKNOWN: "unjudged.field"}
+NOBODY = Subject()
 
 
 class Memory(Protocol):
@@ -100,7 +101,9 @@ class Guard:
         *,
         role: str = "",
         system: str = "",
+        subject: Subject = NOBODY,
         model: str = "",
+        route: str = "cli",
     ) -> Decision:
         """Judge one text by itself; no record is kept.
 
@@ -108,9 +111,10 @@ class Guard:
             prompt: on the output stage, what the text answers.
             role: whose text it is, or `tool_call`; left out, the user's on the input stage, else the assistant's.
             system: on the output stage, what the operator told the model.
-            model: whom it goes to, for overlays and exceptions that are about some.
+            subject, model, route: whose it is, whom it goes to and how it came, for overlays and exceptions that are
+                about some.
         """
-        who = whose(Subject(), model, "cli")
+        who = whose(subject, model, route)
         voice = role or ("user" if stage is Stage.INPUT else "assistant")
         return self._pipelines.of(who).judge(stage, [said(stage, voice, text, prompt, system)], who=who)
 

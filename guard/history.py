@@ -3,6 +3,7 @@
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
+from hashlib import sha256
 from threading import Lock
 from time import monotonic
 
@@ -72,11 +73,15 @@ class History:
 
 
 def _whose(counter: Counter, subject: Subject) -> tuple[str, ...] | None:
-    """Return who is counted together; None for a user without a name, who would be everybody without one."""
+    """Return who is counted together; None for what has no name, which would be everybody's without one."""
     match counter.per:
         case "tenant":
             return (subject.tenant,)
         case "key":
             return (subject.tenant, subject.key)
         case "user":
-            return (subject.tenant, subject.key, subject.user) if subject.user else None
+            name = subject.user
+        case "conversation":
+            name = subject.conversation
+    # A caller's own word: its digest has a length, and is all that needs to be remembered.
+    return (subject.tenant, subject.key, sha256(name.encode(errors="replace")).hexdigest()) if name else None

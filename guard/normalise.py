@@ -83,11 +83,12 @@ class Variant:
         return differs
 
 
-def variants(text: str) -> list[Variant]:
+@lru_cache(maxsize=8)
+def variants(text: str) -> tuple[Variant, ...]:
     """Return the other readings of a text, the least undone first; none for a text in no disguise.
 
     Never more than `ROUNDS`, none equal to the text or to another in all but case and white space. Any str will do,
-    lone surrogates included.
+    lone surrogates included. The last few texts are remembered: several checks ask about each.
     """
     found: list[Variant] = []
     seen = {_bare(text)}
@@ -102,7 +103,7 @@ def variants(text: str) -> list[Variant]:
         if (bare := _bare(reading.text)) not in seen:
             seen.add(bare)
             found.append(reading)
-    return found
+    return tuple(found)
 
 
 def _codes(text: str) -> NDArray[np.uint32]:
@@ -296,7 +297,7 @@ def _invisible(text: str) -> list[_Edit]:
         return sorted(shown)  # the rest is for the next round
     hidden = []
     evident = False
-    for m in _INVISIBLE.finditer(text):
+    for m in _INVISIBLE.finditer(text) if beyond_ascii or _UNSEEN_ASCII.search(text) else ():
         beside = [bool(_JOINED.match(text[i : i + 1])) for i in (max(m.start() - 1, 0), m.end())]
         if any(beside):
             hidden.append(_Edit(*m.span(), ""))
@@ -411,19 +412,30 @@ def _by_name(character: str) -> str:
 
 _ENTITIES = re.compile(r"(?:&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6});)+")
 _PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})++")
+_PHRASE = re.compile(r"[^\W_]*[^\W\d_](?:%20[^\W_]++)++[.,!?]?")  # words, and nothing of an address
 _ESCAPES = re.compile(r"(?:\\x[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|\\u\{[0-9A-Fa-f]{1,6}\}|\\[0-3][0-7]{2})++")
 # INVARIANT: what must not follow is asked after every part, so that no long run is walked again from its second part.
 _HEX = re.compile(
     r"(?<![0-9A-Za-z])(?:0[xX][0-9A-Fa-f]{2}(?:[\s,;]{1,3}0[xX][0-9A-Fa-f]{2}(?![0-9A-Za-z])){2,}+"
     r"|[0-9A-Fa-f]{2}(?:[ :,-][0-9A-Fa-f]{2}(?![0-9A-Za-z])){3,}+|(?:0[xX])?(?:[0-9A-Fa-f]{2}){4,}+(?![0-9A-Za-z]))"
 )
+# What each alternative has somewhere, once every hex digit is a 0 and every sign between two is a space.
+_HEX_SHAPES = (b"0x00", b"00 00 00 00", b"00000000")
+_HEX_SHAPE = bytes.maketrans(b"123456789abcdefABCDEFX:,-", b"0" * 21 + b"x   ")
 _BINARY = re.compile(r"(?<![0-9A-Za-z])(?:[01]{8}(?:[ ,][01]{8}(?![0-9A-Za-z])){2,}+|(?:[01]{8}){3,}+(?![0-9A-Za-z]))")
 _EIGHT_BITS = re.compile("[01]" * 8)  # what prose has none of is seen sooner without looking behind
 # A line of forty and more goes on in the next: that is how mail wraps it.
 _BASE64_LINES = r"[A-Za-z0-9+/_-]{40,}+(?:\r?\n[A-Za-z0-9+/_-]{4,}+)++={0,2}"
 _BASE64 = re.compile(_BASE64_LINES + r"|[A-Za-z0-9+/_-]{8,}+={0,2}")
+# A block has a capital after its first character, or is a word (see `_from_base64`); of lines, one may begin with it.
+_IN_BASE64 = "[A-Za-z0-9+/_-]"
+_CAPITAL_IN_BASE64 = re.compile(
+    f"[A-Z](?:{'|'.join(f'(?<={_IN_BASE64}{{{n + 1}}})(?={_IN_BASE64}{{{7 - n}}})' for n in range(1, 8))}|"
+    + "|".join(rf"(?<={_IN_BASE64}{{4}}{end}{_IN_BASE64}{{{n}}}[A-Z])" for n in range(7) for end in (r"\n", r"\r\n"))
+    + ")"
+)
 _BASE64_PARTS = (re.compile(r"[^\r\n]+"), re.compile(r"[^\r\n/_+-]+"))
-_MORSE = re.compile(r"(?<!\S)[.·•\-–—−]{1,6}(?:[ \t/|]{1,5}[.·•\-–—−]{1,6}(?![^\s/|])){3,}+")
+_MORSE = re.compile(r"[.·•\-–—−](?<!\S.)[.·•\-–—−]{0,5}(?:[ \t/|]{1,5}[.·•\-–—−]{1,6}(?![^\s/|])){3,}+")
 
 _MORSE_SIGNS = """
     .- -... -.-. -.. . ..-. --. .... .. .--- -.- .-.. -- -. --- .--. --.- .-. ... - ..- ...- .-- -..- -.-- --..
@@ -456,7 +468,12 @@ def _percent(text: str, rounds: int) -> list[_Edit]:
         spaces = sum(edit.text == " " for edit in edits)
         itself = re.search(r"%25[0-9A-Fa-f]{2}", chunk[0])
         foreign = any(len(edit.text) > 3 and _is_readable(edit.text, rounds) for edit in edits)
-        if needless >= 2 or itself or ("://" not in chunk[0] and (spaces >= 3 or foreign)):
+        if (
+            needless >= 2
+            or itself
+            or _PHRASE.fullmatch(chunk[0])
+            or ("://" not in chunk[0] and (spaces >= 3 or foreign))
+        ):
             found += edits
     return found
 
@@ -477,6 +494,9 @@ def _escapes(text: str, rounds: int) -> list[_Edit]:
 
 
 def _hexadecimal(text: str, rounds: int) -> list[_Edit]:
+    shape = text.encode("ascii", "replace").translate(_HEX_SHAPE)
+    if not any(part in shape for part in _HEX_SHAPES):
+        return []
     return _decoded(_HEX, lambda block: bytes.fromhex(re.sub(r"0[xX]|[\s,;:-]", "", block)), text, rounds)
 
 
@@ -489,7 +509,7 @@ def _binary(text: str, rounds: int) -> list[_Edit]:
 def _base64(text: str, rounds: int) -> list[_Edit]:
     """Decode base64 of either alphabet, padded or not, also wrapped in lines or as one part of an address."""
     found: list[_Edit] = []
-    for m in _BASE64.finditer(text):
+    for m in _BASE64.finditer(text) if _CAPITAL_IN_BASE64.search(text) else ():
         found += _opened(m, lambda block: _text_of(_from_base64(block), rounds))
     return found
 
@@ -568,19 +588,24 @@ _SPACED = re.compile(r"(?<!\S)[^\W_][!?.,;:]?(?:[ \t]{1,4}\S(?!\S))++")
 _DOTTED = re.compile(
     r"(?<![^\W_])[A-Za-z]([.\-_*|~·•/+])[A-Za-z'’](?![^\W_])(?:\1[A-Za-z'’](?![^\W_]))++(?:\1(?=[^\w\s]))?"
 )
+# Whether a text may hold either: a character alone after another, or a letter between two marks.
+_SPACED_GOES_ON = re.compile(
+    r"[ \t](?=\S(?!\S))(?:(?<=[ \t]{2})|(?<=(?<!\S)[^\W_][ \t])|(?<=(?<!\S)[^\W_][!?.,;:][ \t]))"
+)
+_DOTTED_GOES_ON = re.compile(r"[.\-_*|~·•/+][A-Za-z'’][.\-_*|~·•/+]")
 
 
 def _spaced(text: str) -> list[_Edit]:
     """Close up letters set apart: by spaces, with wider ones between words or none, or by one mark throughout."""
     evident, found = False, []
-    for m in _DOTTED.finditer(text):
+    for m in _DOTTED.finditer(text) if _DOTTED_GOES_ON.search(text) else ():
         word = m[0].replace(m[1], "")
         if word.isupper() and m[1] in ".-" and len(word) < 6:
             continue  # initials
         evident |= len(word) >= 4 and _is_word(word.replace("'", "").replace("’", ""))
         found += [_Edit(m.start() + i, m.start() + i + 1, "") for i, c in enumerate(m[0]) if c == m[1]]
     found = found if evident else []
-    for m in _SPACED.finditer(text):
+    for m in _SPACED.finditer(text) if _SPACED_GOES_ON.search(text) else ():
         wide = re.search(r"\S[ \t]{2,}\S", m[0])
         words = [re.sub(r"\s", "", word) for word in (re.split(r"[ \t]{2,}", m[0]) if wide else [m[0]])]
         said = " ".join(words)
@@ -596,9 +621,10 @@ def _spaced(text: str) -> list[_Edit]:
 
 
 _LEET = str.maketrans("0134578@$!|", "oieastbasil")
-_LEET_SIGN = re.compile(r"[A-Za-z][0134578@$!|]|[0134578@$][A-Za-z]")
+_LEET_SIGN = re.compile(r"[0134578@$!|](?:(?<=[A-Za-z].)|(?<=[0134578@$])[A-Za-z])")  # beside a letter
 # Whole words only: nothing of an address, a path, a version, an assignment.
 _LEET_WORD = re.compile(r"(?<!\S)[\"'“‘(\[*]*+([A-Za-z0-9@$!|'’-]{2,32})(?=[.,;:?\"'”’)\]*]*+(?!\S))")
+_WHITE = re.compile(r"\s")
 _LEET_ORDINARY = re.compile(
     r"[0-9]+[a-z]+|[a-z]+[0-9]{1,4}|[a-z]+[0-9][a-z]|[a-z]{1,2}[0-9]+[a-z]{0,3}[0-9]*|\$[a-z]+|[a-z]+\|[a-z|]+",
     re.IGNORECASE,
@@ -609,13 +635,9 @@ _LEET_NEVER = re.compile(r"0[xob][0-9a-f]+|@[a-z0-9]{4,}|\|.*|.*\||\$.*\$|[a-z]{
 
 def _leet(text: str) -> list[_Edit]:
     """Read digits and signs as letters in words that are written so, where the words come out English."""
-    if not _LEET_SIGN.search(text):
-        return []
     evidence: dict[str, float] = {}
     edits: list[_Edit] = []
-    for chunk in _LEET_WORD.finditer(text):
-        if not _LEET_SIGN.search(chunk[1]):
-            continue
+    for chunk in _leet_words(text):
         for m in re.finditer(r"[^'’-]+", chunk[1]):
             word = m[0].rstrip("!")
             if not _LEET_SIGN.search(word):
@@ -626,6 +648,21 @@ def _leet(text: str) -> list[_Edit]:
                 edits += [_Edit(start + i, start + i + 1, c) for i, c in enumerate(read) if c != word[i]]
                 evidence[word.lower()] = _leet_evidence(word, read)
     return edits if sum(evidence.values()) >= 1 else []
+
+
+def _leet_words(text: str) -> Iterator[re.Match[str]]:
+    """Yield the words with a sign in them; what has none, which is most of a text, is leapt over."""
+    done = 0
+    for sign in _LEET_SIGN.finditer(text):
+        start = sign.start()
+        if start < done:
+            continue
+        while start > done and not text[start - 1].isspace():
+            start -= 1
+        end = _WHITE.search(text, sign.end())
+        done = end.start() if end else len(text)
+        if (word := _LEET_WORD.match(text, start)) and _LEET_SIGN.search(word[1]):
+            yield word
 
 
 def _as_letters(word: str) -> str:
@@ -651,8 +688,8 @@ def _leet_evidence(word: str, read: str) -> float:
 
 class _Tables(NamedTuple):
     codes: NDArray[np.intp]  # (256,) of a byte: its letter's place in _LETTERS, 0 for any other
-    rot13: NDArray[np.int32]  # (27, 27) bits that a pair of letters loses when it is read so
-    reversed: NDArray[np.int32]  # (27, 27)
+    rot13: NDArray[np.int64]  # (729,) bits that a pair of letters loses when it is read so: 27 x the first + the second
+    reversed: NDArray[np.int64]  # (729,)
 
 
 @cache
@@ -660,10 +697,10 @@ def _tables() -> _Tables:
     codes = np.zeros(256, dtype=np.intp)
     for place, letter in enumerate(_LETTERS[1:], 1):
         codes[[ord(letter), ord(letter.upper())]] = place
-    bits = np.array([[_COST[a + b] for b in _LETTERS] for a in _LETTERS], dtype=np.int32)
+    bits = np.array([[_COST[a + b] for b in _LETTERS] for a in _LETTERS], dtype=np.int64)
     bits[0, 0] = 0
     turn = np.array([0, *(1 + (i + 13) % 26 for i in range(26))], dtype=np.intp)
-    return _Tables(codes, bits - bits[np.ix_(turn, turn)], bits - bits.T)
+    return _Tables(codes, (bits - bits[np.ix_(turn, turn)]).ravel(), (bits - bits.T).ravel())
 
 
 _GAIN = 24
@@ -702,12 +739,12 @@ def _is_meant(read: str, written: str) -> bool:
     return prose and common >= 2 * there and len(words) >= 3 and _is_english(read) and not _is_english(written, _WORD)
 
 
-def _stretches(text: str, gain: NDArray[np.int32]) -> Iterator[tuple[int, int]]:
+def _stretches(text: str, gain: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     """Yield the stretches of whole words that another reading makes the likelier English, by the pairs of letters."""
     codes = _tables().codes[np.frombuffer(text.encode("ascii", "replace"), dtype=np.uint8)]
     if len(codes) < 8:
         return
-    sums = np.cumsum(gain[codes[:-1], codes[1:]])
+    sums = np.cumsum(gain[27 * codes[:-1] + codes[1:]])
     if (sums - np.minimum.accumulate(sums)).max() < _GAIN:
         return  # nearly every text, in a few microseconds a kilobyte
     total = best = 0
@@ -775,7 +812,6 @@ _QUOTED = re.compile(r"=(?:\r?\n|[2-7][0-9A-F])|(?:=[89A-F][0-9A-F])++")
 # Whether a text may hold any; they leap from digit to digit, or to a capital within a word, and prose has few.
 _MAY_BE_BINARY = re.compile(r"0[01]{7}[ ,]?0[01]{7}")
 _MAY_BE_HEX = re.compile(r"[2-7][0-9A-Fa-f](?:[\s,;:-]{0,3}(?:0[xX])?[0-9A-Fa-f]{2}){2}")
-_IN_BASE64 = "[A-Za-z0-9+/_-]"
 _MAY_BE_BASE64 = re.compile(
     f"[A-Z0-9+](?:{'|'.join(f'(?<={_IN_BASE64}{{{n + 1}}})(?={_IN_BASE64}{{{7 - n}}})' for n in range(1, 8))})"
 )

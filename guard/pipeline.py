@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from time import monotonic
 
-from ringfence.guard.check import Check, Finding, Passage, UnknownCheck, Versioned, Warm, taken_by
+from ringfence.guard.check import CannotAnswer, Check, Finding, Passage, UnknownCheck, Versioned, Warm, taken_by
 from ringfence.guard.classifier.language import language
 from ringfence.guard.exceptions import Exceptions, Who
 from ringfence.guard.known import refuse_unknown
@@ -134,7 +134,11 @@ class Pipelines:
         """Load what the checks need, so that the first exchange does not wait for it."""
         for check in self._widest.checks:
             if isinstance(check, Warm):
-                check.warm()
+                try:
+                    check.warm()
+                except Exception as error:
+                    error.add_note(f"while the check '{check.name}' was made ready")
+                    raise
 
     def _of(self, applied: tuple[str, ...]) -> Pipeline:
         if applied not in self._made:  # two threads may both make it; they make the same
@@ -233,6 +237,8 @@ def _settle(order: _Order, future: Future[list[Finding]], deadline: float) -> It
     except Overrun as overrun:
         future.cancel()
         error = str(overrun) or f"took longer than its {order.seconds:g} s (limits.check_seconds, or a rule's seconds)"
+    except CannotAnswer as failure:
+        error = str(failure)
     except Exception as failure:
         # Its words may quote the text; the record must not, and the server's log is the operator's own.
         log.exception("check '%s' failed", order.check.name)

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,8 +25,9 @@ from ringfence.model.engine import Engine, Network
 from ringfence.model.graph import Both
 from ringfence.model.linear import Int4, Int8, Linear, Plain
 from ringfence.model.llama4 import Decoder, Experts, FeedForward, Grown
-from ringfence.model.loading import Bits, read
+from ringfence.model.loading import Bits, experts_of, read
 from ringfence.model.sampler import Sampling
+from ringfence.model.upcycle import upcycle
 
 TURNS = 5
 """How often each side is timed; the median counts."""
@@ -85,7 +88,9 @@ def measure_engine(path: Path, bits: Bits, threads: int, gguf: Path | None = Non
         gguf: the same weights for llama.cpp, where that is installed.
     """
     torch.set_num_threads(threads)
-    own, stock = Own.of(path, bits, threads), Stock.of(path)
+    own = Own.of(path, bits, threads)
+    with written_out(path) as same:
+        stock = Stock.of(same)
     prompt = [1 + index * 7 % 900 for index in range(36)]
     long = [1 + index * index * 7 % 900 for index in range(PROMPT)]
     speed = "tokens/s"
@@ -101,6 +106,18 @@ def measure_engine(path: Path, bits: Bits, threads: int, gguf: Path | None = Non
         yield Pace(f"a prompt of {PROMPT}", speed, *alternate(own.read, "llama.cpp", llama.read, long), bar=2)
     yield measure_experts(long)
     yield from measure_start(path, bits, threads)
+
+
+@contextmanager
+def written_out(path: Path) -> Iterator[Path]:
+    """Give a checkpoint as transformers can read it: one whose experts lie beside their parent is written out."""
+    delta = experts_of(path)
+    if delta is None:
+        yield path
+        return
+    with TemporaryDirectory(prefix="ringfence-") as beside:
+        upcycle(path, Path(beside) / "checkpoint", delta.experts, delta)
+        yield Path(beside) / "checkpoint"
 
 
 def alternate(

@@ -4,8 +4,8 @@ Knows no check and no pipeline: who judges is handed in.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from time import perf_counter
@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from ringfence.policies.document import PolicyError, Problem, did_you_mean, read_document
 from ringfence.policies.types import Action, Decision, Policy, Rule, Stage
-from ringfence.policies.words import STRICT_KEYS, Name, Origin, Route, Voice, Written, root
+from ringfence.policies.words import STRICT_KEYS, Name, Origin, Route, Voice, Written, lineage, root
 
 
 def _joined(value: object) -> object:
@@ -119,14 +119,19 @@ class Outcome(StrEnum):
     ERROR = "error"
 
 
+COUNTED = {Outcome.PASS: "passing", Outcome.KNOWN: "known", Outcome.FAIL: "failing", Outcome.ERROR: "failing"}
+"""As what a tally counts an outcome."""
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A case, what came of it, how that differs from what must, and how many seconds judging took."""
+    """A case, what came of it, how that differs from what must, seconds that judging took, and which rules decided."""
 
     case: Case
     outcome: Outcome
     difference: str = ""
     seconds: float = 0.0
+    rules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,17 +143,26 @@ class Suite:
 
 
 @dataclass(frozen=True, slots=True)
+class Tally:
+    """How many cases pass, fail as they say of themselves, and fail otherwise or have no answer."""
+
+    passing: int = 0
+    known: int = 0
+    failing: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Shown:
-    """How many cases show what the rules over one category do.
+    """How many cases show what the rules over one category, or one above it, do.
 
     Attributes:
-        caught: cases that name one of these rules under `expect.rules`; or that name none and expect more than `allow`,
-            in a file about rules over this category alone.
+        caught: cases that name such a rule under `expect.rules`; or that name none and expect more than `allow`, and
+            such a rule decided, or they did not pass and their file is about categories of this first word alone.
         left_alone: cases that expect `allow` and name no rule, in a file about these rules among others perhaps.
     """
 
-    caught: int
-    left_alone: int
+    caught: Tally
+    left_alone: Tally
 
 
 def cases_beside(path: Path) -> Path:
@@ -207,15 +221,8 @@ def run_cases(cases: Iterable[Case], judge: Judge, clock: Callable[[], float] = 
         started = clock()
         decision, rewritten = judge(case)
         seconds = clock() - started
-        if decision.errors:
-            yield Result(case, Outcome.ERROR, "; ".join(decision.errors), seconds)
-        elif difference := "; ".join(_differences(case.expect, decision, rewritten)):
-            if case.known:
-                yield Result(case, Outcome.KNOWN, f"{difference} (known: {case.known})", seconds)
-            else:
-                yield Result(case, Outcome.FAIL, difference, seconds)
-        else:
-            yield Result(case, Outcome.PASS, "it passes by now: take 'known' out" if case.known else "", seconds)
+        outcome, told = _outcome(case, decision, rewritten)
+        yield Result(case, outcome, told, seconds, decision.rules)
 
 
 def without_cases(policy: Policy, suites: Sequence[Suite]) -> list[Rule]:
@@ -224,20 +231,48 @@ def without_cases(policy: Policy, suites: Sequence[Suite]) -> list[Rule]:
     return [rule for rule in policy.every_rule if rule.id not in named and root(rule.category) not in UNREAD]
 
 
-def coverage_of(policy: Policy, suites: Sequence[Suite]) -> dict[str, Shown]:
-    """Count the cases of each category that the policy's rules look at, in the order of its rules."""
+def coverage_of(policy: Policy, runs: Iterable[tuple[Suite, Sequence[Result]]]) -> dict[str, Shown]:
+    """Count the cases of each category that the policy's rules look at, in the order of its rules.
+
+    Args:
+        runs: the cases of each file, and what came of them.
+    """
     looks_at = {rule.id: rule.category for rule in policy.every_rule}
-    caught, left_alone = Counter[str](), Counter[str]()
-    for suite in suites:
+    caught, left_alone = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for suite, results in runs:
         about = {rule.category for rule in suite.policy.every_rule}
-        for case in suite.cases:
-            if named := {looks_at[rule_id] for rule_id in case.expect.rules if rule_id in looks_at}:
-                caught.update(named)
-            elif case.expect.action is Action.ALLOW:
-                left_alone.update(about)
-            elif len(about) == 1:
-                caught.update(about)
-    return {name: Shown(caught[name], left_alone[name]) for name in looks_at.values() if root(name) not in UNREAD}
+        for result in results:
+            counted = COUNTED[result.outcome]
+            if not result.case.expect.rules and result.case.expect.action is Action.ALLOW:
+                left_alone.update((name, counted) for name in about)
+            else:
+                # A rule over `harm` looks at what is found of `harm.S9` too.
+                shown = {above for name in _shown_by(result, looks_at, about) for above in lineage(name)}
+                caught.update((name, counted) for name in shown)
+    return {
+        name: Shown(
+            *(Tally(**{one.name: counts[name, one.name] for one in fields(Tally)}) for counts in (caught, left_alone))
+        )
+        for name in looks_at.values()
+        if root(name) not in UNREAD
+    }
+
+
+def _shown_by(result: Result, looks_at: Mapping[str, str], about: Set[str]) -> Set[str]:
+    """Return the categories of the rules that a case is about, which expects one to fire."""
+    if result.case.expect.rules:
+        return {looks_at[rule_id] for rule_id in result.case.expect.rules if rule_id in looks_at}
+    if result.outcome is Outcome.PASS:
+        return {looks_at[rule_id] for rule_id in result.rules}
+    return about if len(set(map(root, about))) == 1 else set()
+
+
+def _outcome(case: Case, decision: Decision, rewritten: str) -> tuple[Outcome, str]:
+    if decision.errors:
+        return Outcome.ERROR, "; ".join(decision.errors)
+    if difference := "; ".join(_differences(case.expect, decision, rewritten)):
+        return (Outcome.KNOWN, f"{difference} (known: {case.known})") if case.known else (Outcome.FAIL, difference)
+    return Outcome.PASS, "it passes by now: take 'known' out" if case.known else ""
 
 
 def _differences(expect: Expected, decision: Decision, rewritten: str) -> Iterator[str]:

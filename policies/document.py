@@ -45,7 +45,30 @@ UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\u
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 
-FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+class Plain(yaml.SafeLoader):
+    """PyYAML's parser in Python, but for one thing: in `[How much?, other]` a question mark ends no word.
+
+    By YAML 1.1 and 1.2 it opens a key only as the first character of one, and so libyaml reads it.
+    """
+
+    within = False
+
+    def scan_plain(self) -> Any:
+        """Read one word without quotes, of which a question mark is then a character like any other."""
+        self.within = True
+        try:
+            return super().scan_plain()
+        finally:
+            self.within = False
+
+    def peek(self, index: int = 0) -> Any:
+        """Return the character that comes so many after this one."""
+        character = super().peek(index)
+        return "x" if self.within and character == "?" else character
+
+
+FAST: Any = getattr(yaml, "CSafeLoader", Plain)
 """libyaml where PyYAML was built with it: some twenty times as fast as the parser in Python."""
 
 TEXT = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:timestamp", "!")
@@ -191,7 +214,7 @@ def _read(text: str, name: str) -> tuple[Document[Any], Mapping[Loc, str], list[
             if len(text) > LONG:
                 raise
             # The two parsers differ in corners and in words; where one is at a loss, the other has the say.
-            return _Reader(yaml.SafeLoader(text), name).document()
+            return _Reader(Plain(text), name).document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         origin = Origin(name, mark.line + 1, mark.column + 1) if mark else Origin(name)

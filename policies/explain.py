@@ -1,15 +1,18 @@
 """Says why a decision came out as it did, rule by rule, and what little would have changed it. Pure.
 
-Knows no rule of precedence of its own: every question is put to `decide`.
+Knows no rule of precedence of its own: every question is put to `decide`, of the policy as its overlays have it for the
+exchange.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_FLOOR, Decimal
+from types import MappingProxyType
 from typing import Literal
 
 from ringfence.policies.decide import alone, decide, hears, strongest
+from ringfence.policies.overlay import about, effective, written_in
 from ringfence.policies.types import Action, Decision, Finding, Policy, Rule, Stage
 from ringfence.policies.words import covers
 
@@ -57,12 +60,17 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Another value for one key of one rule."""
+    """Another value for one key of one rule.
+
+    Attributes:
+        overlay: the id of the overlay that the value belongs into; empty where the policy itself says it.
+    """
 
     rule: str
     key: str
     old: object
     new: object
+    overlay: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +91,7 @@ class Explanation:
     """Why an exchange ended as it did.
 
     Attributes:
+        policy: as the overlays that are about the exchange have it; `applied` names them, `removed` what they took.
         recorded: the strongest action of the decisions on record.
         decided: the strongest action of what the policy makes of the same findings.
         same_policy: whether the policy is the one that decided then.
@@ -100,12 +109,19 @@ class Explanation:
     stronger: Flip | None
 
 
-def explain(policy: Policy, recorded: Sequence[Decision]) -> Explanation:
+def explain(policy: Policy, recorded: Sequence[Decision], who: Mapping[str, str] = MappingProxyType({})) -> Explanation:
     """Explain what was recorded of one exchange, of which there is at least one decision, by a policy.
 
-    Only recorded findings count. Under another policy than the one that decided then, checks may be missing among
-    them that nobody asked for at that time.
+    The overlays are those that applied then; of another policy than the one that decided then, those that are about the
+    exchange. Only recorded findings count, with the exceptions that were found to apply to them: under another policy,
+    checks may be missing among them that nobody asked for at that time.
+
+    Args:
+        who: whose exchange it is; see `overlay.about`.
     """
+    same_policy = all(one.revision == policy.revision for one in recorded)
+    applied = {name for one in recorded for name in one.overlays} if same_policy else about(policy, who)
+    policy = effective(policy, applied)
     judgements = tuple(_judgement(policy, decision) for decision in recorded)
     outcome = strongest(one.decided.action for one in judgements)
     return Explanation(
@@ -113,7 +129,7 @@ def explain(policy: Policy, recorded: Sequence[Decision]) -> Explanation:
         judgements=judgements,
         recorded=strongest(one.action for one in recorded),
         decided=outcome,
-        same_policy=all(one.revision == policy.revision for one in recorded),
+        same_policy=same_policy,
         milder=_flip(policy, _milder(policy, outcome, recorded), recorded),
         stronger=_flip(policy, _stronger(policy, outcome, recorded), recorded),
     )
@@ -200,7 +216,7 @@ def _with_fewer_exceptions(policy: Policy, recorded: Sequence[Decision]) -> Iter
 
 def _flip(policy: Policy, changed: Policy, recorded: Sequence[Decision]) -> Flip | None:
     changes = tuple(
-        Change(old.id, key, getattr(old, key), getattr(new, key))
+        Change(old.id, key, getattr(old, key), getattr(new, key), written_in(policy, old.id, key))
         for old, new in zip(policy.rules, changed.rules, strict=True)
         for key in CHANGEABLE
         if getattr(old, key) != getattr(new, key)

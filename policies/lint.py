@@ -1,9 +1,11 @@
 """Warns of what a policy may say but hardly means. Reads a policy only; judges nothing."""
 
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import date
 from difflib import get_close_matches
+from itertools import product
 from types import MappingProxyType
 from typing import get_args
 
@@ -20,6 +22,23 @@ Reach = Callable[[str], tuple[float, float] | None]
 
 REPLYING = frozenset({"assistant", "tool_call"})
 """Whose text there is on the output stage."""
+
+CODES = (
+    (
+        re.compile(r"(?i)ml[-_.]?commons?\b.*|s[-_.]?\d+"),
+        re.compile(r"(MLCommons:)?S([1-9]|1[0-4])"),
+        "is no hazard of MLCommons: they are S1 to S14, as MLCommons:S9",
+    ),
+    (
+        re.compile(r"(?i).*owasp.*llm.*|(.*:)?llm[-_.]?\d+(:.*)?"),
+        re.compile(r"(?=.*LLM(0[1-9]|10)(?!\d))(?=.*(?<!\d)(2023|2025)(?!\d)).*"),
+        "is no risk of OWASP's for LLMs and the list's year: LLM01 to LLM10 of 2023 or 2025, as OWASP-LLM-2025:LLM01",
+    ),
+)
+"""What looks like a code of a list, what is one, and what to say of the rest.
+
+The lists: MLCommons AILuminate 1.0, 2024; OWASP Top 10 for LLM Applications, whose years number the risks differently.
+"""
 
 
 def lint(
@@ -51,11 +70,21 @@ def lint(
         elif same := beside.saying_the_same(rule):
             what = f"rule '{rule.id}' adds nothing: '{same.id}' ({same.origin}) asks for {same.action} wherever it does"
             yield Problem(rule.origin, what)
+        elif twin := beside.rewriting_the_same(rule):
+            yield Problem(rule.origin, f"rule '{rule.id}' rewrites nothing that '{twin.id}' ({twin.origin}) leaves")
+        elif above := beside.stronger_in_part(rule):
+            yield _in_vain(rule, above)
+        elif rival := beside.rewriting_otherwise(rule):
+            what = f"rules '{rule.id}' and '{rival.id}' ({rival.origin}) rewrite the same, each in its own way"
+            yield Problem(rule.origin, f"{what}: that of '{min(rule.id, rival.id)}' stands, whose id comes first")
         yield from _out_of_reach(rule, reach(rule.category))
     # An overlay changes a key or two: what is wrong with the others is told once.
     yield from dict.fromkeys(
-        problem for rule in as_any_overlay_has_them(policy) for problem in _never_found(rule, findable)
+        problem
+        for rule in as_any_overlay_has_them(policy)
+        for problem in (*_never_found(rule, findable), *_misfiled(rule))
     )
+    yield from _unasked(policy)
     for rule in policy.rules:
         if rule.restore and (rule.action is not Action.REWRITE or Stage.INPUT not in rule.stages):
             what = f"rule '{rule.id}' has 'restore', and rewrites no request: there is nothing to give back"
@@ -106,7 +135,7 @@ class _Beside:
         removed = {name for overlay in policy.overlays for name in overlay.remove}
         self._left_alone = changed | {name for counter in policy.counters for name in counter.rules}
         self._kept: dict[_Place, dict[Hashable, Rule]] = {}
-        for rule in sorted(policy.rules, key=lambda rule: (rule.threshold, _written(rule))):
+        for rule in sorted(policy.rules, key=_order):
             if rule.shadow or rule.when is not None or rule.id in changed or rule.id in removed:
                 continue
             kind = (rule.action, frozenset(rule.stages), _heard(rule), _least_on_error(rule))
@@ -127,15 +156,44 @@ class _Beside:
         found = (other for other in self._standing_in(rule, _message(rule)) if other.action is rule.action)
         return next(found, None)
 
+    def stronger_in_part(self, rule: Rule) -> Rule | None:
+        """Return the strongest rule that takes from this one a part of what it decides; None where it decides it all.
+
+        To log what is not sure enough for more, or to rewrite it under the same category, is no such part: so doubt is
+        written down.
+        """
+        there = (other for other in self._about(rule) if other.action.strength > rule.action.strength)
+        found = [other for other in there if _meet(other, rule) and _takes_unexpectedly(other, rule)]
+        return max(found, key=lambda other: other.action.strength, default=None)
+
+    def rewriting_the_same(self, rule: Rule) -> Rule | None:
+        """Return a rule that rewrites, by the same words, all that this one does; None where it does more."""
+        if rule.action is not Action.REWRITE or rule.seconds is not None:
+            return None
+        found = (other for other in self._standing_in(rule, _message(rule)) if other.action is Action.REWRITE)
+        return next((other for other in found if _rewrite_alike(other, rule)), None)
+
+    def rewriting_otherwise(self, rule: Rule) -> Rule | None:
+        """Return a rule that rewrites some of the same by other words; of two over one category the first written."""
+        if rule.action is not Action.REWRITE:
+            return None
+        there = (other for other in self._about(rule) if other.action is Action.REWRITE and _meet(other, rule))
+        first = (other for other in there if other.category != rule.category or _order(other) < _order(rule))
+        return next((other for other in first if not _rewrite_alike(other, rule)), None)
+
     def _standing_in(self, rule: Rule, message: str | None = None) -> Iterator[Rule]:
         """Yield rules that ask for their action, or more, wherever this one asks for anything."""
+        return (other for other in self._about(rule, message) if _always_with(other, rule))
+
+    def _about(self, rule: Rule, message: str | None = None) -> Iterator[Rule]:
+        """Yield rules over the category of this one, or one above it, that no exception silences without it."""
         if rule.shadow or rule.id in self._left_alone:
             return
         for category in lineage(rule.category):
             # An exception that spares the other and not this one would leave this one to decide.
             for exceptions in dict.fromkeys((frozenset[str](), self._excepting(rule))):
                 for other in self._kept.get(_Place(category, exceptions, message), {}).values():
-                    if other is not rule and _always_with(other, rule):
+                    if other is not rule:
                         yield other
 
     def _excepting(self, rule: Rule) -> frozenset[str]:
@@ -154,6 +212,34 @@ def _always_with(other: Rule, rule: Rule) -> bool:
     )
 
 
+def _meet(one: Rule, other: Rule) -> bool:
+    return not (set(one.stages).isdisjoint(other.stages) or _heard(one).isdisjoint(_heard(other)))
+
+
+def _takes_unexpectedly(other: Rule, rule: Rule) -> bool:
+    if other.threshold > rule.threshold:
+        return rule.action is not Action.LOG and other.category != rule.category
+    # Where it leaves this one no stage and no role, that is there for its `on_error`.
+    return not (set(other.stages) >= set(rule.stages) and _heard(other) >= _heard(rule))
+
+
+def _in_vain(rule: Rule, above: Rule) -> Problem:
+    where = []
+    if not set(above.stages) >= set(rule.stages):
+        where.append(f"on the {' and '.join(one for one in rule.stages if one in above.stages)} stage")
+    if not _heard(above) >= _heard(rule):
+        where.append(f"in text of {', '.join(sorted(_heard(above) & _heard(rule)))}")
+    if above.threshold > rule.threshold:
+        where.append(f"from {above.threshold:g} on")
+    what = f"rule '{rule.id}' asks for {rule.action} in vain {' '.join(where)}: there '{above.id}' ({above.origin})"
+    return Problem(rule.origin, f"{what} asks for {above.action}, and the stronger action wins")
+
+
+def _rewrite_alike(one: Rule, other: Rule) -> bool:
+    restores = one.restore == other.restore or Stage.INPUT not in {*one.stages} & {*other.stages}
+    return one.replacement == other.replacement and restores
+
+
 def _heard(rule: Rule) -> frozenset[str]:
     return frozenset(rule.roles or get_args(Voice))
 
@@ -170,8 +256,8 @@ def _message(rule: Rule) -> str:
     return str(rule.message or "")
 
 
-def _written(rule: Rule) -> tuple[str, int, int]:
-    return rule.origin.file, rule.origin.line, rule.origin.column
+def _order(rule: Rule) -> tuple[float, str, int, int]:
+    return rule.threshold, rule.origin.file, rule.origin.line, rule.origin.column
 
 
 def _never_full(policy: Policy) -> Iterator[Problem]:
@@ -243,6 +329,21 @@ def _nearest(category: str, known: Sequence[Findable]) -> str:
 
 def _below(category: str) -> str:
     return category.partition(".")[2] or category
+
+
+def _misfiled(rule: Rule) -> Iterator[Problem]:
+    """Yield a warning for each tag that looks like one of a list that we know, and is none of it."""
+    for tag, (like, code, what) in product(rule.tags, CODES):
+        if like.fullmatch(tag) and not code.fullmatch(tag):
+            yield Problem(rule.written_at("tags"), f"tag '{tag}' of rule '{rule.id}' {what}")
+
+
+def _unasked(policy: Policy) -> Iterator[Problem]:
+    asked = {root(one.category) for rule in as_any_overlay_has_them(policy) for one in sought(rule)}
+    for check in policy.checks:
+        if check.category not in asked:
+            hint = "the check is never asked; write a rule over it, or take it out"
+            yield Problem(check.origin, f"no rule looks at '{check.category}': {hint}")
 
 
 def _out_of_reach(rule: Rule, scores: tuple[float, float] | None) -> Iterator[Problem]:

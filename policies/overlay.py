@@ -36,6 +36,16 @@ def effective(policy: Policy, applied: Iterable[str]) -> Policy:
     )
 
 
+def written_in(policy: Policy, rule: str, key: str) -> str:
+    """Return the id of the overlay, of those applied, that a rule has a value from; empty where it is none's."""
+    applied = [overlay for overlay in policy.overlays if overlay.id in policy.applied]
+    for overlay in reversed(applied):
+        change = overlay.override.get(rule)
+        if rule in {one.id for one in overlay.rules} or (change and getattr(change, key) is not None):
+            return overlay.id
+    return ""
+
+
 def as_any_overlay_has_them(policy: Policy) -> Iterator[Rule]:
     """Yield every rule of the policy and of its overlays, and each once more for every overlay that changes it."""
     yield from policy.every_rule

@@ -1,5 +1,5 @@
 """What a policy may look for by itself, beside what the installed checks find: words, patterns, lengths, examples, and
-what a language model makes of a text. Values only: who looks is in `guard/checks/own/`."""
+what a language model or somebody else's guard makes of a text. Values only: who looks is in `guard/checks/own/`."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Len, MinLen
 from pydantic import Discriminator
 
-from ringfence.policies.words import STRICT_KEYS, Name, Origin, Root, Text, Written
+from ringfence.policies.words import STRICT_KEYS, Category, Name, Origin, Root, Text, Written
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,4 +130,98 @@ class LlmJudge:
     origin: Written = field(default_factory=Origin, compare=False)
 
 
-OwnCheck = Annotated[Keywords | Regex | Length | Examples | LlmJudge, Discriminator("kind")]
+@dataclass(frozen=True, slots=True)
+class GuardCategory:
+    """What a guard model is asked about.
+
+    Attributes:
+        code: the model's own name of a category (`S6`, `violence`), or a new one.
+        text: what a new category is, as the model is told; for one of the model's own, left out.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    code: Text
+    text: Text | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GuardModel:
+    """A guard model of somebody else's that answers in words, as Llama Guard does; its verdict is the finding.
+
+    Attributes:
+        kind: whose guard it is.
+        category: what its findings are called: the verdict by this name, the model's categories below it.
+        use: `local`, or the base URL of an OpenAI-compatible server (`http://host/v1`).
+        model: a folder of weights, or their name on the hub; for a server, which of its models.
+        categories: what the model is asked about; all that it was made for where none are given.
+        api: of a server, `chat`, where the prompt is the server's own, or `completions`, where it is ours.
+        bits: of local weights, 8 or 4 a number in place of those they come with.
+        api_key_env: environment variable that holds the server's key; None where it needs none.
+        timeout_s: seconds until a verdict counts as failed.
+        per_minute: verdicts asked of a server in a minute at most; beyond them the check fails.
+        remember: a server's verdicts kept, so that the same text is not asked about twice.
+        why: the reason, for the reader and the auditor.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    kind: Literal["llama-guard-3", "llama-guard-3-1b", "llama-guard-4", "shieldgemma", "granite-guardian", "qwen3guard"]
+    category: Root
+    use: Text
+    model: Text
+    categories: tuple[GuardCategory, ...] = ()
+    api: Literal["chat", "completions"] = "chat"
+    bits: Literal[4, 8] | None = None
+    api_key_env: Name | None = None
+    timeout_s: Annotated[float, Gt(0), Le(600)] = 10.0
+    per_minute: Annotated[int, Gt(0)] = 600
+    remember: Annotated[int, Ge(0), Le(1_000_000)] = 10_000
+    why: str = ""
+    origin: Written = field(default_factory=Origin, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What one label of a classifier means.
+
+    Attributes:
+        label: as the model's `config.json` has it under `id2label`.
+        category: what its findings are called, below the check's category; None for that itself.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    label: Text
+    category: Category | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierModel:
+    """A sequence classifier of somebody else's, run here; the probability of its labels is the finding.
+
+    Attributes:
+        kind: `classifier-model` for any, or a model whose labels are known.
+        category: what its findings are called.
+        model: a folder of weights, or their name on the hub.
+        labels: those that speak for the category.
+        bits: 8 or 4 a number in place of those the weights come with.
+        timeout_s: seconds until a verdict counts as failed.
+        why: the reason, for the reader and the auditor.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    kind: Literal["classifier-model", "prompt-guard-2"]
+    category: Root
+    model: Text
+    labels: tuple[Label, ...] = ()
+    bits: Literal[4, 8] | None = None
+    timeout_s: Annotated[float, Gt(0), Le(600)] = 10.0
+    why: str = ""
+    origin: Written = field(default_factory=Origin, compare=False)
+
+
+OwnCheck = Annotated[
+    Keywords | Regex | Length | Examples | LlmJudge | GuardModel | ClassifierModel, Discriminator("kind")
+]

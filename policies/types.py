@@ -439,7 +439,7 @@ class Counter:
         within: … in so long a time; then it is found in every request, from the next one on …
         hold: … for so long.
         per: whose exchanges are counted together: those of a key (all without one are one more), of a tenant, or of a
-            user whom the request names; requests that name none are not counted.
+            user or a conversation that the request names; requests that name none are not counted.
         why: the reason, for the reader and the auditor.
     """
 
@@ -450,7 +450,7 @@ class Counter:
     at_least: Annotated[int, Ge(1), Le(10_000)]
     within: Duration
     hold: Duration
-    per: Literal["key", "tenant", "user"] = "key"
+    per: Literal["key", "tenant", "user", "conversation"] = "key"
     why: str = ""
     origin: Written = field(default_factory=Origin, compare=False)
 

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 
 from anyio import CancelScope, get_cancelled_exc_class, to_thread
@@ -82,7 +83,7 @@ async def handle(
     except Exception as error:
         exchange.error = explain(error)
         if isinstance(error, UpstreamError) and error.told:
-            await _judge_told(error, guard)
+            await _judge_told(error, guard, exchange)
         raise
     finally:
         if not remembered:
@@ -131,8 +132,9 @@ async def _flush(reply: ReplyGuard) -> AsyncIterator[Released]:
                     yield Text(choice, field, text)
 
 
-async def _judge_told(error: UpstreamError, guard: Guard) -> None:
+async def _judge_told(error: UpstreamError, guard: Guard, exchange: Exchange) -> None:
     """An upstream's error message is text like any other: it leaves only where the policy has nothing to say."""
-    decision = await to_thread.run_sync(guard.check, error.told, Stage.OUTPUT)
+    check = partial(guard.check, subject=exchange.subject, model=exchange.model, route=exchange.dialect)
+    decision = await to_thread.run_sync(check, error.told, Stage.OUTPUT)
     if decision.action in (Action.REWRITE, Action.BLOCK):
         error.told = ""

@@ -4,16 +4,12 @@ It lives here and not among the checks as it asks an upstream, whichever there i
 nothing else: whatever a model says besides is no verdict, and the check has failed.
 """
 
-import asyncio
 import hashlib
 import json
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from threading import Lock, Thread
 from time import monotonic
-from weakref import finalize
 
 from ringfence.guard.check import Finding, Passage, Span
 from ringfence.guard.exchange import Exchange
@@ -21,6 +17,7 @@ from ringfence.model.weights import WeightsMissing
 from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.own import LlmJudge
 from ringfence.policies.types import UpstreamChoice
+from ringfence.proxy.asking import Asking
 from ringfence.proxy.reply import Text, Upstream, UpstreamError
 from ringfence.proxy.upstreams import UnknownUpstream, open_upstream
 from ringfence.proxy.wire.body import BadRequest, readable
@@ -50,34 +47,6 @@ class NoVerdict(Exception):
     """The model answered something else than a verdict."""
 
 
-class BudgetSpent(Exception):
-    """As many verdicts were asked for lately as the policy allows in a minute."""
-
-
-class Budget:
-    """A bucket that holds a minute's verdicts, is full at first, and refills evenly.
-
-    Args:
-        clock: seconds, from any start.
-    """
-
-    def __init__(self, per_minute: int, clock: Callable[[], float]) -> None:
-        self._per_minute = per_minute
-        self._clock = clock
-        self._left = float(per_minute)
-        self._at = clock()
-
-    def take(self) -> bool:
-        """Take one out; False where none is left. Not thread-safe."""
-        now = self._clock()
-        self._left = min(self._per_minute, self._left + (now - self._at) * self._per_minute / 60)
-        self._at = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
-
-
 class JudgeCheck:
     """Reports its category with a language model's verdict, for every text. Thread-safe.
 
@@ -96,14 +65,15 @@ class JudgeCheck:
         self._spec = spec
         self._upstream = upstream
         self._model = None if spec.model == ANY else spec.model
-        self._clock = clock
-        self._budget = Budget(spec.per_minute, clock)
-        self._known: OrderedDict[bytes, float] = OrderedDict()
-        self._lock = Lock()
-        # Checks run on worker threads and upstreams on a loop; connections stay with the loop that opened them.
-        self._loop = asyncio.new_event_loop()
-        Thread(target=_run, args=(self._loop, upstream), name=f"judge-{spec.category}", daemon=True).start()
-        finalize(self, self._loop.call_soon_threadsafe, self._loop.stop).atexit = False
+        self._asking: Asking[float] = Asking(
+            f"judge-{spec.category}",
+            "the judge",
+            upstream,
+            timeout_s=spec.timeout_s,
+            per_minute=spec.per_minute,
+            remember=spec.remember,
+            clock=clock,
+        )
 
     def find(self, passage: Passage) -> Sequence[Finding]:
         """Return the verdict on a passage, as one finding over all of it.
@@ -126,38 +96,12 @@ class JudgeCheck:
             ensure_ascii=False,
         )
         key = hashlib.sha256(f"{self.revision}{question}".encode()).digest()
-        score = self._recall(key)
-        if score is None:
-            score = read_verdict(self._ask(question, passage.until))
-            self._remember(key, score)
+        score = self._asking.ask(key, lambda: self._verdict(question), passage.until)
         span = Span(passage.part, 0, len(passage.text))
         return (Finding(self.name, self.name, score, (span,), "a language model's verdict"),)
 
-    def _recall(self, key: bytes) -> float | None:
-        with self._lock:
-            if key in self._known:
-                self._known.move_to_end(key)
-            return self._known.get(key)
-
-    def _remember(self, key: bytes, score: float) -> None:
-        with self._lock:
-            self._known[key] = score
-            while len(self._known) > self._spec.remember:
-                self._known.popitem(last=False)
-
-    def _ask(self, question: str, until: float | None) -> str:
-        left = self._spec.timeout_s if until is None else min(self._spec.timeout_s, until - self._clock())
-        if left <= 0:
-            raise TimeoutError("there was no time left to ask the judge")
-        with self._lock:
-            if not self._budget.take():
-                raise BudgetSpent(f"{self._spec.per_minute} verdicts a minute are the policy's limit (per_minute)")
-        answer = asyncio.run_coroutine_threadsafe(self._answer(question), self._loop)
-        try:
-            return answer.result(left)
-        except TimeoutError:
-            answer.cancel()
-            raise TimeoutError(f"the judge gave no verdict within {left:.3g} s") from None
+    async def _verdict(self, question: str) -> float:
+        return read_verdict(await self._answer(question))
 
     async def _answer(self, question: str) -> str:
         if self._model is None:
@@ -210,10 +154,3 @@ def read_verdict(answer: str) -> float:
         raise NoVerdict("the judge's answer is not the JSON that it was asked for")
     sure = float(verdict["confidence"] or 1) / 2
     return round(0.5 + sure if verdict["violation"] == "1" else 0.5 - sure, 4)
-
-
-def _run(loop: asyncio.AbstractEventLoop, upstream: Upstream) -> None:
-    """Run a judge's loop until the judge is gone. Knows no judge, or that would never go."""
-    loop.run_forever()
-    loop.run_until_complete(upstream.aclose())
-    loop.close()

@@ -37,6 +37,9 @@ T = TypeVar("T")
 EXPECTED = (Blocked, BadRequest, TooLong, UpstreamError, StoreError)
 """How an exchange can end without an answer, short of a defect of ours."""
 
+CONVERSATION = "x-ringfence-conversation"
+"""Header in which a caller names the conversation that a request goes on with, for counters; no upstream sees it."""
+
 RETRY_IS_USELESS = {"x-should-retry": "false"}
 """Read by the `openai` clients: a blocked prompt must not be sent three times."""
 
@@ -80,7 +83,11 @@ def add_routes(app: FastAPI, service: Service) -> None:
         except EXPECTED as error:
             return _failed(error, exchange, guard)
         answer = await to_thread.run_sync(
-            openai_moderations.write_results, exchange, guard.policy, decision.findings, groups
+            openai_moderations.write_results,
+            exchange,
+            guard.pipeline_of(exchange).policy,
+            decision.findings,
+            groups,
         )
         return JSONResponse(answer, headers=_headers(exchange, guard))
 
@@ -160,7 +167,9 @@ async def _opened(
 ) -> tuple[Exchange, T]:
     async def reading() -> tuple[Exchange, T]:
         exchange, asked = await to_thread.run_sync(read)
-        exchange.subject = replace(request.state.subject, user=exchange.subject.user)
+        said = exchange.subject
+        conversation = request.headers.get(CONVERSATION) or said.conversation
+        exchange.subject = replace(request.state.subject, user=said.user, conversation=conversation)
         return exchange, asked
 
     return await _recorded_if_bad(request, guard, dialect, reading)

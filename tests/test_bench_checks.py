@@ -11,20 +11,27 @@ from phonenumbers import Leniency, PhoneNumberMatcher, phonenumbermatcher
 from typer.testing import CliRunner
 
 from ringfence.guard.bench.checks import (
+    AGAIN,
     KILOBYTE,
+    NEW,
+    NOTHING,
     PII,
     Tally,
     blocks_of,
     compare_pii,
     compare_secrets,
     measure_speed,
+    replies_and_prompts,
+    system_message,
     tally,
     timed_checks,
     with_live_values,
 )
 from ringfence.guard.bench.peers import Peer, Scored, places_of
 from ringfence.guard.bench.spans import LabelledSpan, LabelledText, load_corpus_of
+from ringfence.guard.check import Passage
 from ringfence.guard.checks import identity, phones
+from ringfence.policies.types import Stage
 from ringfence.proxy.cli.bench import app
 
 CORPORA = {name: load_corpus_of(name) for name in ("pii", "secrets")}
@@ -105,20 +112,57 @@ def test_blocks_are_of_the_size_asked_for():
     assert all(KILOBYTE - 4 < len(block.encode()) <= KILOBYTE for block in blocks_of(TEXTS, KILOBYTE))
 
 
-def test_speed_is_told_of_each_check_and_of_their_sum():
-    sides = {"one": lambda text: len(text), "other": lambda text: sorted(text)}
+def test_speed_is_told_of_each_check_and_of_their_sum_beside_what_is_promised():
+    sides = {"one": lambda passage: len(passage.text), "other": lambda passage: sorted(passage.text)}
     speed = measure_speed(sides, sizes=(1000, 10_000), rounds=1)
-    assert set(speed.per_text) == {"prose", "pii", "secrets"}
+    assert list(speed.per_text) == [NEW, AGAIN, NOTHING, "pii", "secrets"]
     assert list(speed.per_text["pii"]) == ["one", "other", "all"]
     assert list(speed.per_kilobyte["one"]) == [1000, 10_000]
+    told = speed.to_json()
+    assert told["promised"] == {"kind": NEW, "median_ms": told["per_text_ms"][NEW]["all"], "bar_ms": 1.0}
 
 
 def test_a_check_whose_time_grows_faster_than_its_text_is_named():
-    def slow(text):
-        return [text.count(text[at:]) for at in range(0, len(text), 10)]
+    def slow(passage):
+        return [passage.text.count(passage.text[at:]) for at in range(0, len(passage.text), 10)]
 
-    speed = measure_speed({"slow": slow, "fast": sorted}, sizes=(1000, 10_000), rounds=3)
+    sides = {"slow": slow, "fast": lambda passage: sorted(passage.text)}
+    speed = measure_speed(sides, sizes=(1000, 10_000), rounds=3)
     assert speed.to_json()["not_linear"] == ["slow"]
+
+
+def test_speed_is_measured_on_many_replies_to_prompts_under_a_system_message():
+    read = []
+    measure_speed({"one": read.append}, sizes=(1000, 2000), rounds=2)
+    assert {passage.stage for passage in read} == {Stage.OUTPUT}
+    assert (
+        len({passage.system for passage in read if passage.text.startswith("The lighthouse")}) == 3
+    )  # and twice a new one
+    assert KILOBYTE - 4 <= len(read[0].system.encode()) <= KILOBYTE
+    replies = [text for text, _ in replies_and_prompts()]
+    assert len(set(replies)) == len(replies) >= 20
+    assert all(KILOBYTE - 4 <= len(text.encode()) <= KILOBYTE for text in replies)
+    assert all(passage.prompt for passage in read)
+
+
+def test_what_is_remembered_of_a_text_is_timed_apart():
+    seen = set()
+
+    def remembers(passage):
+        for text in {passage.text, passage.system} - seen:
+            seen.add(text)
+            sum(range(20_000))
+
+    per_text = measure_speed({"one": remembers}, sizes=(1000, 2000), rounds=3).per_text
+    assert per_text[AGAIN]["all"] < per_text[NEW]["all"] / 5
+    assert per_text[NOTHING]["all"] > per_text[NEW]["all"] * 1.3
+
+
+def test_leakage_is_timed_where_it_has_something_to_compare():
+    reply, prompt = replies_and_prompts()[0]
+    sides = timed_checks()
+    passage = Passage(Stage.OUTPUT, "assistant", f"{reply}\n{system_message()}", prompt, system_message())
+    assert [finding.category for finding in sides["leakage"](passage)] == ["leak.system_prompt"]
 
 
 def test_checks_with_weights_are_not_timed_here():
@@ -140,6 +184,8 @@ def test_the_command_prints_figures_that_it_calls_in_sample():
     assert found["quality"][0]["results"][0]["overall"]["f1"] > 0.85
     assert found["quality"][2]["results"][0]["overall"]["f1"] > 0.95
     assert found["missing"] == []
+    assert found["speed"]["promised"]["bar_ms"] == 1.0
+    assert found["speed"]["texts"][NEW] >= 20
 
 
 # ---- what is fast, beside the slow twin that defines it

@@ -121,9 +121,42 @@ def test_every_pattern_that_cannot_be_used_is_told_with_the_reason():
     assert "takes characters apart" in lines[7]
 
 
-def test_a_keyword_of_nothing_but_white_space_is_refused():
-    assert refusal(keywords, "keywords", ("a", " \t")) == [
-        "shop.yaml:7:5: word 2 is nothing but white space; write one or leave it out"
+def test_every_keyword_of_nothing_but_white_space_is_refused():
+    assert refusal(keywords, "keywords", ("a", " \t", "b", " ")) == [
+        f"shop.yaml:7:5: word {number} is nothing but white space; write one or leave it out" for number in (2, 4)
+    ]
+
+
+def test_what_is_wrong_with_the_patterns_of_every_check_is_told_at_once():
+    listed = [("(a+)+$", "(?=a)b"), ("fine",), ("(", "a*"), (r"(b)\1",)]
+    own = [Regex("regex", f"t{n}", one, origin=Origin("shop.yaml", n, 5)) for n, one in enumerate(listed)]
+    blank = Keywords("keywords", "w", (" ",), origin=Origin("shop.yaml", 9, 5))
+    with pytest.raises(PolicyError) as caught:
+        own_checks([*own, blank])
+    assert [str(one).split(",")[0] for one in caught.value.problems] == [
+        "shop.yaml:0:5: pattern 2",
+        "shop.yaml:2:5: pattern 1",
+        "shop.yaml:2:5: pattern 2",
+        "shop.yaml:3:5: pattern 1",
+        "shop.yaml:9:5: word 1 is nothing but white space; write one or leave it out",
+    ]
+
+
+def test_patterns_of_checks_that_cannot_be_used_take_room_too_and_none_is_compiled_beyond_it(monkeypatch):
+    one = taken_by(own_checks([Regex("regex", "t", (r"y1\pL{20}",))]).values())
+    monkeypatch.setattr("ringfence.guard.expressions.ROOM", one * 9 // 2)
+    large = [Regex("regex", f"t{n}", (f"y{n}\\pL{{20}}", "("), origin=Origin("shop.yaml", n, 5)) for n in range(40)]
+    with pytest.raises(PolicyError) as caught:
+        own_checks(large)
+    assert {problem.origin.line for problem in caught.value.problems} == set(range(5))
+
+
+def test_a_check_that_takes_too_much_room_says_what_else_is_wrong_with_it(monkeypatch):
+    monkeypatch.setattr("ringfence.guard.expressions.ROOM", 100_000)
+    lines = refusal(regex, "regex", ("(", "\\pL{100}", "never read: ("))
+    assert [line.split(",")[0] for line in lines] == [
+        "shop.yaml:7:5: pattern 1",
+        "shop.yaml:7:5: with these",
     ]
 
 

@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 
 from ringfence.policies.decide import decide, strongest
 from ringfence.policies.explain import Change, Flip, explain
-from ringfence.policies.types import Action, Finding, Policy, Rule, RuleException, Span, Stage
+from ringfence.policies.overlay import effective
+from ringfence.policies.types import (
+    Action,
+    Finding,
+    Overlay,
+    Override,
+    Policy,
+    Rule,
+    RuleException,
+    Scope,
+    Span,
+    Stage,
+)
 
 CATEGORIES = ["harm", "harm.S4", "pii", "pii.email"]
 scores = st.floats(0, 1)
@@ -96,6 +108,100 @@ def test_stronger_change_is_one_and_gives_the_outcome_it_names(policy, exchange)
         after = outcome(changed(policy, [change]), exchange)
         assert after is explanation.stronger.action
         assert after.strength > before.strength
+
+
+FAR = date(2999, 1, 1)
+MED = Scope(model=("med-*",))
+overrides = st.builds(
+    Override,
+    action=st.none() | st.sampled_from(Action),
+    threshold=st.none() | scores,
+    on_error=st.none() | st.sampled_from([Action.ALLOW, Action.LOG, Action.BLOCK]),
+    shadow=st.none() | st.booleans(),
+)
+
+
+@st.composite
+def layered(draw):
+    """A policy with overlays and exceptions, the overlays that apply to an exchange, and what was found in that."""
+    own = draw(st.lists(rules, min_size=1, max_size=3))
+    rules_of = [[replace(rule, id=f"rule-{i}") for i, rule in enumerate(own)]]
+    layers, known = [], [rule.id for rule in rules_of[0]]
+    for number in range(draw(st.integers(1, 2))):
+        added = tuple(replace(draw(rules), id=f"layer-{number}-{i}") for i in range(draw(st.integers(0, 2))))
+        removed = tuple(draw(st.lists(st.sampled_from(known), max_size=1))) if known else ()
+        others = [name for name in known if name not in removed]
+        override = draw(st.dictionaries(st.sampled_from(others), overrides, max_size=2)) if others else {}
+        layers.append(Overlay(f"layer-{number}", MED, removed, override, added))
+        known = [*others, *(rule.id for rule in added)]
+    every = [rule.id for rule in rules_of[0]] + [rule.id for one in layers for rule in one.rules]
+    spared = st.lists(st.sampled_from(every), min_size=1, max_size=2).map(tuple)
+    exceptions = tuple(RuleException(f"e{i}", draw(spared), FAR, "ours", pattern="x") for i in range(2))
+    policy = Policy("p", tuple(rules_of[0]), exceptions=exceptions, overlays=tuple(layers), revision="r")
+    applied = draw(st.lists(st.sampled_from([one.id for one in layers]), unique=True))
+    excepted = st.lists(st.sampled_from(["e0", "e1"]), unique=True).map(tuple)
+    marked = st.builds(lambda one, ids: replace(one, excepted=() if one.error else ids), findings, excepted)
+    exchange = draw(st.lists(st.tuples(st.sampled_from(Stage), st.lists(marked, max_size=4)), min_size=1, max_size=3))
+    return policy, applied, exchange
+
+
+def edited(policy, flip):
+    """Make the changes of a flip where a person would: in the overlay that it names, or in the policy's own rules."""
+    policy = replace(policy, exceptions=tuple(one for one in policy.exceptions if one.id not in flip.ended))
+    for change in flip.changes:
+        new = {change.key: change.new}
+        layers = []
+        for one in policy.overlays:
+            if one.id == change.overlay and change.rule in {rule.id for rule in one.rules}:
+                rules = tuple(replace(rule, **new) if rule.id == change.rule else rule for rule in one.rules)
+                one = replace(one, rules=rules)
+            elif one.id == change.overlay:
+                override = {**one.override, change.rule: replace(one.override[change.rule], **new)}
+                one = replace(one, override=override)
+            layers.append(one)
+        own = [replace(r, **new) if r.id == change.rule and not change.overlay else r for r in policy.rules]
+        policy = replace(policy, overlays=tuple(layers), rules=tuple(own))
+    return policy
+
+
+@given(layered())
+def test_under_overlays_and_exceptions_what_is_decided_is_on_record_and_a_change_made_where_it_says_flips_it(given_):
+    policy, applied, exchange = given_
+    recorded = [decide(effective(policy, applied), stage, found) for stage, found in exchange]
+    why = explain(policy, recorded)
+    assert [one.decided for one in why.judgements] == recorded
+    for judgement in why.judgements:
+        live = {one.rule.id for one in judgement.verdicts if one.asks and not one.rule.shadow}
+        assert live == {*judgement.recorded.rules, *judgement.recorded.logged}
+    before = outcome(effective(policy, applied), exchange)
+    assert (why.milder is None) == (before is Action.ALLOW)
+    for flip, sign in ((why.milder, -1), (why.stronger, 1)):
+        if flip:
+            after = outcome(effective(edited(policy, flip), applied), exchange)
+            assert after is flip.action
+            assert (after.strength - before.strength) * sign > 0
+
+
+def test_a_rule_that_only_an_overlay_has_is_told_with_the_overlay():
+    hard = Overlay("hard", MED, rules=(Rule("no-mail", "pii.email", Action.BLOCK),))
+    policy = Policy("p", (replace(MAIL, action=Action.LOG),), overlays=(hard,), revision="r")
+    recorded = [decide(effective(policy, ["hard"]), Stage.INPUT, [found("pii.email", 0.95)])]
+    why = explain(policy, recorded)
+    assert why.policy.applied == ("hard",)
+    assert [(one.rule.id, one.asks) for one in why.judgements[0].verdicts] == [
+        ("mail", Action.LOG),
+        ("no-mail", Action.BLOCK),
+    ]
+    assert why.milder == Flip((Change("no-mail", "threshold", 0.5, 0.9501, "hard"),), Action.LOG)
+
+
+def test_another_policy_is_asked_with_those_of_its_own_overlays_that_are_about_the_exchange():
+    easy = Overlay("easy", MED, override={"harm": Override(threshold=0.99)})
+    recorded = [replace(decide(Policy("q", (HARM,), revision="q"), Stage.INPUT, [found("harm", 0.6)]), overlays=("o",))]
+    policy = Policy("p", (HARM,), overlays=(easy,), revision="r")
+    for model, applied, decided in (("med-7b", ("easy",), Action.ALLOW), ("small", (), Action.BLOCK)):
+        why = explain(policy, recorded, {"model": model})
+        assert (why.policy.applied, why.decided) == (applied, decided)
 
 
 def found(category, score, **others):

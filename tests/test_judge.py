@@ -19,7 +19,8 @@ from ringfence.guard.pipeline import Pipeline
 from ringfence.policies.document import PolicyError
 from ringfence.policies.own import LlmJudge
 from ringfence.policies.types import Action, Policy, Rule, Stage
-from ringfence.proxy.judge import Budget, BudgetSpent, JudgeCheck, NoVerdict, open_judge, read_verdict
+from ringfence.proxy.asking import Budget, BudgetSpent
+from ringfence.proxy.judge import JudgeCheck, NoVerdict, open_judge, read_verdict
 from ringfence.proxy.reply import UpstreamError
 
 POLICY = "A violation is any text that names a colleague's salary. Salaries of roles in general are none."

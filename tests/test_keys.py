@@ -92,6 +92,43 @@ def test_one_keys_counter_stops_no_other(ask):
     assert ask("operator's", "say: hi").choices
 
 
+COUNTED = """\
+version: 1
+name: counted
+rules:
+  - { id: number, category: number, action: log }
+  - { id: pause, category: count.many, stages: [input], action: block }
+counters:
+  - { id: many, rules: [number], at_least: 2, within: 10m, hold: 5m, per: conversation }
+"""
+
+
+def test_a_conversation_that_was_counted_full_stops_no_other_and_none_that_has_no_name(serve, settings, checks):
+    settings().policy.write_text(COUNTED)
+    service = build(settings(api_key="operator's"), upstream=FakeUpstream(), checks=checks)
+    url = serve(create_app(service))
+
+    def status(text, key="one's", header="", metadata=None):
+        body = {"model": "fake", "messages": [{"role": "user", "content": text}]}
+        body |= {"metadata": {"conversation_id": metadata, "other": "words"}} if metadata else {}
+        headers = {"authorization": f"Bearer {key}"} | ({"x-ringfence-conversation": header} if header else {})
+        return httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers).status_code
+
+    for _ in range(3):
+        assert status("say: 12345") == 200
+    assert [status("say: 12345", header="a"), status("say: 12345", metadata="a"), status("hi", header="a")] == [
+        200,
+        200,
+        400,
+    ]
+    assert status("hi", metadata="a") == 400
+    assert status("hi", metadata="a", header="b") == 200
+    assert status("hi", metadata="a", key="other's") == 200
+    assert status("hi") == 200
+    first = [kept.body for kept in Store.open(settings().audit_path, read_only=True).list()][-5]
+    assert [(one["where"], one["status"]) for one in first["coverage"]][1] == ("metadata", "judged")
+
+
 def test_a_listed_key_calls_models_and_opens_nothing_else(ask):
     def status(path, key, method="GET"):
         return httpx.request(method, ask.url + path, headers={"authorization": f"Bearer {key}"}).status_code

@@ -85,6 +85,7 @@ def last(text):
         ("escapes", r"\u006d\u0061\u006b\u0065 a \142\157\155\142", "make a bomb"),
         ("binary", " ".join(f"{b:08b}" for b in b"make a bomb"), "make a bomb"),
         ("percent", "how%20to%20make%20a%20bomb", "how to make a bomb"),
+        ("percent", "the attack%20plan.", "the attack plan."),
         ("percent", "make a %62%6f%6d%62", "make a bomb"),
         ("percent", quote("как сделать бомбу"), "как сделать бомбу"),
         ("entities", "make a &#98;&#111;&#x6d;&#98;", "make a bomb"),

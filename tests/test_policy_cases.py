@@ -14,6 +14,7 @@ from ringfence.guard.pipeline import categories_of
 from ringfence.policies.cases import (
     Outcome,
     Suite,
+    Tally,
     cases_beside,
     coverage_of,
     read_cases,
@@ -192,12 +193,12 @@ def test_case_may_say_whose_exchange_it_is_so_that_overlays_and_exceptions_show(
         "- {text: bad, for: {model: clinic-1}, expect: {action: block, rules: [clinic]}}\n"
     )
     cases = read_cases(path)
-    judge = judge_of(policy, {"pii": PiiCheck(), "fake": Fake()})
-    assert [result.difference for result in run_cases(cases, judge)] == [""] * 5
+    results = list(run_cases(cases, judge_of(policy, {"pii": PiiCheck(), "fake": Fake()})))
+    assert [result.difference for result in results] == [""] * 5
     suite = Suite(policy, cases)
     assert without_cases(policy, [suite]) == []
     assert [rule.id for rule in without_cases(policy, [Suite(policy, cases[:4])])] == ["clinic"]
-    assert coverage_of(policy, [suite])["harm"].caught == 1
+    assert coverage_of(policy, [(suite, results)])["harm"].caught == Tally(passing=1)
 
 
 def test_whose_a_case_is_comes_by_known_names_only(tmp_path):

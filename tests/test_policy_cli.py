@@ -16,6 +16,7 @@ from ringfence.guard.checks.secrets import SecretsCheck
 from ringfence.guard.exchange import Exchange, Kind, Part
 from ringfence.policies.decide import decide
 from ringfence.policies.load import canonical, load_policy, loads_policy
+from ringfence.policies.overlay import effective
 from ringfence.policies.types import Span, Stage
 from ringfence.proxy.cli import policy as cli
 
@@ -210,6 +211,7 @@ def test_test_exits_1_and_says_what_differs(policy):
     assert result.exit_code == 1
     assert f"{path.with_suffix('.cases.yaml')}:7:3: fail: expected log, got block by harm\n" in result.stdout
     assert "classifier: failed with RuntimeError" in result.stdout
+    assert result.stderr.strip() == "the check 'classifier' could not answer: RuntimeError: cannot imagine"
     assert "5 cases: 3 pass, 1 fail, 1 error" in result.stdout
 
 
@@ -254,9 +256,9 @@ rules:
 def recorded(policy, tmp_path):
     """Judge findings by a policy as the proxy would, and keep the record in a real log; returns both paths."""
 
-    def record(*findings, stage=Stage.INPUT, text=EXPLAINED):
+    def record(*findings, stage=Stage.INPUT, text=EXPLAINED, applied=()):
         path, db = policy(text), tmp_path / "log.db"
-        decision = decide(load_policy(path), stage, findings)
+        decision = decide(effective(load_policy(path), applied), stage, findings)
         exchange = Exchange("openai.chat", "small", [Part(Kind.TEXT, "user", ("messages", 0, "content"), "some text")])
         exchange.decisions.append(decision)
         store = Store.open(db)
@@ -290,6 +292,40 @@ def test_explain_says_by_how_much_a_rule_did_not_fire_and_takes_a_number(recorde
     assert "short by 0.1000" in result.stdout
     assert "It would have been block with\n  harm: threshold 0.5 → 0.4\n" in result.stdout
     assert "It would have been allow with\n  harm-mild: threshold 0.3 → 0.4001\n" in result.stdout
+
+
+LAYERED_DESK = """\
+rules:
+  - {id: mail, category: pii.email, action: log}
+  - {id: phone, category: pii.phone, action: log}
+overlays:
+  - id: desk
+    scope: {model: [sm*]}
+    remove: [phone]
+    rules: [{id: no-mail, category: pii.email, action: block}]
+"""
+
+
+def test_explain_is_about_the_policy_as_the_overlays_of_the_exchange_had_it(recorded, policy):
+    path, db, _ = recorded(scored("pii.email", 0.95), text=LAYERED_DESK, applied=("desk",))
+    result = run("explain", 1, "--db", db, "--policy", path)
+    assert "overlays: desk\noverlay desk removes phone\n" in result.stdout
+    lines = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line}
+    assert lines["no-mail"][-2:] == ["fired:", "block"]
+    assert "phone" not in lines
+    assert "on record" not in result.stdout
+    assert "It would have been log with\n  no-mail: threshold 0.5 → 0.9501 (overlay desk)\n" in result.stdout
+    told = json.loads(run("explain", 1, "--db", db, "--policy", path, "--json").stdout)
+    assert (told["recorded"]["action"], told["action"], told["overlays"]) == ("block", "block", ["desk"])
+    assert [one["overlay"] for one in told["milder"]["changes"]] == ["desk"]
+
+
+def test_explain_by_another_policy_takes_its_overlays_by_whose_the_exchange_was(recorded, policy):
+    path, db, _ = recorded(scored("pii.email", 0.95), text=LAYERED_DESK, applied=("desk",))
+    policy(LAYERED_DESK.replace("desk", "small").replace("action: block", "action: rewrite"))
+    result = run("explain", 1, "--db", db, "--policy", path)
+    assert "overlays: small (on record: desk)\n" in result.stdout
+    assert json.loads(run("explain", 1, "--db", db, "--policy", path, "--json").stdout)["action"] == "rewrite"
 
 
 def test_explain_tells_of_the_exceptions_that_spared_a_text_and_what_ending_one_would_do(recorded):

@@ -353,6 +353,17 @@ def test_overlay_counts_for_those_that_it_is_about(db):
     assert found.exchanges == 3
 
 
+def test_what_a_third_policy_looked_for_in_some_exchanges_by_an_overlay_it_did_not_look_for_in_others(db):
+    harm, pii = (replace(rule, stages=(Stage.INPUT,)) for rule in (HARM, PII))
+    overlay = Overlay("s", Scope(key=("strict",)), rules=(pii,))
+    third = policy(harm, revision="third", text="none", overlays=(overlay,))
+    say(db, third, f"war {MAIL}", key="strict")
+    say(db, third, f"war {MAIL}", "war", key="other")
+    found = replay(db, policy(harm), policy(harm, pii, revision="new"), CHECKS)
+    assert counted(found) == {(Stage.INPUT, Action.ALLOW, Action.REWRITE): 1}
+    assert (found.exchanges, found.undecided) == (3, 2)
+
+
 def test_exception_of_a_scope_spares_only_until_its_day(db):
     old = policy(HARM)
     say(db, old, "war war war", day=20)

@@ -1,13 +1,26 @@
 import json
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 from junitparser import Error, Failure, JUnitXml
 from typer.testing import CliRunner
 
+from ringfence.guard.checks.exfiltration import ExfiltrationCheck
 from ringfence.guard.checks.hidden import HiddenCheck
 from ringfence.guard.checks.pii import PiiCheck
-from ringfence.policies.cases import Case, Expected, Outcome, Result, Shown, Suite, cases_beside, coverage_of, run_cases
+from ringfence.policies.cases import (
+    Case,
+    Expected,
+    Outcome,
+    Result,
+    Shown,
+    Suite,
+    Tally,
+    cases_beside,
+    coverage_of,
+    run_cases,
+)
 from ringfence.policies.load import loads_policy
 from ringfence.policies.types import Action, Decision, Stage
 from ringfence.proxy.cli import policy as cli
@@ -90,11 +103,14 @@ def test_junit_file_that_cannot_be_written_is_told(policy, tmp_path):
 def test_table_and_json_count_the_cases_of_each_category(policy):
     lines = [line.split() for line in run(policy).stdout.splitlines()]
     assert ["category", "must", "be", "caught", "must", "be", "left", "alone"] in lines
-    assert ["harm", "1", "2"] in lines
-    assert ["attack", "0", "2"] in lines
+    assert ["harm", "1", "pass", "1", "pass,", "1", "fail"] in lines
+    assert ["attack", "0", "1", "pass,", "1", "fail"] in lines
     told = json.loads(run(policy, "--json").stdout)
     assert list(told["coverage"]) == ["hidden", "harm", "pii.email", "attack"]
-    assert told["coverage"]["pii.email"] == {"caught": 1, "left_alone": 2}
+    assert told["coverage"]["pii.email"] == {
+        "caught": {"passing": 1, "known": 0, "failing": 0},
+        "left_alone": {"passing": 1, "known": 0, "failing": 1},
+    }
     assert told["without_cases"] == ["quiet"]
     assert all(row["seconds"] >= 0 for row in told["results"])
 
@@ -103,11 +119,51 @@ def case(action, *rules):
     return Case("x", Expected(Action(action), rules))
 
 
-def test_case_that_names_no_rule_counts_where_its_file_is_about_one_category_only():
-    both = loads_policy(HEAD + "rules: [{id: a, category: pii, action: log}, {id: b, category: harm, action: block}]\n")
-    one = loads_policy(HEAD + "rules: [{id: a, category: pii, action: log}]\n")
-    suites = [Suite(one, (case("log"), case("allow"), case("log", "a"))), Suite(both, (case("log"), case("allow")))]
-    assert coverage_of(both, suites) == {"pii": Shown(2, 2), "harm": Shown(0, 1)}
+RULES_OF_TWO = """\
+rules:
+  - {id: any, category: pii, action: log}
+  - {id: mail, category: pii.email, action: log}
+  - {id: harm, category: harm, action: block}
+"""
+
+
+def covered(policy, *results, about=None):
+    return coverage_of(policy, [(Suite(about or policy, tuple(one.case for one in results)), results)])
+
+
+def test_cases_that_pass_are_known_to_fail_and_fail_are_counted_apart():
+    policy = loads_policy(HEAD + RULES_OF_TWO)
+    outcomes = [Outcome.PASS, Outcome.PASS, Outcome.KNOWN, Outcome.FAIL, Outcome.ERROR]
+    shown = covered(policy, *(Result(case(*of), one) for one in outcomes for of in [("block", "harm"), ("allow",)]))
+    assert shown["harm"] == Shown(Tally(2, 1, 2), Tally(2, 1, 2))
+    assert shown["pii.email"] == Shown(Tally(), Tally(2, 1, 2))
+
+
+def test_case_about_a_category_counts_for_the_rules_over_those_above_it():
+    policy = loads_policy(HEAD + RULES_OF_TWO)
+    of_mail, of_any = Result(case("log", "mail"), Outcome.PASS), Result(case("log", "any"), Outcome.KNOWN)
+    shown = covered(policy, of_mail, of_any, Result(case("log", "mail", "any"), Outcome.PASS))
+    assert shown["pii"].caught == Tally(passing=2, known=1)
+    assert shown["pii.email"].caught == Tally(passing=2)
+
+
+def test_case_that_names_no_rule_counts_where_one_decided_or_where_its_file_is_about_one_root_only():
+    policy = loads_policy(HEAD + RULES_OF_TWO)
+    passed, failed = Result(case("log"), Outcome.PASS, rules=("mail",)), Result(case("log"), Outcome.FAIL)
+    shown = covered(policy, passed, failed)
+    assert [shown[name].caught for name in ("pii", "pii.email", "harm")] == [Tally(1), Tally(1), Tally()]
+    of_root = covered(policy, passed, failed, about=replace(policy, rules=policy.rules[:2]))
+    assert of_root["pii.email"].caught == Tally(passing=1, failing=1)
+
+
+def test_every_case_of_exfiltration_that_must_be_caught_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "load_checks", lambda: {"exfiltration": ExfiltrationCheck()})
+    path = tmp_path / "p.yaml"
+    path.write_text(HEAD + "packs: [exfiltration]\n")
+    told = json.loads(run(path, "--json").stdout)
+    must = sum(row["expected"] != "allow" for row in told["results"])
+    assert must >= 28
+    assert sum(one["caught"]["passing"] for one in told["coverage"].values()) >= must
 
 
 def test_a_case_that_is_known_to_fail_is_shown_and_makes_no_run_fail(tmp_path):
@@ -119,6 +175,7 @@ def test_a_case_that_is_known_to_fail_is_shown_and_makes_no_run_fail(tmp_path):
     assert result.exit_code == 0
     assert "KNOWN" in result.stdout
     assert "expected block, got allow by no rule" in result.stdout
+    assert ["pii.email", "0,", "1", "known", "to", "fail", "0"] in [line.split() for line in result.stdout.splitlines()]
     assert "<skipped" in (tmp_path / "out.xml").read_text()
     path.with_suffix(".cases.yaml").write_text(cases.replace("hello", "a@example.com"))
     assert "it passes by now: take 'known' out" in run(path).stdout

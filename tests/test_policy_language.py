@@ -417,6 +417,12 @@ class TestExceptions:
         with pytest.raises(PolicyError, match=r"<memory>:1:1: the pattern of exception 'x' is not one that RE2 reads"):
             Exceptions(Policy("p", (), exceptions=(self.exception(pattern=r"(?=a)"),)))
 
+    def test_every_impossible_pattern_is_told_and_not_the_first_alone(self):
+        ones = [replace(self.exception(pattern=one), id=f"x{n}") for n, one in enumerate(["(?=a)", "a", "(", r"(a)\1"])]
+        with pytest.raises(PolicyError) as caught:
+            Exceptions(Policy("p", (), exceptions=tuple(ones)))
+        assert [one.what.split("'")[1] for one in caught.value.problems] == ["x0", "x2", "x3"]
+
     def test_patterns_may_take_so_much_room_together_with_those_of_the_checks(self):
         large = replace(self.exception(pattern=r"\pL{40}"), origin=Origin("shop.yaml", 9, 5))
         policy = Policy("p", (), exceptions=(large,))

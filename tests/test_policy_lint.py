@@ -58,8 +58,9 @@ def test_lint_warns_of_rules_that_never_decide_or_have_no_case():
         "<memory>:5:5: rule 'mail' never decides: 'all' (<memory>:4:5) asks for block from 0.4 on, "
         "where this one asks for rewrite from 0.5"
     )
-    assert len(told) == 5
-    assert all("has no case" in warning for warning in told[1:])
+    assert "rule 'early' asks for rewrite in vain from 0.4 on: there 'all'" in told[1]
+    assert len(told) == 6
+    assert all("has no case" in warning for warning in told[2:])
     assert "everything passes" in str(next(lint(loads_policy(HEAD), [], TODAY)))
 
 
@@ -82,8 +83,14 @@ EXCEPTED = "exceptions: [{id: ex, rules: [%s], pattern: '.*', until: %s, why: te
         (STRONG, WEAK, "overlays: [{id: o, scope: {model: [m]}, remove: [strong]}]\n"),
         (STRONG, WEAK, "overlays: [{id: o, scope: {model: [m]}, override: {strong: {shadow: true}}}]\n"),
         (STRONG, WEAK, "counters: [{id: c, rules: [weak], at_least: 3, within: 1h, hold: 1h}]\n"),
-        (STRONG + ", stages: [output]", WEAK, ""),
-        (STRONG + ", roles: [user]", WEAK, ""),
+        (STRONG + ", threshold: 0.8", WEAK.replace("rewrite", "log"), ""),
+        (STRONG + ", threshold: 0.8", WEAK, ""),
+        (STRONG.replace("pii.email", "pii") + ", threshold: 0.8", WEAK.replace("rewrite", "log"), ""),
+        (STRONG.replace("pii.email", "pii") + ", threshold: 0.8, when: {category: harm}", WEAK, ""),
+        (STRONG.replace("pii.email", "pii") + ", threshold: 0.8, shadow: true", WEAK, ""),
+        (STRONG, WEAK.replace("pii.email", "pii"), ""),
+        (STRONG + ", stages: [output]", WEAK + ", stages: [input]", ""),
+        (STRONG + ", roles: [user]", WEAK + ", roles: [tool]", ""),
         (STRONG.replace("email", "card"), WEAK, ""),
     ],
 )
@@ -104,6 +111,94 @@ def test_of_two_that_say_the_same_the_first_counts_unless_the_check_is_hurried_b
     (told,) = warnings(of_rules(mail, again))
     assert "rule 'again' adds nothing: 'weak'" in told
     assert warnings(of_rules(mail, again + ", seconds: 1")) == []
+
+
+IN_PART = [
+    (", stages: [output]", "", "on the output stage"),
+    (", roles: [user, tool]", ", roles: [user, tool, assistant], threshold: 0.6", "in text of tool, user"),
+    (", roles: [user], stages: [input]", ", roles: [user, tool]", "on the input stage in text of user"),
+    (", threshold: 0.8", "", "from 0.8 on"),
+    (", threshold: 0.8, stages: [input]", "", "on the input stage from 0.8 on"),
+    (", threshold: 0.8, on_error: allow", "", "from 0.8 on"),
+]
+
+
+@pytest.mark.parametrize(("strong", "weak", "where"), IN_PART)
+def test_of_rules_that_overlap_in_part_the_one_that_wins_there_is_told(strong, weak, where):
+    told = warnings(of_rules("id: strong, category: pii, action: block" + strong, WEAK + weak))
+    assert told == [
+        f"<memory>:5:5: rule 'weak' asks for rewrite in vain {where}: there 'strong' (<memory>:4:5) asks for block, and "
+        "the stronger action wins"
+    ]
+
+
+def test_of_several_that_win_over_a_rule_the_strongest_is_told():
+    rewriting = "id: rewriting, category: pii, action: rewrite, stages: [input]"
+    blocking = "id: blocking, category: pii, action: block, stages: [output]"
+    (told,) = warnings(of_rules(rewriting, blocking, WEAK.replace("rewrite", "log")))
+    assert "asks for log in vain on the output stage: there 'blocking'" in told
+
+
+BROAD = "id: broad, category: pii, action: rewrite"
+
+
+def test_a_rule_that_rewrites_what_another_rewrites_alike_is_told():
+    assert warnings(of_rules(BROAD, WEAK)) == [
+        "<memory>:5:5: rule 'weak' rewrites nothing that 'broad' (<memory>:4:5) leaves"
+    ]
+    assert len(warnings(of_rules(BROAD + ", restore: true", WEAK + ", stages: [output]"))) == 1
+    assert warnings(of_rules(BROAD, WEAK + ", seconds: 1")) == []
+    assert warnings(of_rules(BROAD + ", threshold: 0.6", WEAK)) == []
+    assert warnings(of_rules(BROAD + ", stages: [input]", WEAK)) == []
+
+
+@pytest.mark.parametrize("other", [", replacement: gone", ", restore: true", ", replacement: gone, stages: [input]"])
+def test_of_two_rules_that_rewrite_the_same_otherwise_the_one_whose_words_stand_is_told(other):
+    assert warnings(of_rules(BROAD, WEAK + other)) == [
+        "<memory>:5:5: rules 'weak' and 'broad' (<memory>:4:5) rewrite the same, each in its own way: that of 'broad' "
+        "stands, whose id comes first"
+    ]
+    assert len(warnings(of_rules(BROAD, BROAD.replace("broad", "again") + other))) == 1
+    assert warnings(of_rules(BROAD + ", stages: [output]", WEAK + ", replacement: gone, stages: [input]")) == []
+
+
+@pytest.mark.parametrize("ids", [("a", "b"), ("b", "a")])
+def test_of_two_replacements_that_of_the_id_that_comes_first_stands_as_lint_says(ids):
+    policy = of_rules(f"id: {ids[0]}, category: pii, action: rewrite, replacement: {ids[0]}", f"id: {ids[1]}, {MAIL}")
+    (told,) = warnings(policy)
+    (made,) = decide(policy, Stage.INPUT, [Finding("pii", "pii.email", 0.9, (Span(0, 0, 4),))]).rewrites
+    assert f"that of '{made.rule}' stands" in told
+
+
+MAIL = "category: pii.email, action: rewrite, replacement: mail"
+
+
+def test_a_check_that_no_rule_looks_at_is_told():
+    more = "checks:\n" + "".join(f"  - {{kind: keywords, category: {name}, words: [x]}}\n" for name in "abcd")
+    more += "overlays: [{id: o, scope: {model: [m]}, rules: [{id: r, category: c, action: log}]}]\n"
+    looking = "id: q, category: pii, action: log, when: {not: {category: b}}, on_error: {degrade: d}"
+    assert warnings(of_rules(looking, more=more)) == [
+        "<memory>:6:5: no rule looks at 'a': the check is never asked; write a rule over it, or take it out"
+    ]
+
+
+UNKNOWN = ["S15", "S0", "s9", "MLCommons:S15", "mlcommons:S9", "ML-Commons:S9", "MLCommons:hate", "MLCommons:S09"]
+UNKNOWN += ["OWASP:LLM99", "OWASP:LLM01", "LLM01", "OWASP-LLM-2024:LLM01", "OWASP-LLM-2025:LLM11", "LLM1:2025"]
+UNKNOWN += ["OWASP-LLM-2025:LLM00", "owasp-llm-2025:llm01", "OWASP-LLM-2025:injection", "OWASP-LLM-2025:LLM010"]
+FREE = ["MLCommons:S1", "MLCommons:S14", "S9", "OWASP-LLM-2025:LLM01", "OWASP-LLM-2023:LLM10", "LLM01:2025", "banana"]
+FREE += ["OWASP:A01", "ISO:S15", "team-s3", "S-Bahn", "LLM", "llm2-team", "MLCommonsense", "2025"]
+
+
+@pytest.mark.parametrize(("tag", "known"), [*((tag, False) for tag in UNKNOWN), *((tag, True) for tag in FREE)])
+def test_a_tag_that_looks_like_a_code_and_is_none_is_told_and_others_are_free(tag, known):
+    told = warnings(of_rules(f'id: a, category: pii, action: log, tags: ["{tag}"]'))
+    assert [one.split(" is no ")[0] for one in told] == ([] if known else [f"<memory>:4:41: tag '{tag}' of rule 'a'"])
+
+
+def test_a_tag_that_an_override_brings_is_told_where_it_is_written():
+    more = "overlays:\n  - id: o\n    scope: {model: [m]}\n    override: {a: {tags: [S15]}}\n"
+    (told,) = warnings(of_rules("id: a, category: pii, action: log", more=more))
+    assert told.startswith("<memory>:8:20: tag 'S15' of rule 'a' is no hazard of MLCommons: they are S1 to S14")
 
 
 COUNTING = "counters:\n  - {id: c, rules: [%s], at_least: 1, within: 1h, hold: 1h}\n"
@@ -196,7 +291,7 @@ FINDABLE = [
 @pytest.mark.parametrize(("rule", "key", "told"), FINDABLE)
 def test_lint_warns_of_what_is_never_found(rule, key, told, checks):
     policy = of_rules(f"id: a, {rule}", more="checks: [{kind: keywords, category: words, words: [cat]}]\n")
-    found = warnings(policy, findable(policy, checks))
+    found = [one for one in warnings(policy, findable(policy, checks)) if "no rule looks at 'words'" not in one]
     column = f"  - {{id: a, {rule}".index(key) + 1
     assert len(found) == bool(told)
     assert all(one.startswith(f"<memory>:4:{column}: rule 'a' looks at ") and told in one for one in found)
@@ -273,7 +368,10 @@ def policies(draw):
     policies(), st.lists(findings, max_size=3), st.sampled_from(Stage), st.sets(st.sampled_from(["o", "p"])), st.data()
 )
 def test_no_rule_that_lint_calls_dead_makes_a_difference(policy, found, stage, applied, data):
-    told = [re.search(r"rule '(.)' (never decides|adds nothing)", str(one)) for one in lint(policy, [], TODAY)]
+    told = [
+        re.search(r"rule '(.)' (never decides|adds nothing|rewrites nothing)", str(one))
+        for one in lint(policy, [], TODAY)
+    ]
     dead = [(one[1], one[2]) for one in told if one]
     looks_at = {rule.id: rule.category for rule in policy.rules}
     marked = []
@@ -290,7 +388,10 @@ def test_no_rule_that_lint_calls_dead_makes_a_difference(policy, found, stage, a
     for name, how in dead:
         without = decide(replace(now, rules=tuple(r for r in now.rules if r.id != name)), stage, marked)
         assert (without.action, without.message) == (decided.action, decided.message)
-        assert how == "never decides" or without.rewrites == decided.rewrites
+        if how == "adds nothing":
+            assert without.rewrites == decided.rewrites
+        if how == "rewrites nothing":
+            assert [one.span for one in without.rewrites] == [one.span for one in decided.rewrites]
 
 
 def test_lint_says_where_a_keyword_holds_replies_back_longer_than_the_stream_does():

@@ -283,17 +283,33 @@ yaml_like = st.text(st.sampled_from(list("ab1:-,[]{}#'\"|>!?.\n\n  ")), max_size
 def test_text_means_the_same_without_libyaml(source):
     fast = read(source)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(document, "FAST", yaml.SafeLoader)
+        patch.setattr(document, "FAST", document.Plain)
         slow = read(source)
-    if isinstance(slow, str) and not isinstance(fast, str):
-        return  # libyaml takes some texts besides, such as [a:b]
+    if isinstance(slow, str) and (not isinstance(fast, str) or "tag" in fast + slow):
+        return  # libyaml takes some malformed texts besides, such as `>#`, and refuses `!:!` in other words
     assert fast == slow
+
+
+@pytest.mark.parametrize(
+    ("source", "value"),
+    [
+        ("[How much?, b]", ["How much?", "b"]),
+        ("{a?: b, c: d?}", {"a?": "b", "c": "d?"}),
+        ("[https://x.example/?q=1, a ?b, a ? b]", ["https://x.example/?q=1", "a ?b", "a ? b"]),
+        ("[a\n ?b]", ["a ?b"]),
+        ("[? a]", [{"a": None}]),  # as the first character of a key it is a sign, also in YAML
+    ],
+)
+@pytest.mark.parametrize("parser", [document.FAST, document.Plain])
+def test_a_question_mark_ends_no_word(source, value, parser, monkeypatch):
+    monkeypatch.setattr(document, "FAST", parser)
+    assert parse_document(source, "p.yaml", Any).value == value
 
 
 def test_policy_loads_without_libyaml(monkeypatch):
     source = HEAD + "rules:\n" + "".join(RULE % i for i in range(3))
     fast = loads_policy(source)
-    monkeypatch.setattr(document, "FAST", yaml.SafeLoader)
+    monkeypatch.setattr(document, "FAST", document.Plain)
     slow = loads_policy(source)
     assert slow == fast
     assert [rule.origin for rule in slow.rules] == [rule.origin for rule in fast.rules]

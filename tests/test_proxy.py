@@ -13,9 +13,9 @@ from ringfence.guard.audit.store import Store
 from ringfence.guard.check import Check
 from ringfence.guard.exchange import Exchange
 from ringfence.guard.guard import Guard
-from ringfence.policies.types import Action, Policy, Rule
+from ringfence.policies.types import Action, Overlay, Override, Policy, Rule, Scope
 from ringfence.proxy.app import create_app
-from ringfence.proxy.reply import About, Event
+from ringfence.proxy.reply import About, Event, UpstreamError
 from ringfence.proxy.service import Service
 from ringfence.proxy.settings import Settings
 from ringfence.proxy.upstreams.fake import FakeUpstream
@@ -403,6 +403,26 @@ def test_a_policy_without_rules_never_says_judged(
     guard = Guard(Policy(name="nothing", rules=()), checks=checks, store=store)
     proxy = Proxy(serve(create_app(service_of(guard))), FakeUpstream(), store)
     assert proxy.ask("say: hi").headers["x-ringfence-coverage"] == "judged=0 exempt=0 unjudged=2"
+
+
+def test_moderations_and_an_upstreams_error_go_by_the_overlays_of_the_exchange(
+    serve: Callable[..., str], service_of: Callable[..., Service], checks: dict[str, Check], store: Store
+) -> None:
+    strict = Overlay("strict", Scope(model=("careful",)), override={"note-knives": Override(action=Action.BLOCK)})
+    rules = (Rule("note-knives", "knife", Action.LOG),)
+    guard = Guard(Policy("layered", rules, overlays=(strict,)), checks=checks, store=store)
+
+    class Telling(FakeUpstream):
+        async def stream(self, exchange: Exchange, headers: Mapping[str, str]) -> AsyncGenerator[Event, None]:
+            raise UpstreamError("it refused", status=400, code="upstream_error", told="no knife here")
+            yield
+
+    proxy = Proxy(serve(create_app(service_of(guard, Telling()))), FakeUpstream(), store)
+    for model, flagged in (("careful", True), ("other", False)):
+        answer = proxy.openai.moderations.create(model=model, input=["a knife", "a flower"])
+        assert [one.flagged for one in answer.results] == [flagged, False]
+        refused = proxy.post({"model": model, "messages": messages("hi")}).json()["error"]["message"]
+        assert ("no knife here" in refused) is not flagged
 
 
 def test_moderations_answer_in_the_clients_own_types(proxy: Proxy) -> None:

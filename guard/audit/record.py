@@ -15,7 +15,7 @@ from typing import Any, Literal
 import rfc8785
 from pydantic import TypeAdapter
 
-from ringfence.guard.exchange import Exchange, Judged, Part
+from ringfence.guard.exchange import Exchange, Judged, Part, Subject, whose
 from ringfence.policies.decide import reasons
 from ringfence.policies.types import Decision, Finding, Span, Stage
 
@@ -105,6 +105,12 @@ def decisions_of(body: Body) -> tuple[Decision, ...]:
         for one in body["decisions"]
     ]
     return _decisions().validate_python(decisions)
+
+
+def who_in(body: Body) -> Mapping[str, str]:
+    """Return what a policy's scopes ask for, of the exchange that a record is about."""
+    subject = body["subject"]
+    return whose(Subject(subject["tenant"], subject["key"]), body["model"], body["dialect"])
 
 
 @cache

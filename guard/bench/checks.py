@@ -8,7 +8,8 @@ the share of findings that are right, recall the share of marks that are met; th
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle
+from itertools import count, cycle
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from ringfence.guard.bench.spans import LabelledSpan, LabelledText, load_corpus_
 from ringfence.guard.check import Check, Passage, Versioned, load_checks
 from ringfence.guard.checks.pii import PiiCheck
 from ringfence.guard.checks.secrets import SecretsCheck
+from ringfence.guard.classifier.rows import read_rows
 from ringfence.guard.normalise import spellings, variants
 from ringfence.policies.types import Stage
 
@@ -213,31 +215,13 @@ def _share(part: int | None, whole: int | None) -> float | None:
 
 # ---- speed
 
-PROSE = """\
-We moved the meeting to Thursday because half of the team is travelling, and nobody wanted to take notes twice. The
-first draft of the report is almost done; what is missing are the 2 charts about storage and a short paragraph on costs
-for 2024. If you have time before lunch, could you read the introduction and mark whatever sounds too long? I would
-rather cut a page than explain it in the talk.
-
-The new kitchen shelves arrived this morning, so the hallway is full of boxes until somebody finds the drill. Last night
-it rained so hard that the path behind the house turned into a small river, which the children thought was the best
-thing of the whole week. The man from the council said that it happens every 10 years or so; he has a map of it, and a
-bucket. My neighbour keeps 14 hens and gives each of them a name from the opera.
-
-I have started to learn the piano again after twelve years, and my left hand has forgotten nearly everything that it
-once knew. The teacher says that the trick is to play slowly and to stop before it becomes a chore. On page 37 there is
-a waltz that I used to like. In the end we decided to keep the old table, sand it down, and paint the legs in a dark
-green that matches the door to the garden. It took 3 days, mostly of waiting.
-
-How do I get a stain of red wine out of a wool carpet? First blot it with a dry cloth, and do not rub. Mix a spoon of
-white vinegar, a spoon of dish soap and half a litre of lukewarm water, dab it on from the edge to the middle, and blot
-again. Repeat until the cloth stays clean, then go over it with plain water. If the stain is old, let the mixture work
-for about 15 minutes. Try a hidden corner first: some dyes do not like vinegar, and nobody likes a white spot.
-"""
-"""Ordinary text, of which a kilobyte should cost little."""
+TEXTS = Path(__file__).parent / "texts"
 
 KILOBYTE = 1000
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
+BAR_MS = 1.0
+"""What all checks together may cost on a kilobyte of ordinary text that they never read before, as a median."""
+
 GROWS = 2.0
 """By this much may a kilobyte of the longest text cost more than one of a tenth of it, before it counts as not linear.
 
@@ -245,7 +229,10 @@ Not more than one alone: what a short text does not hold spares it work once (a 
 second reading where nothing is disguised), and a long mixture holds everything.
 """
 
-Timed = Callable[[str], object]
+NEW, AGAIN, NOTHING = "ordinary", "ordinary, read again", "ordinary, under a new system message"
+"""Replies that the checks never read, ones that they have just read, ones with all around them that they never read."""
+
+Timed = Callable[[Passage], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,13 +240,16 @@ class Speed:
     """What the checks cost.
 
     Attributes:
-        per_text: by kind of text, then by check, median milliseconds for a kilobyte; `all` is that of the sums.
+        per_text: by kind of text, then by check, milliseconds for a kilobyte: the median over the texts of each one's
+            median; `all` is that of the sums.
+        texts: how many texts there were of each kind.
         per_kilobyte: by check, milliseconds a kilobyte at each length in bytes, of a mixture of all kinds of text.
         over_one: of these, a kilobyte of the longest text over one alone.
         over_tenth: a kilobyte of the longest text over one of the next shorter, a tenth of it.
     """
 
     per_text: Mapping[str, Mapping[str, float]]
+    texts: Mapping[str, int]
     per_kilobyte: Mapping[str, Mapping[int, float]]
     over_one: Mapping[str, float]
     over_tenth: Mapping[str, float]
@@ -268,6 +258,8 @@ class Speed:
         """Return one object, as `ringfence bench checks --json` prints it."""
         return {
             "per_text_ms": {kind: _rounded(row) for kind, row in self.per_text.items()},
+            "texts": dict(self.texts),
+            "promised": {"kind": NEW, "median_ms": round(self.per_text[NEW]["all"], 4), "bar_ms": BAR_MS},
             "per_kilobyte_ms": {name: _rounded(row) for name, row in self.per_kilobyte.items()},
             "longest_over_1_kB": _rounded(self.over_one),
             "longest_over_a_tenth": _rounded(self.over_tenth),
@@ -276,44 +268,59 @@ class Speed:
 
 
 def timed_checks(checks: Mapping[str, Check] | None = None) -> dict[str, Timed]:
-    """Return what is timed: every installed check without weights, and the reading of disguises before the one with."""
+    """Return what is timed: every installed check without weights, and the reading of disguises before the one with.
 
-    def reads(check: Check) -> Timed:
-        return lambda text: check.find(Passage(Stage.OUTPUT, "assistant", text))
-
+    In this order, as checks share what they read: who asks first pays for it.
+    """
     ours = {name: check for name, check in (checks or load_checks()).items() if not isinstance(check, Versioned)}
     undone: dict[str, Timed] = {
-        "normalise": variants,
-        "spellings": spellings.__wrapped__,
-    }  # which checks share, and remember
-    return {**undone, **{name: reads(check) for name, check in ours.items()}}
+        "normalise": lambda passage: variants(passage.text),
+        "spellings": lambda passage: spellings(passage.text),
+    }
+    return {**undone, **{name: check.find for name, check in ours.items()}}
 
 
 def measure_speed(sides: Mapping[str, Timed], sizes: Sequence[int] = SIZES, rounds: int = 5) -> Speed:
-    """Time each side; seconds are those that the processor worked for it, so that other programs do not count."""
+    """Time each side; seconds are those that the processor worked for it, so that other programs do not count.
+
+    Texts are replies, each to its prompt, under a system message of a kilobyte, as in use.
+    """
+    replies = [Passage(Stage.OUTPUT, "assistant", *texts, system_message()) for texts in replies_and_prompts()]
     corpora = {name: [text.text for text in load_corpus_of(name)] for name in ("pii", "secrets")}
-    kinds = {"prose": PROSE.split("\n\n"), **corpora}
-    per_text = {}
-    for kind, texts in kinds.items():
-        blocks = blocks_of(texts, KILOBYTE)
-        costs = {name: [_cost(side, block, rounds) for block in blocks] for name, side in sides.items()}
-        sums = [sum(row) for row in zip(*costs.values(), strict=True)]
-        per_text[kind] = {name: median(row) for name, row in (costs | {"all": sums}).items()}
-    mixed = [text for three in zip(cycle(kinds["prose"]), *corpora.values()) for text in three]
+    found = {kind: [replace(replies[0], text=block) for block in blocks_of(texts)] for kind, texts in corpora.items()}
+    kinds: dict[str, tuple[Sequence[Passage], Renewed]] = {
+        NEW: (replies, _new_text),
+        AGAIN: (replies, lambda passage: passage),
+        NOTHING: (replies, _new_everything),
+        **{kind: (passages, _new_text) for kind, passages in found.items()},
+    }
+    per_text = {kind: _per_text(sides, *texts, rounds) for kind, texts in kinds.items()}
+    mixed = [text for three in zip(cycle(reply.text for reply in replies), *corpora.values()) for text in three]
     per_kilobyte: dict[str, dict[int, float]] = {name: {} for name in sides}
     for size in sizes:
-        often = max(1, min(50, sizes[-1] // 100 // size))  # the longest once, the shortest on many stretches
-        texts = blocks_of(mixed, size, often)
+        often = max(1, min(50, 100_000 // size))  # the longest once, the shortest on many stretches
+        blocks = [replace(replies[0], text=block) for block in blocks_of(mixed, size, often)]
         for name, side in sides.items():
-            cost = sum(_cost(side, text, 1 if size >= 1_000_000 else rounds) for text in texts) / len(texts)
+            cost = sum(_least(side, block, 1 if size >= 1_000_000 else rounds) for block in blocks) / len(blocks)
             per_kilobyte[name][size] = cost / (size / KILOBYTE)
     over_one, over_tenth = (
         {name: row[sizes[-1]] / row[size] for name, row in per_kilobyte.items()} for size in (sizes[0], sizes[-2])
     )
-    return Speed(per_text, per_kilobyte, over_one, over_tenth)
+    return Speed(per_text, {kind: len(texts) for kind, (texts, _) in kinds.items()}, per_kilobyte, over_one, over_tenth)
 
 
-def blocks_of(texts: Sequence[str], size: int, most: int | None = None) -> list[str]:
+def replies_and_prompts() -> list[tuple[str, str]]:
+    """Return the first kilobyte of ordinary replies, prose and chat, and what each answers."""
+    rows = [row for _, row in read_rows(TEXTS / "replies.jsonl")]
+    return [(blocks_of([row["response"]])[0], row["text"]) for row in rows]
+
+
+def system_message() -> str:
+    """Return a kilobyte of what operators tell a model."""
+    return blocks_of([row["text"] for _, row in read_rows(TEXTS / "operators.jsonl") if not row["prompt_label"]])[0]
+
+
+def blocks_of(texts: Sequence[str], size: int = KILOBYTE, most: int | None = None) -> list[str]:
     """Join texts, from the first again where they do not do, and cut them into blocks of so many bytes."""
     once = "\n".join(texts).encode() + b"\n"
     needed = size * (most or max(1, len(once) // size))
@@ -321,14 +328,55 @@ def blocks_of(texts: Sequence[str], size: int, most: int | None = None) -> list[
     return [data[at : at + size].decode(errors="ignore") for at in range(0, needed, size)]
 
 
-def _cost(side: Timed, text: str, rounds: int) -> float:
-    """Return milliseconds; of several rounds the least, as nothing but the machine can make one take longer."""
-    costs = []
-    for _ in range(rounds):
+Renewed = Callable[[Passage], Passage]
+"""Makes of a passage one that costs the same and has, or has not, been read before."""
+
+
+def _per_text(
+    sides: Mapping[str, Timed], passages: Sequence[Passage], renewed: Renewed, rounds: int
+) -> Mapping[str, float]:
+    medians: dict[str, list[float]] = {name: [] for name in (*sides, "all")}
+    for passage in passages:
+        _costs(sides, passage)  # untimed: what is loaded once, and what is remembered of this text and those around it
+        costs = [_costs(sides, renewed(passage)) for _ in range(rounds)]
+        for name in sides:
+            medians[name].append(median(cost[name] for cost in costs))
+        medians["all"].append(median(sum(cost.values()) for cost in costs))
+    return {name: median(row) for name, row in medians.items()}
+
+
+def _costs(sides: Mapping[str, Timed], passage: Passage) -> dict[str, float]:
+    """Return milliseconds of each side, which read one passage one after the other."""
+    costs = {}
+    for name, side in sides.items():
         start = time.thread_time()
-        side(text)
-        costs.append(time.thread_time() - start)
-    return 1000 * min(costs)
+        side(passage)
+        costs[name] = 1000 * (time.thread_time() - start)
+    return costs
+
+
+def _least(side: Timed, passage: Passage, rounds: int) -> float:
+    """Return milliseconds for a new text; of several rounds the least, as only the machine can make one take longer."""
+    return min(_costs({"": side}, _new_text(passage))[""] for _ in range(rounds))
+
+
+def _new_text(passage: Passage) -> Passage:
+    return replace(passage, text=_never_read(passage.text))
+
+
+def _new_everything(passage: Passage) -> Passage:
+    prompt, system = _never_read(passage.prompt), _never_read(passage.system)
+    return replace(_new_text(passage), prompt=prompt, system=system)
+
+
+NUMBERS = count()
+
+
+def _never_read(text: str) -> str:
+    """Return a text with another word of four letters at its end, so that nothing can be remembered of it."""
+    number = next(NUMBERS)
+    word = "".join(chr(ord("a") + number // 26**digit % 26) for digit in range(4))
+    return f"{text[:-5]} {word}"
 
 
 def _rounded(row: Mapping[Any, float]) -> dict[str, float]:

@@ -262,7 +262,7 @@ def _label(label: str) -> str:
 
 
 def _attributes(text: str) -> Iterator[Address]:
-    for match in ATTRIBUTE.finditer(text):
+    for match in ATTRIBUTE.finditer(text) if "=" in text or "url(" in text.lower() else ():
         group = next(g for g in ("double", "single", "bare", "css") if match[g] is not None)
         image = group == "css" or match["name"].lower() in LOADS
         start, end = match.span(group)

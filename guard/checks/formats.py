@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from ringfence.guard.check import Finding, Passage, Span
@@ -38,7 +39,7 @@ def by_pattern(
     pattern: str,
     score: float,
     valid: Callable[[str], bool] = lambda _: True,
-    hint: str = "",
+    hint: str | tuple[str, ...] = "",
     flags: re.RegexFlag = re.NOFLAG,
 ) -> Finder:
     """Return a finder of what a regular expression matches.
@@ -47,16 +48,20 @@ def by_pattern(
         pattern: its one group is what is found; without a group, all of it. To stay linear, a repetition without
             an upper bound may only begin where the character before cannot belong to it.
         valid: a second look at what was found.
-        hint: text that must be there for the pattern to match; looking for it first is what makes a long table cheap.
+        hint: text that must be there for the pattern to match, or several of which one must; looking for it first is
+            what makes a long table cheap.
     """
     expression = re.compile(pattern, flags)
+    first, *others = (hint,) if isinstance(hint, str) else hint
 
-    def find(text: str) -> Iterator[Hit]:
-        if hint in text:
-            for match in expression.finditer(text):
-                group = match.lastindex or 0
-                if valid(match[group]):
-                    yield Hit(*match.span(group), score)
+    def hits(text: str) -> Iterator[Hit]:
+        for match in expression.finditer(text):
+            group = match.lastindex or 0
+            if valid(match[group]):
+                yield Hit(*match.span(group), score)
+
+    def find(text: str) -> Iterable[Hit]:
+        return hits(text) if first in text or any(other in text for other in others) else ()
 
     return find
 
@@ -78,24 +83,35 @@ def by_word(
         valid: a second look at what was found.
     """
     expression = re.compile(pattern, flags)
+    looked_for = tuple(words)
 
-    def find(text: str) -> Iterator[Hit]:
-        # The one letter that lower() makes two of; offsets must stay.
-        folded, done = text.replace("\u0130", "I").lower(), 0
-        for start in sorted(start for word in words for start in _places_of(word, folded)):
+    def hits(text: str, places: Iterable[int]) -> Iterator[Hit]:
+        done = 0
+        for start in places:
             if start >= done and (match := expression.match(text, start)):
                 done, group = match.end(), match.lastindex or 0
                 if valid(match[group]):
                     yield Hit(*match.span(group), score)
 
+    def find(text: str) -> Iterable[Hit]:
+        places = _places_of(looked_for, text)
+        return hits(text, places) if places else ()
+
     return find
 
 
-def _places_of(word: str, text: str) -> Iterator[int]:
-    start = text.find(word)
-    while start >= 0:
-        yield start
-        start = text.find(word, start + len(word))
+@lru_cache(maxsize=64)  # rows that stand together in a table have their words in common
+def _places_of(words: tuple[str, ...], text: str) -> tuple[int, ...]:
+    """Return where any of some words begins in a text, in order."""
+    # The one letter that lower() makes two of; offsets must stay.
+    folded = text.replace("\u0130", "I").lower()
+    found = []
+    for word in words:
+        start = folded.find(word)
+        while start >= 0:
+            found.append(start)
+            start = folded.find(word, start + len(word))
+    return tuple(sorted(found))
 
 
 def find_formats(check: str, formats: Sequence[Format], passage: Passage) -> list[Finding]:

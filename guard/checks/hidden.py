@@ -68,6 +68,7 @@ ESCAPES = re.compile(
 )
 STYLE = re.compile(r"[0-9;:]*m")
 CONCEALED = re.compile(r"(?<![345]8;5;)(?<![0-9])8[;m]")  # not the eighth of the colours
+ASCII_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]+|[\x80-\x84\x86-\x8f\x91-\x97\x99\x9a\x9c]+")
 
 
@@ -94,7 +95,7 @@ class HiddenCheck:
         their place, the text reads as it looks.
         """
         text = passage.text
-        if text.isascii() and not CONTROLS.search(text) and "\x1b" not in text:
+        if text.isascii() and not ASCII_CONTROLS.search(text):
             return ()
         seen = chain(_tags(text), _invisible(text), _directions(text), _escapes(text), _controls(text))
         findings = [

@@ -21,7 +21,7 @@ has it is 0.99. In disguise it is its letters and digits in a row: set apart, ba
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import chain
 from math import floor
 from typing import NamedTuple
@@ -40,7 +40,7 @@ from ringfence.guard.checks.letters import (
     shared,
     ways,
 )
-from ringfence.guard.checks.words import UNSPACED, tokens
+from ringfence.guard.checks.words import UNSPACED, said, tokens
 from ringfence.guard.normalise import spellings, variants
 from ringfence.policies.types import Stage
 
@@ -116,8 +116,8 @@ class LeakageCheck:
             spans = tuple(Span(passage.part, stretch.start, stretch.end) for stretch in stretches)
             yield Finding(self.name, "leak.system_prompt", score, spans, f"{longest:g} words of it in a row")
         for canary in told.canaries:
-            if (said := canary.find(text)) and not canary.find(passage.prompt):
-                spans = tuple(Span(passage.part, start, end) for start, end in said)
+            if (places := canary.find(text)) and not canary.find(passage.prompt):
+                spans = tuple(Span(passage.part, start, end) for start, end in places)
                 yield Finding(self.name, "leak.canary", 0.99, spans, "a canary of the system message")
 
 
@@ -162,9 +162,9 @@ class Told(NamedTuple):
 
 @lru_cache(maxsize=16)
 def _told(text: str) -> Told:
-    said = [match[0].casefold() for match in tokens().finditer(text)]
+    words = said(text)
     canaries = dict.fromkeys(match["word"] for match in CANARY.finditer(text))
-    return Told(frozenset(_rows(said)), _words(said), tuple(map(_canary, canaries)))
+    return Told(frozenset(_rows(words)), _words(words), tuple(map(_canary, canaries)))
 
 
 def _canary(word: str) -> Canary:
@@ -178,30 +178,30 @@ def _digits(text: str) -> int:
     return sum(map(str.isdigit, text))
 
 
-def _rows(said: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    return zip(*(said[at:] for at in range(ROW)), strict=False)
+def _rows(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    return zip(*(words[at:] for at in range(ROW)), strict=False)
 
 
-def _words(said: Sequence[str]) -> float:
-    return sum(0.5 if UNSPACED_CHARACTER.match(word) else 1 for word in said)
+def _words(words: Sequence[str]) -> float:
+    return sum(0.5 if UNSPACED_CHARACTER.match(word) else 1 for word in words)
 
 
 def _shared(text: str, system: str, prompt: str) -> Iterator[Stretch]:
     """Yield the stretches of a text that are rows of the system message, and none of the prompt."""
-    said = [word.casefold() for word in tokens().findall(text)]
+    words = said(text)
     secret = _told(system).rows
-    if secret.isdisjoint(_rows(said)):  # nearly always
+    if secret.isdisjoint(_rows(words)):  # nearly always
         return
     matches, known = list(tokens().finditer(text)), _told(prompt).rows
     start = end = 0  # of the stretch that goes on, in words
-    for at, row in enumerate(_rows(said)):
+    for at, row in enumerate(_rows(words)):
         if row not in secret or row in known:
             continue
         if at > end - ROW + 1:
-            yield from _stretch(matches[start:end], said[start:end])
+            yield from _stretch(matches[start:end], words[start:end])
             start = at
         end = at + ROW
-    yield from _stretch(matches[start:end], said[start:end])
+    yield from _stretch(matches[start:end], words[start:end])
 
 
 def _spelt(text: str, letters: str, alphabet: int, system: str, prompt: str) -> Iterator[Stretch]:
@@ -218,8 +218,10 @@ def _spelt(text: str, letters: str, alphabet: int, system: str, prompt: str) -> 
 def _letters(text: str) -> tuple[Rows, ...]:
     """Return the letters of a text in rows, for each alphabet."""
 
-    def words(text: str) -> Iterator[Weighed]:
-        return ((*match.span(), _words([match[0]])) for match in tokens().finditer(text))
+    @cache  # which both alphabets ask for
+    def words(text: str) -> list[Weighed]:
+        unspaced = UNSPACED_CHARACTER.match
+        return [(*match.span(), 0.5 if unspaced(match[0]) else 1) for match in tokens().finditer(text)]
 
     return tuple(rows(ways(text), alphabet, words) for alphabet in ALPHABETS)
 

@@ -44,11 +44,14 @@ def phones_of(region: str) -> Finder:
     """Return a finder that knows one region's national numbers without a word in front, as ISO 3166 names it."""
 
     known = _known_numbers(region)
+    digits = re.compile(rf"\d(?:[\WxXー]{{0,4}}\d){{{min(SHORTEST, known.shortest) - 1}}}")
 
     def well_grouped(number: str) -> bool:
         return PhoneNumberMatcher(number, region, leniency=Leniency.STRICT_GROUPING).has_next()
 
     def find(text: str) -> Iterator[Hit]:
+        if not digits.search(text):  # nearly every text, whatever years and amounts stand in it
+            return
         for match in _Matcher(text, region, known):
             number, said = match.raw_string, before(text, match.start)
             if number_type(match.number) in PUBLIC_NUMBERS or NUMBER_OF_ELSE.search(said):
@@ -78,6 +81,10 @@ class _Known(NamedTuple):
     shortest: int = 1
 
 
+SHORTEST = 6
+"""Digits that the shortest number of the world has, country code and all, however they are set apart."""
+
+
 def _known_numbers(region: str) -> _Known:
     """Join a region's own patterns, and those of its neighbours under the same country code, to one."""
     own = PhoneMetadata.metadata_for_region(region)
@@ -94,7 +101,9 @@ def _known_numbers(region: str) -> _Known:
         re.compile(rf"(?:{abroad}).*|(?:{own.country_code})?(?:{prefix})?(?:{number})"),
         re.compile(rf"{abroad}|{number}"),
         # With + and its country code, the shortest number of the world has seven characters.
-        shortest=min(7, *(n for land in lands if land.general_desc for n in land.general_desc.possible_length)),
+        shortest=min(
+            1 + SHORTEST, *(n for land in lands if land.general_desc for n in land.general_desc.possible_length)
+        ),
     )
 
 

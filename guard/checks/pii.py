@@ -22,7 +22,7 @@ from stdnum.us import ssn
 
 from ringfence.guard.check import Findable, Finding, Passage
 from ringfence.guard.checks.disguise import in_every_spelling
-from ringfence.guard.checks.formats import Format, Hit, before, find_formats
+from ringfence.guard.checks.formats import Format, Hit, before, find_formats, hint_of
 from ringfence.guard.checks.identity import IDENTITY
 from ringfence.guard.checks.phones import phones_of
 
@@ -84,7 +84,7 @@ CARD_WORD = re.compile(r"(?:card|maestro|karte|kaart|carte|tarjeta|cart[aã]o?|k
 
 
 def _ibans(text: str) -> Iterator[Hit]:
-    for match in IBAN_SHAPE.finditer(text):
+    for match in IBAN_SHAPE.finditer(text) if IBAN_BEGINS.search(text) else ():
         # In capitals a following word looks like one more group, so the longest beginning that is valid is taken.
         for end in range(match.end(), match.start() + 14, -1):
             whole = end == match.end() or not text[end].isalnum()
@@ -93,6 +93,7 @@ def _ibans(text: str) -> Iterator[Hit]:
                 break
 
 
+IBAN_BEGINS = re.compile(r"[0-9](?<=[A-Za-z]{2}.)[0-9]")
 IBAN_SHAPE = re.compile(
     r"(?<![A-Za-z0-9_])(?:[A-Z]{2}[0-9]{2}([ .-])[A-Z0-9]{4}(?:\1[A-Z0-9]{4}){1,6}(?:\1[A-Z0-9]{1,3})?"
     r"|[A-Za-z]{2}[0-9]{2}[A-Za-z0-9]{11,30})(?![A-Za-z0-9_])"
@@ -144,7 +145,7 @@ def _mailboxes(text: str) -> Iterator[Hit]:
         for match in EMAIL.finditer(text):
             if not match[0].startswith("git@"):  # `git@host:path` is a place, not a person
                 yield Hit(*match.span(), 0.95)
-    if DOT_WORD.search(text):
+    if may_dot(text) and DOT_WORD.search(text):
         for shape in DISGUISED:
             for match in shape.finditer(text):
                 yield Hit(*match.span(), 0.9)
@@ -163,7 +164,8 @@ _AT = r"[\[({<] ?(?:at|ät|arroba|arobase|chiocciola|kukac|małpa|apenstaartje|s
 _DOT_WORDS = r"(?:dot|punkt|punt|punto|point|ponto|kropka|piste|prik|pont|точка)"
 _DOT_SAID = rf"(?: ?[\[({{<] ?(?:{_DOT_WORDS}|\.) ?[\])}}>] ?| {_DOT_WORDS} )"
 _DOT = rf"(?:{_DOT_SAID}|\.)"
-DOT_WORD = re.compile(rf"[\[({{<] ?(?:at|ät|@)|[\[({{< _]{_DOT_WORDS}[\])}}> _]", re.IGNORECASE)
+DOT_WORD = re.compile(rf"[\[({{< _](?:(?<=[\[({{<]) ?(?:at|ät|@)|{_DOT_WORDS}[\])}}> _])", re.IGNORECASE)
+may_dot = hint_of(DOT_WORD)
 DISGUISED = (
     re.compile(
         rf"(?<![\w.])\w[\w.+-]{{0,40}}(?:{_DOT_SAID}[\w+-]{{1,40}}){{0,4}} ?{_AT} ?"

@@ -58,6 +58,9 @@ def repeated(text: str) -> NDArray[np.bool_]:
     for doubling in range(ROUNDS):  # a number for each stretch of 2, 4, 8 … characters; equal where they are
         half = 2**doubling
         grams = (grams[:-half] * ODD) ^ (grams[half:] + (grams[half:] >> np.uint64(29)))
+    ordered = np.sort(grams)
+    if not (ordered[1:] == ordered[:-1]).any():  # nearly always, and found out in a fifth of the time
+        return covered
     again = np.ones(len(grams), dtype=np.bool_)
     again[np.unique(grams, return_index=True)[1]] = False
     # Each repeated stretch begins at one place and covers LONG; so many are open at each code point.

@@ -25,7 +25,7 @@ def secret(
     pattern: str,
     score: float = EXACT,
     valid: Callable[[str], bool] = is_meant,
-    hint: str = "",
+    hint: str | tuple[str, ...] = "",
     flags: re.RegexFlag = re.NOFLAG,
 ) -> Format:
     """Return the row of `secret.NAME`; the other arguments are those of `by_pattern`."""
@@ -72,12 +72,13 @@ FORMS = (
         is_random,
         "sk-",
     ),
-    secret("aws_access_key", "AWS access key id", _FRESH + r"(?:AKIA|ASIA)[A-Z0-9]{16}" + _END),
+    secret("aws_access_key", "AWS access key id", _FRESH + r"(?:AKIA|ASIA)[A-Z0-9]{16}" + _END, hint=("AKIA", "ASIA")),
     secret(
         "aws_secret",
         "AWS secret access key beside its id",
         rf"{_FRESH}(?:AKIA|ASIA)[A-Z0-9]{{16}}{_BESIDE}([A-Za-z0-9/+]{{40}})(?![A-Za-z0-9/+=])",
         valid=is_random,
+        hint=("AKIA", "ASIA"),
     ),
     secret("github", "GitHub token", r"gh[pousr]_[A-Za-z0-9]{36,255}" + _END),
     secret("github", "GitHub token", r"github_pat_[A-Za-z0-9]{22}_[A-Za-z0-9]{59}", hint="github_pat_"),
@@ -117,7 +118,7 @@ FORMS = (
     secret(
         "discord",
         "Discord bot token",
-        _FREE + r"[MNO][A-Za-z0-9_-]{22,27}\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27,40}(?![A-Za-z0-9_-])",
+        r"[MNO](?<![A-Za-z0-9_-].)[A-Za-z0-9_-]{22,27}\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27,40}(?![A-Za-z0-9_-])",
         LIKELY,
         is_strewn,
     ),
@@ -130,7 +131,12 @@ FORMS = (
     secret("twilio", "Twilio API key", _FRESH + r"SK[a-f0-9]{32}" + _END, hint="SK"),
     secret("twilio", "Twilio auth token", rf"{_FRESH}AC[a-f0-9]{{32}}{_BESIDE}([a-f0-9]{{32}}){_END}", hint="AC"),
     secret("mailgun", "Mailgun key", _FREE + r"key-[a-f0-9]{32}" + _END, hint="key-"),
-    secret("mailgun", "Mailgun key", _FREE + r"[a-f0-9]{32}-[a-f0-9]{8}-[a-f0-9]{8}(?![A-Za-z0-9-])", hint="-"),
+    secret(
+        "mailgun",
+        "Mailgun key",
+        r"[a-f0-9]{2}(?<![A-Za-z0-9_-]..)[a-f0-9]{30}-[a-f0-9]{8}-[a-f0-9]{8}(?![A-Za-z0-9-])",
+        hint="-",
+    ),
     secret("notion", "Notion token", _FRESH + r"ntn_[0-9]{11}[A-Za-z0-9]{35}" + _END, hint="ntn_"),
     secret("notion", "Notion token", _FRESH + r"secret_[A-Za-z0-9]{43}" + _END, LIKELY, is_strewn, "secret_"),
     secret(

@@ -16,22 +16,35 @@ UNSPACED = (
 """Scripts that put no space between words, as a character class: Thai, Lao, Tibetan, Burmese, Khmer, kana, Han."""
 
 
+ASCII = re.compile("[0-9A-Za-z_]+")
+"""What `tokens` matches in ASCII."""
+
+
 @cache
 def spaced() -> re.Pattern[str]:
     """Return what matches one word of the scripts that put spaces between them: letters, marks, digits, `_`."""
     without = re.compile(f"[{UNSPACED}]")
-    ranges: list[str] = []
-    for inside, run in groupby(range(0x20000), lambda code: _is_part(chr(code), without)):
-        if inside:
+    planes: tuple[list[str], list[str]] = ([], [])
+    for inside, run in groupby(range(0x20000), lambda code: (_is_part(chr(code), without), code > 0xFFFF)):
+        if inside[0]:
             codes = list(run)
-            ranges.append(f"\\U{codes[0]:08x}-\\U{codes[-1]:08x}")
-    return re.compile(f"[{''.join(ranges)}]+")
+            planes[inside[1]].append(f"\\U{codes[0]:08x}-\\U{codes[-1]:08x}")
+    # The engine looks the first plane up in a table, and goes through the others range by range: not at every space.
+    first, others = map("".join, planes)
+    return re.compile(f"(?:[{first}]++|[\U00010000-\U0001ffff](?<=[{others}]))++")
 
 
 @cache
 def tokens() -> re.Pattern[str]:
     """Return what matches one word, or one character of a script that puts no space between words."""
     return re.compile(f"{spaced().pattern}|[{UNSPACED}]")
+
+
+def said(text: str) -> list[str]:
+    """Return the words of a text in order, as they are compared: whatever their case."""
+    if text.isascii():
+        return ASCII.findall(text.lower())
+    return [word.casefold() for word in tokens().findall(text)]
 
 
 def _is_part(character: str, without: re.Pattern[str]) -> bool:

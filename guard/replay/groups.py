@@ -18,9 +18,9 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from ringfence.guard.audit.record import VERSION, Body, decisions_of
+from ringfence.guard.audit.record import VERSION, Body, decisions_of, who_in
 from ringfence.guard.audit.store import SELECT
-from ringfence.guard.exchange import Judged, Kind, Subject, whose
+from ringfence.guard.exchange import Judged, Kind
 from ringfence.guard.pipeline import categories_of
 from ringfence.policies.overlay import about, changed, meets
 from ringfence.policies.types import Decision, Policy, Rule, Stage
@@ -72,12 +72,13 @@ class Log:
 
     Attributes:
         unjudged: exchanges without a decision.
-        ran: names of checks that found something under a policy, by its revision and stage: there they ran every time.
+        ran: names of checks that found something under a policy, by its revision, the overlays that applied, and stage:
+            there they ran every time.
     """
 
     groups: Sequence[Group]
     unjudged: int
-    ran: Mapping[tuple[str, str], frozenset[str]]
+    ran: Mapping[tuple[str, tuple[str, ...], str], frozenset[str]]
 
 
 @contextmanager
@@ -104,7 +105,7 @@ def read(connection: sqlite3.Connection, path: Path, policies: Sequence[Policy],
         )
     lens = _Lens.of(policies)
     groups: dict[Any, Group] = {}
-    ran: dict[tuple[str, str], set[str]] = {}
+    ran: dict[tuple[str, tuple[str, ...], str], set[str]] = {}
     unjudged = 0
     [start] = connection.execute("SELECT min(seq) FROM records WHERE at >= ?", (since,)).fetchone()
     for row in connection.execute(f"{SELECT} WHERE seq >= ? ORDER BY seq", (start or 2**63 - 1,)):
@@ -124,7 +125,8 @@ def read(connection: sqlite3.Connection, path: Path, policies: Sequence[Policy],
             for decision in body["decisions"]:
                 if decision["revision"] not in lens.revisions:
                     names = {finding["check"] for finding in decision["findings"]}
-                    ran.setdefault((decision["revision"], decision["stage"]), set()).update(names)
+                    place = (decision["revision"], tuple(decision.get("overlays", ())), decision["stage"])
+                    ran.setdefault(place, set()).update(names)
         except (LookupError, TypeError, AttributeError, ValueError) as error:
             what = f"{path}: record {row[0]} is not as this version of ringfence writes them"
             raise ReplayError(f"{what} ({type(error).__name__}: {str(error).splitlines()[0]})") from None
@@ -142,7 +144,7 @@ def past_of(body: Body) -> Past:
         decisions_of(body),
         tuple(part["role"] for part in body["request"]),
         _exempt(body),
-        _who(body),
+        who_in(body),
         _day(body),
     )
 
@@ -244,13 +246,19 @@ def _seen_through(lens: _Lens, past: Past) -> Past:
 def _key(body: Body, lens: _Lens) -> tuple[Any, ...]:
     parts = body["request"]
     decisions = tuple(
-        (one["stage"], one["action"], one["revision"], *sorted({*_marks(one, parts, lens)}))
+        (
+            one["stage"],
+            one["action"],
+            one["revision"],
+            tuple(one.get("overlays", ())),
+            *sorted({*_marks(one, parts, lens)}),
+        )
         for one in body["decisions"]
     )
     exempt = _exempt(body)
     if not lens.scoped:
         return (decisions, exempt)
-    who, day = _who(body), _day(body)
+    who, day = who_in(body), _day(body)
     scopes = tuple(
         (
             about(policy, who),
@@ -283,11 +291,6 @@ def _marks(decision: Body, parts: Sequence[Body], lens: _Lens) -> Iterator[Mark]
 def _exempt(body: Body) -> frozenset[str]:
     left = [one["where"] for one in body["coverage"] if one["status"] == Judged.EXEMPT]
     return frozenset(part["role"] for part in body["request"] if part["where"] in left) if left else frozenset()
-
-
-def _who(body: Body) -> Mapping[str, str]:
-    subject = body["subject"]
-    return whose(Subject(subject["tenant"], subject["key"]), body["model"], body["dialect"])
 
 
 def _day(body: Body) -> date:

@@ -167,7 +167,7 @@ def _pair(past: Past, sides: tuple[Side, Side], log: Log) -> _Pair:
     ran = [
         frozenset(side.sources(past.who, one.stage).values())
         if side
-        else log.ran.get((one.revision, one.stage), frozenset())
+        else log.ran.get((one.revision, one.overlays, one.stage), frozenset())
         for one, side in zip(past.decisions, deciders, strict=True)
     ]
     then = [side.policy if side else None for side in deciders]

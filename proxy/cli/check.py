@@ -14,11 +14,13 @@ from rich.table import Table
 from ringfence.guard.actions import rewrite
 from ringfence.guard.check import UnknownCheck
 from ringfence.guard.classifier.scorer import WeightsError
-from ringfence.guard.guard import Guard
+from ringfence.guard.exchange import Subject
+from ringfence.guard.guard import NOBODY, Guard
 from ringfence.policies.decide import reasons
 from ringfence.policies.load import PolicyError
 from ringfence.policies.types import Action, Decision, Stage
-from ringfence.policies.words import Voice
+from ringfence.policies.words import Route, Voice
+from ringfence.proxy.cli.failures import kept, lines, said
 from ringfence.proxy.settings import policy_path, read_settings
 
 STYLE = {Action.ALLOW: "green", Action.LOG: "yellow", Action.REWRITE: "yellow", Action.BLOCK: "red"}
@@ -31,7 +33,10 @@ def check(
     prompt: Annotated[str, typer.Option(help="On the output stage: what the text answers.")] = "",
     role: Annotated[str, typer.Option(help="Whose text it is: user, tool, tool_call …", show_default=False)] = "",
     system: Annotated[str, typer.Option(help="On the output stage: what the model was told.")] = "",
-    model: Annotated[str, typer.Option(help="Whom it goes to, for overlays that are about some.")] = "",
+    model: Annotated[str, typer.Option(help="Whom it goes to, for overlays and exceptions that are about some.")] = "",
+    tenant: Annotated[str, typer.Option(help="Whose it is, in the same way.")] = NOBODY.tenant,
+    key: Annotated[str, typer.Option(help="The id of the key that it came by.", show_default=False)] = "",
+    route: Annotated[str, typer.Option(help=f"How it came: {', '.join(get_args(Route))}.")] = "cli",
     policy: Annotated[Path | None, typer.Option(help="Policy file; else ./policy.yaml, else what ships.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -41,22 +46,37 @@ def check(
         text = _read(text)
         if role and role not in get_args(Voice):
             raise ValueError(f"--role {role} is none of {', '.join(get_args(Voice))}")
+        if route not in get_args(Route):
+            raise ValueError(f"--route {route} is none of {', '.join(get_args(Route))}")
         limit = guard.policy.limits.text
         if len(text) > limit:
             raise ValueError(f"the text has {len(text):,} characters; the policy's limits.text is {limit:,}")
-        guard.warm()
+        _warm(guard)
     except (PolicyError, UnknownCheck, WeightsError, ValueError, OSError) as error:
         typer.echo(f"ringfence check: {error}", err=True)
         raise typer.Exit(2) from None
     started = perf_counter()
-    decision = guard.check(text, stage, prompt, role=role, system=system, model=model)
+    with kept() as raised:
+        subject = Subject(tenant, key)
+        decision = guard.check(text, stage, prompt, role=role, system=system, subject=subject, model=model, route=route)
     latency_ms = (perf_counter() - started) * 1000
+    for line in lines(decision, raised, guard.policy):
+        typer.echo(f"ringfence check: {line}", err=True)
     if as_json:
         typer.echo(json.dumps(_as_json(decision, latency_ms), ensure_ascii=False))
     else:
         _show(decision, text, latency_ms)
     if decision.action in (Action.REWRITE, Action.BLOCK):
         raise typer.Exit(1)
+
+
+def _warm(guard: Guard) -> None:
+    try:
+        guard.warm()
+    except (WeightsError, OSError):
+        raise
+    except Exception as error:  # a check may be anybody's, and so may what it raises
+        raise ValueError(f"{said(error)}; mend what that check needs, or take out the rules over it") from error
 
 
 def _read(text: str) -> str:
@@ -77,6 +97,7 @@ def _as_json(decision: Decision, latency_ms: float) -> dict[str, object]:
         "rules": list(reasons(decision)),
         **({"shadow": dict(decision.would)} if decision.shadow else {}),
         **({"excepted": {rule: list(ids) for rule, ids in decision.excepted.items()}} if decision.excepted else {}),
+        **({"overlays": list(decision.overlays)} if decision.overlays else {}),
         "findings": [
             {
                 "check": finding.check,
@@ -107,6 +128,8 @@ def _show(decision: Decision, text: str, latency_ms: float) -> None:
         console.print(f"in shadow: {rule} {would}", style="dim", markup=False)
     for rule, ids in decision.excepted.items():
         console.print(f"excepted: {rule} by {', '.join(ids)}", style="dim", markup=False)
+    if decision.overlays:
+        console.print(f"overlays: {', '.join(decision.overlays)}", style="dim", markup=False)
     for error in decision.errors:
         console.print(f"check failed: {error}", style="red", markup=False)
     table = Table("finding", "score", "where", "", box=None, header_style="dim")

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ringfence.guard.actions import rewrite
-from ringfence.guard.audit.record import decisions_of
+from ringfence.guard.audit.record import decisions_of, who_in
 from ringfence.guard.check import Calibrated, Check, UnknownCheck, load_checks, own_checks, said
 from ringfence.guard.classifier.rows import RowError
 from ringfence.guard.classifier.scorer import WeightsError
@@ -32,6 +32,7 @@ from ringfence.policies.cases import (
     Outcome,
     Result,
     Shown,
+    Tally,
     coverage_of,
     run_cases,
     suites_of,
@@ -49,6 +50,7 @@ from ringfence.policies.schema import schema_of
 from ringfence.policies.types import Decision, Fitted, Policy
 from ringfence.proxy.cli.audit import DEFAULT_DB, Db, opened, refuse
 from ringfence.proxy.cli.diff import diff
+from ringfence.proxy.cli.failures import kept
 from ringfence.proxy.cli.junit import junit_of
 from ringfence.proxy.cli.policy_show import as_json as policy_as_json
 from ringfence.proxy.cli.policy_show import print_policy, who_of
@@ -133,20 +135,22 @@ def run(
         checks = _checks_of(policy)
         judges = [judge_of(suite.policy, checks) for suite in suites]
     runs: list[list[Result]] = []
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with kept() as raised, Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("cases", total=sum(len(suite.cases) for suite in suites))
         for suite, judge in zip(suites, judges, strict=True):
             runs.append([])
             for result in run_cases(suite.cases, judge):
                 runs[-1].append(result)
                 progress.advance(task)
+    for name, why in raised.items():
+        typer.echo(visible(f"the check '{name}' could not answer: {why}"), err=True)
     results = list(chain.from_iterable(runs))
     if junit:
         try:
             junit_of(runs).write(str(junit), pretty=True)
         except OSError as error:
             refuse(str(error))
-    coverage = coverage_of(policy, suites)
+    coverage = coverage_of(policy, zip(suites, runs, strict=True))
     bare = [rule.id for rule in without_cases(policy, suites)]
     if as_json:
         told = {
@@ -185,7 +189,7 @@ def explain(
     recorded = decisions_of(kept.body)
     if not recorded:
         refuse(f"{db}: record {kept.seq} holds no decision: nothing was judged ({kept.body['error'] or 'no error'})")
-    explanation = explain_decisions(policy, recorded)
+    explanation = explain_decisions(policy, recorded, who_in(kept.body))
     if as_json:
         head = {"seq": kept.seq, "id": kept.body["id"]}
         typer.echo(json.dumps(head | _explanation_as_json(explanation)))
@@ -316,6 +320,7 @@ def _print_explanation(record: str, why: Explanation) -> None:
     console.print(Text.assemble("\n", coloured(why.recorded), f"  {visible(record)}"))
     decided_by = why.judgements[0].recorded.revision
     console.print(Text(f"policy {why.policy.name}, revision {why.policy.revision[:16]}", "dim"))
+    _print_overlays(console, why)
     if not why.same_policy:
         console.print(
             f"Not the policy that decided then (revision {visible(decided_by[:16])}): what follows is what this one "
@@ -341,7 +346,20 @@ def _print_explanation(record: str, why: Explanation) -> None:
     if why.stronger:
         console.print(_flip_text(why.stronger))
     if not (why.milder or why.stronger):
-        console.print("No change to a single rule, or to what is excepted from it, would change that.")
+        console.print("No change to one rule that is in force, or to what is excepted from it, would change that.")
+
+
+def _print_overlays(console: Console, why: Explanation) -> None:
+    """Print which overlays the exchange is under, those on record where they are others, and what they took away."""
+    applied = why.policy.applied
+    then = tuple(dict.fromkeys(name for one in why.judgements for name in one.recorded.overlays))
+    told = f"overlays: {', '.join(applied) or 'none'}" if applied or then else ""
+    told += f" (on record: {', '.join(then) or 'none'})" if applied != then else ""
+    if told:
+        console.print(Text(visible(told)))
+    for name in applied:
+        if gone := [one.rule for one in why.policy.removed if one.by == f"overlay {name}"]:
+            console.print(Text(f"overlay {name} removes {', '.join(gone)}", "dim"))
 
 
 def _verdict_row(one: Verdict) -> Iterator[Text]:
@@ -364,7 +382,11 @@ def _verdict_row(one: Verdict) -> Iterator[Text]:
 
 
 def _flip_text(flip: Flip) -> Text:
-    changes = [f"  {change.rule}: {change.key} {_shown(change.old)} → {_shown(change.new)}" for change in flip.changes]
+    changes = [
+        f"  {change.rule}: {change.key} {_shown(change.old)} → {_shown(change.new)}"
+        + (f" (overlay {change.overlay})" if change.overlay else "")
+        for change in flip.changes
+    ]
     changes += [f"  exception {name}: ended" for name in flip.ended]
     return Text.assemble("It would have been ", coloured(flip.action), " with\n", "\n".join(changes))
 
@@ -377,6 +399,7 @@ def _explanation_as_json(why: Explanation) -> dict[str, Any]:
     return {
         "recorded": {"action": why.recorded, "revision": why.judgements[0].recorded.revision},
         "policy": {"name": why.policy.name, "revision": why.policy.revision, "same": why.same_policy},
+        "overlays": list(why.policy.applied),
         "action": why.decided,
         "decisions": [
             {
@@ -422,7 +445,8 @@ def _flip_as_json(flip: Flip | None) -> dict[str, Any] | None:
 
 
 def _change_as_json(change: Change) -> dict[str, Any]:
-    return {"rule": change.rule, "key": change.key, "from": change.old, "to": change.new}
+    overlay = {"overlay": change.overlay} if change.overlay else {}
+    return {"rule": change.rule, "key": change.key, "from": change.old, "to": change.new, **overlay}
 
 
 def _print_fits(curves: "Curves", found: Mapping[str, Fitted]) -> None:
@@ -492,9 +516,16 @@ def _print_results(results: list[Result], coverage: Mapping[str, Shown], bare: l
 def _coverage_table(coverage: Mapping[str, Shown]) -> Table:
     table = table_of("category", "must be caught", "must be left alone")
     for name, shown in coverage.items():
-        row = (Text(str(number), "" if number else "yellow") for number in (shown.caught, shown.left_alone))
-        table.add_row(name, *row)
+        table.add_row(name, _tally(shown.caught), _tally(shown.left_alone))
     return table
+
+
+def _tally(one: Tally) -> Text:
+    told = Text(f"{one.passing} pass" if one.passing else "0", "" if one.passing else "yellow")
+    for number, what, style in ((one.known, "known to fail", "yellow"), (one.failing, "fail", "bold red")):
+        if number:
+            told.append(", ").append(f"{number} {what}", style)
+    return told
 
 
 def _count(number: int, noun: str) -> str:

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -16,6 +17,9 @@ from ringfence.proxy.wire.openai_chat import ChunkReader, read_reply
 
 PASSED_ON = ("authorization", "openai-organization", "openai-project")
 LONGEST_TOLD = 500
+
+LONGEST_ANSWER = 1_000_000
+"""Bytes of an answer that is asked for by `HttpUpstream.ask`."""
 
 
 def open_upstream(choice: UpstreamChoice) -> "HttpUpstream":
@@ -54,7 +58,7 @@ class HttpUpstream:
 
     async def stream(self, exchange: Exchange, headers: Mapping[str, str]) -> AsyncGenerator[Event, None]:
         """Send the body as it is and read the answer, streamed or whole as the body asks."""
-        try:
+        with _failing_as_upstream("a chat completion"):
             async with self._client.stream(
                 "POST", "chat/completions", json=exchange.body, headers=self._for(headers)
             ) as response:
@@ -66,20 +70,24 @@ class HttpUpstream:
                 else:
                     for event in read_reply(parse((await response.aread()).decode())):
                         yield event
-        except httpx.TimeoutException as error:
-            raise UpstreamError(
-                f"the upstream did not answer in time ({type(error).__name__})", status=504, code="upstream_timeout"
-            ) from error
-        except httpx.HTTPError as error:
-            raise UpstreamError(
-                f"the upstream could not be reached, or broke off ({type(error).__name__})",
-                status=502,
-                code="upstream_unreachable",
-            ) from error
-        except (ValueError, RecursionError, SSEError) as error:
-            raise UpstreamError(
-                "the upstream's answer is not a chat completion", status=502, code="upstream_malformed"
-            ) from error
+
+    async def ask(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Send a body to a path below the base URL, and return the JSON of the answer as it is.
+
+        Raises:
+            UpstreamError: there is no such answer, or it is longer than `LONGEST_ANSWER`.
+        """
+        with _failing_as_upstream("JSON"):
+            async with self._client.stream("POST", path, json=body, headers=self._for({})) as response:
+                raw = bytearray()
+                async for some in response.aiter_bytes():
+                    raw += some
+                    if len(raw) > LONGEST_ANSWER:
+                        what = f"the upstream's answer is longer than {LONGEST_ANSWER:,} bytes"
+                        raise UpstreamError(what, status=502, code="upstream_malformed")
+                if response.status_code != httpx.codes.OK:
+                    raise _refused(response.status_code, bytes(raw))
+                return parse(raw.decode())
 
     async def models(self, headers: Mapping[str, str]) -> list[dict[str, Any]]:
         """Ask the upstream for its list."""
@@ -111,6 +119,29 @@ class HttpUpstream:
 
     def _for(self, headers: Mapping[str, str]) -> dict[str, str]:
         return {name: headers[name] for name in PASSED_ON if name in headers} | self._headers
+
+
+@contextmanager
+def _failing_as_upstream(wanted: str) -> Iterator[None]:
+    """Turn whatever goes wrong on the way to an answer into an `UpstreamError`.
+
+    Args:
+        wanted: what the answer should be.
+    """
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        raise UpstreamError(
+            f"the upstream did not answer in time ({type(error).__name__})", status=504, code="upstream_timeout"
+        ) from error
+    except httpx.HTTPError as error:
+        raise UpstreamError(
+            f"the upstream could not be reached, or broke off ({type(error).__name__})",
+            status=502,
+            code="upstream_unreachable",
+        ) from error
+    except (ValueError, RecursionError, SSEError) as error:
+        raise UpstreamError(f"the upstream's answer is not {wanted}", status=502, code="upstream_malformed") from error
 
 
 async def _chunks(response: httpx.Response) -> AsyncIterator[Event]:

@@ -46,7 +46,7 @@ SETTINGS = frozenset(
 )
 """Documented request fields that hold keywords; where one holds more than that, nobody knows what it is."""
 
-TEXTS = frozenset({"user", "safety_identifier", "prompt_cache_key", "stop"})
+TEXTS = frozenset({"user", "safety_identifier", "prompt_cache_key", "stop", "metadata"})
 """Documented request fields that hold a caller's own words."""
 
 GRAMMAR = frozenset(
@@ -145,8 +145,16 @@ def read_request(body: dict[str, Any]) -> tuple[Exchange, ChatRequest]:
     parts = list(_request_parts(body))
     if not any(part.text.strip() or part.kind is Kind.MEDIA for part in parts if part.path[0] == "messages"):
         raise BadRequest("messages hold no text: there is nothing to answer", param="messages")
-    subject = Subject(user=request.safety_identifier or request.user or "")
+    subject = Subject(
+        user=request.safety_identifier or request.user or "", conversation=_conversation(body.get("metadata"))
+    )
     return Exchange(dialect=DIALECT, model=request.model, request=parts, body=body, subject=subject), request
+
+
+def _conversation(metadata: object) -> str:
+    """Return what `metadata` says under the name that telemetry has for it, `conversation_id`; empty where nothing."""
+    found = metadata.get("conversation_id") if isinstance(metadata, Mapping) else None
+    return found if isinstance(found, str) else ""
 
 
 def _request_parts(body: Mapping[str, Any]) -> Iterator[Part]:

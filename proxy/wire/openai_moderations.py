@@ -73,7 +73,11 @@ def read_request(body: dict[str, Any]) -> tuple[Exchange, Groups]:
 
 
 def write_results(exchange: Exchange, policy: Policy, findings: Sequence[Finding], groups: Groups) -> dict[str, Any]:
-    """Return the answer: one result for each group of parts, flagged where the policy would block that group."""
+    """Return the answer: one result for each group of parts, flagged where the policy would block that group.
+
+    Args:
+        policy: as the overlays that are about the exchange have it.
+    """
     by_part: dict[int, list[Finding]] = defaultdict(list)
     everywhere = [f for f in findings if not f.spans]  # a check that could not answer speaks of every part
     for finding in findings:

@@ -15,7 +15,16 @@ import re2
 from ringfence.guard.check import Finding, Passage, Span
 from ringfence.guard.checks.disguise import in_disguise
 from ringfence.guard.checks.words import spaced
-from ringfence.guard.expressions import Pattern, compiled, encoded, options, refuse_beyond_room, room
+from ringfence.guard.expressions import (
+    Pattern,
+    Unusable,
+    compiled,
+    encoded,
+    has_room,
+    options,
+    refuse_beyond_room,
+    room,
+)
 from ringfence.guard.normalise import variants
 from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.own import Keywords, Regex
@@ -86,11 +95,11 @@ def keywords(spec: Keywords) -> PatternCheck:
         PolicyError: a word is nothing but white space, or they are too many.
     """
     numbers: dict[str, int] = {}
+    blank = [number for number, word in enumerate(spec.words, 1) if not word.strip()]
+    if blank:
+        what = "word {} is nothing but white space; write one or leave it out"
+        raise PolicyError(Problem(spec.origin, what.format(number)) for number in blank)
     for number, word in enumerate(spec.words, 1):
-        if not word.strip():
-            raise PolicyError(
-                [Problem(spec.origin, f"word {number} is nothing but white space; write one or leave it out")]
-            )
         for form in (normalize("NFC", word), normalize("NFD", word)):
             numbers.setdefault(_spelt(_prepared(form, spec)[0]), number)
     # A word stands before its own beginning: of alternatives RE2 takes the first. Neighbours share what they share.
@@ -130,7 +139,8 @@ def regex(spec: Regex) -> PatternCheck:
             continue
         patterns.append(pattern)
         taken += room(pattern)
-        refuse_beyond_room(taken, spec.origin)
+        if not has_room(taken):
+            break
         if any(match.start() == match.end() for probe in PROBES for match in pattern.finditer(probe)):
             what = (
                 f"pattern {number}, '{written}', matches where there is nothing; write `+` for `*`, or what must stand"
@@ -139,8 +149,12 @@ def regex(spec: Regex) -> PatternCheck:
         if BYTE.search(written):
             what = f"pattern {number}, '{written}', takes characters apart with \\C; write `(?s:.)` for any character"
             problems.append(Problem(spec.origin, what))
+    try:
+        refuse_beyond_room(taken, spec.origin)
+    except PolicyError as error:
+        problems += error.problems
     if problems:
-        raise PolicyError(problems)
+        raise Unusable(problems, taken)
     matching = _together(spec)
 
     def look(text: str) -> Iterator[Match]:

@@ -1,0 +1,155 @@
+"""The check behind every guard that answers in words: a passage becomes questions, verdicts become findings.
+
+Knows no family and nobody who answers: a family says how it is asked, an `Oracle` gives the verdicts.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+from ringfence.guard.check import CannotAnswer, Findable, Finding, Passage, Span
+from ringfence.guard.checks.guards.family import Family, Judgement, Question, Turn, Wording
+from ringfence.guard.checks.guards.hazards import below
+from ringfence.guard.classifier.heads import HAZARDS
+from ringfence.policies.document import PolicyError, Problem, did_you_mean
+from ringfence.policies.own import GuardModel
+from ringfence.policies.types import Stage
+
+METHOD = 1
+"""Part of a check's revision: raised when the same guard comes to be asked or read otherwise."""
+
+
+class Oracle(Protocol):
+    """Who gives a guard's verdicts: weights that are run here, or a server."""
+
+    @property
+    def revision(self) -> str:
+        """What tells it from others of the same family."""
+        ...
+
+    def warm(self) -> object:
+        """Get ready."""
+        ...
+
+    def clear(self, text: str) -> str:
+        """Return a text in which nothing can be taken for a part of the prompt."""
+        ...
+
+    def judge(self, questions: Sequence[Question], codes: Sequence[str], until: float | None) -> Sequence[Judgement]:
+        """Answer questions about one passage, in their order. Thread-safe.
+
+        Args:
+            codes: the categories that an answer may name.
+            until: when nobody waits any more, in seconds of `time.monotonic`.
+
+        Raises:
+            TimeoutError: that came first.
+            CannotAnswer: there is no verdict.
+        """
+        ...
+
+
+class GuardCheck:
+    """Reports what a guard says of every text: its verdict by the check's category, the guard's categories below it.
+
+    Of an exchange it reads the text and, where an assistant said it, what that answers; no earlier turns.
+    """
+
+    def __init__(self, spec: GuardModel, family: Family, oracle: Oracle) -> None:
+        self.name = spec.category
+        self.categories = frozenset({spec.category})
+        self._spec = spec
+        self._family = family
+        self._oracle = oracle
+        self._wordings = wordings_of(spec, family)
+        own = {one.code for one in spec.categories if one.text is not None}
+        self._below = {code: below(family.name, code, code in own) for code in self._wordings}
+        self._titles = {
+            f"{spec.category}.{name}": HAZARDS[name]
+            for code, name in self._below.items()
+            if code not in own and name in HAZARDS
+        }
+        words = [word.strip().lower() for word in family.unsafe] if len(family.unsafe) > 1 else []
+        names = dict.fromkeys([*words, *self._below.values()])
+        self.finds = tuple(map(Findable, [spec.category, *(f"{spec.category}.{name}" for name in names)]))
+
+    @property
+    def revision(self) -> str:
+        """The sha256 of who is asked, and how."""
+        categories = {code: [wording.asked, wording.answered] for code, wording in self._wordings.items()}
+        asked = [METHOD, self._spec.kind, categories, self._oracle.revision]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+    def warm(self) -> object:
+        """Load the weights, or see whether the server is there."""
+        return self._oracle.warm()
+
+    def find(self, passage: Passage) -> Sequence[Finding]:
+        """Return the verdict on a passage and on each category, over all of it. Scores have four decimals.
+
+        Raises:
+            TimeoutError: it took longer than `timeout_s`, or than anybody waits.
+            CannotAnswer: there is no verdict.
+        """
+        if not passage.text.strip():
+            return ()
+        turns = [Turn(turn.role, self._oracle.clear(turn.text)) for turn in conversation(passage)]
+        questions = self._family.ask(turns, self._wordings)
+        judged = self._oracle.judge(questions, list(self._wordings), passage.until)
+        if len(judged) != len(questions):
+            raise CannotAnswer(f"{self._spec.kind} gave {len(judged)} verdicts on {len(questions)} questions")
+        span = (Span(passage.part, 0, len(passage.text)),)
+        how = "" if all(one.calibrated for one in judged) else "calibrated: false"
+        return [
+            Finding(self.name, name, round(score, 4), span, ", ".join(filter(None, (self._titles.get(name), how))))
+            for name, score in self._scores(questions, judged).items()
+        ]
+
+    def _scores(self, questions: Sequence[Question], judged: Sequence[Judgement]) -> Mapping[str, float]:
+        """Return scores by category, the check's own first; where several questions give one, the highest."""
+        scores = {self.name: 0.0}
+        for question, one in zip(questions, judged, strict=True):
+            for name, score in self._told(question, one):
+                full = f"{self.name}.{name}" if name else self.name
+                scores[full] = max(scores.get(full, 0.0), score)
+        return scores
+
+    def _told(self, question: Question, one: Judgement) -> Iterator[tuple[str, float]]:
+        unsafe = sum(one.unsafe.values())
+        yield "", unsafe
+        if len(one.unsafe) > 1:
+            yield from ((word.strip().lower(), score) for word, score in one.unsafe.items())
+        if question.code:
+            yield self._below[question.code], unsafe
+        else:
+            yield from ((self._below[code], unsafe * share) for code, share in one.codes.items())
+
+
+def conversation(passage: Passage) -> Sequence[Turn]:
+    """Return a passage as the exchange that guards know; where an assistant said it, after what it answers."""
+    if passage.stage is Stage.OUTPUT or passage.role == "assistant":
+        return Turn("user", passage.prompt), Turn("assistant", passage.text)
+    return (Turn("user", passage.text),)
+
+
+def wordings_of(spec: GuardModel, family: Family) -> Mapping[str, Wording]:
+    """Return what a policy has a guard asked about.
+
+    Raises:
+        PolicyError: the guard knows no such category, or cannot be asked about new ones; one is named twice.
+    """
+    what = f"the guard of '{spec.category}'"
+    if spec.categories and not family.custom:
+        told = f"{what}: {family.name} always answers about its own categories; leave `categories` out"
+        raise PolicyError([Problem(spec.origin, told)])
+    chosen: dict[str, Wording] = {}
+    for one in spec.categories:
+        if one.code in chosen:
+            raise PolicyError([Problem(spec.origin, f"{what} is asked about '{one.code}' twice; leave one out")])
+        if one.text is None and one.code not in family.categories:
+            told = f"{what}: {family.name} knows no category '{one.code}'{did_you_mean(one.code, family.categories)}"
+            raise PolicyError([Problem(spec.origin, f"{told}; a new one needs a 'text'")])
+        chosen[one.code] = family.categories[one.code] if one.text is None else Wording(one.text, one.text)
+    default = family.default or tuple(family.categories)
+    return chosen or {code: family.categories[code] for code in default}

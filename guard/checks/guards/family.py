@@ -1,0 +1,145 @@
+"""What a family of guard models is: how it is asked about an exchange, and how its answer is read. Asks nobody.
+
+A family's module is data and small functions that say what its model card says. The prompt is the interface: it is
+written as the card has it, word for word, and a text that is judged cannot get out of its place in it.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Literal, cast
+
+ENTRY_POINTS = "ringfence.guards"
+
+CONTROL = r"<(?=\|)|\|(?=>)"
+"""Where a control token of the form `<|…|>` comes apart."""
+
+SECTION = r"<(?=[\s/]{0,8}(?:BEGIN|END)\b)"
+"""Where a mark such as `<END CONVERSATION>` does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message, as guards have them: whoever is not the assistant is the user."""
+
+    role: Literal["user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """What a category is, as the model is told where a user's message is judged, and where a reply is."""
+
+    asked: str
+    answered: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the model is asked.
+
+    Attributes:
+        prompt: all that comes before the answer, without the token that opens every text.
+        messages: the same for a server that has the model's own template, as chat messages; None where that template
+            cannot be told to ask this.
+        code: the one category that it is about; empty where the answer names them.
+    """
+
+    prompt: str
+    messages: tuple[Mapping[str, str], ...] | None
+    code: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One family of guard models.
+
+    Attributes:
+        name: as `kind` in a policy.
+        architectures: what `architectures` in its `config.json` may say.
+        categories: those it was made for, by its own names.
+        default: those it is asked about where a policy names none; all where empty.
+        custom: whether it can be asked about categories of a policy.
+        ask: gives the questions about the last turn of an exchange; turns alternate, the user's first.
+        seams: every stretch after which a space is put in a text that is judged, so that it cannot be taken for a part
+            of the prompt.
+        safe, unsafe: the words that decide, exactly as the model writes them; of several unsafe ones each is a finding
+            of its own.
+        opens: what every text begins with, as a token; a server's `completions` puts it there itself.
+        begins: what every answer begins with.
+        lists: what stands in an unsafe answer between its beginning and its first category; None where it has none.
+        answer: a whole answer, `begins` included; group `verdict`, and `codes` where it names categories.
+        longest: tokens of the longest answer.
+        languages: what it was made for, for people.
+    """
+
+    name: str
+    architectures: frozenset[str]
+    categories: Mapping[str, Wording]
+    ask: Callable[[Sequence[Turn], Mapping[str, Wording]], Sequence[Question]]
+    seams: re.Pattern[str]
+    safe: str
+    unsafe: tuple[str, ...]
+    answer: re.Pattern[str]
+    longest: int
+    languages: str
+    default: tuple[str, ...] = ()
+    custom: bool = True
+    opens: str = ""
+    begins: str = ""
+    lists: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a guard makes of one question.
+
+    Attributes:
+        unsafe: the probability of each of the family's unsafe words.
+        codes: that of each category, given that something is unsafe.
+        calibrated: False where the guard only said a word, and every probability is 0 or 1.
+    """
+
+    unsafe: Mapping[str, float]
+    codes: Mapping[str, float]
+    calibrated: bool = True
+
+
+class NoVerdict(Exception):
+    """An answer is not of the family's form; it is not told, as it may quote the text."""
+
+
+def find_families() -> Mapping[str, Family]:
+    """Return every installed family by name: `ringfence.guards` entry points name them."""
+    return {point.name: cast(Family, point.load()) for point in entry_points(group=ENTRY_POINTS)}
+
+
+def neutral(text: str, seams: re.Pattern[str]) -> str:
+    """Return a text in which nothing can be taken for a part of the prompt around it."""
+    return seams.sub(lambda seam: f"{seam[0]} ", text)
+
+
+def read_answer(family: Family, written: str, codes: Sequence[str]) -> Judgement:
+    """Return what a written answer says, in ones and zeros.
+
+    Args:
+        written: all of it, with what the family's answers begin with.
+        codes: the categories that it may name; others that it names count for nothing by themselves.
+
+    Raises:
+        NoVerdict: it is not of the family's form.
+    """
+    found = family.answer.fullmatch(written)
+    if found is None:
+        raise NoVerdict
+    said = found["verdict"]
+    listed = (found.groupdict().get("codes") or "").split(",")
+    named = {one.strip().rstrip(".") for one in listed}
+    unsafe = {word: float(word.strip() == said) for word in family.unsafe}
+    return Judgement(unsafe, {code: float(code in named) for code in codes}, calibrated=False)
+
+
+def written_roles(*names: str) -> str:
+    """Return a pattern of names that open a line as a turn of the prompt does (`User:`), up to the colon."""
+    return rf"(?m:^[^\S\n]*(?:{'|'.join(map(re.escape, names))})(?=[^\S\n]*:))"

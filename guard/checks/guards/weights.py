@@ -1,0 +1,172 @@
+"""Loads somebody else's weights with transformers, and says of everything that can be wrong with them what to do.
+
+Knows no guard: who loads says which architectures will do. Nothing that comes with weights is run as a program.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ringfence.policies.document import PolicyError, Problem
+from ringfence.policies.words import Origin
+
+LESS = "take fewer `bits`, a smaller model, or a server (`use: http://…/v1`)"
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Weights that are there, not yet loaded.
+
+    Attributes:
+        who: in error messages, as `the guard of 'harm'`.
+        model: a folder, or a name on the hub.
+        config: as transformers reads it.
+        architecture: the class that they are of.
+        revision: what tells them from others.
+    """
+
+    who: str
+    model: str
+    config: Any
+    architecture: str
+    bits: int | None
+    origin: Origin
+    revision: str
+
+    def refused(self, what: str) -> PolicyError:
+        """Return the error that something is wrong with them."""
+        return PolicyError([Problem(self.origin, f"{self.who} cannot use {self.model}: {what}")])
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What runs: a network in evaluation mode, on its device, and the tokenizer that came with it."""
+
+    network: Any
+    tokenizer: Any
+    longest: int
+
+
+def find_weights(who: str, model: str, bits: int | None, origin: Origin) -> Weights:
+    """Read the configuration of weights; of those on the hub, fetch it where it is not here yet.
+
+    Raises:
+        PolicyError: there are none, they are gated, or `bits` needs a library that is not installed.
+    """
+    from transformers import AutoConfig
+
+    found = Weights(who, model, None, "", bits, origin, "")
+    folder = Path(model)
+    if bits and find_spec("bitsandbytes") is None:
+        raise found.refused(f"`bits: {bits}` needs bitsandbytes; install it, or leave `bits` out")
+    local = folder.is_dir()
+    if not local and (folder.is_absolute() or model.startswith(("./", "../", "~"))):
+        raise found.refused("there is no such folder; give one that holds config.json and the weights")
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise found.refused(_explained(error, local)) from None
+    if local and not any(folder.glob("*.safetensors")):
+        raise found.refused("the folder has a config.json and no weights (*.safetensors); download the model anew")
+    architecture = (config.architectures or [""])[0]
+    return Weights(
+        who, model, config, architecture, bits, origin, _revision(folder, config) if local else _named(model, config)
+    )
+
+
+def load_weights(weights: Weights) -> Loaded:
+    """Load weights and their tokenizer; takes long.
+
+    Raises:
+        PolicyError: some are missing, they do not fit their configuration, or into memory.
+    """
+    import torch
+    import transformers
+    from safetensors import SafetensorError
+
+    cuda = torch.cuda.is_available()
+    how: dict[str, Any] = {"dtype": "auto", "use_safetensors": True}
+    if weights.bits:
+        bits: Any = transformers.BitsAndBytesConfig
+        how["quantization_config"] = bits(**{f"load_in_{weights.bits}bit": True})
+        how["device_map"] = {"": 0} if cuda else "cpu"
+    with told_of_memory(weights):
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(weights.model)
+            kind = getattr(transformers, weights.architecture)
+            network, info = kind.from_pretrained(weights.model, output_loading_info=True, **how)
+        except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError, SafetensorError) as error:
+            raise weights.refused(_explained(error, Path(weights.model).is_dir())) from None
+        if missing := sorted(info["missing_keys"]):
+            # They would be made up, and the guard would answer all the same.
+            what = f"{len(missing)} tensors are missing, as {missing[0]}; choose a model that was trained for this"
+            raise weights.refused(what)
+        if cuda and not weights.bits:
+            network = network.to("cuda")
+    text = network.config.get_text_config()
+    longest = min(int(getattr(text, "max_position_embeddings", 0) or 2**31), int(tokenizer.model_max_length))
+    return Loaded(network.eval(), tokenizer, longest)
+
+
+@contextmanager
+def told_of_memory(weights: Weights) -> Iterator[None]:
+    """Turn what happens where memory ends into a `PolicyError` that says what to do."""
+    import torch
+
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise weights.refused(f"there is not enough memory; {LESS}") from None
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise weights.refused(_first_line(error)) from None
+        raise weights.refused(f"there is not enough memory; {LESS}") from None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is that memory ended: on the processor, torch has no class for it."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error).lower() for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
+def _explained(error: BaseException, local: bool) -> str:
+    names = {type(one).__name__ for one in _causes(error)}
+    said = " ".join(str(one) for one in _causes(error)).lower()
+    if "GatedRepoError" in names or "gated repo" in said:
+        return "it is gated; accept its licence on its page on the hub, and set HF_TOKEN to a token of yours"
+    if local:
+        return f"{_first_line(error)}; download the model anew"
+    if isinstance(error, OSError):
+        return "it is no folder here, and the hub did not give it; download it and name its folder, or check its name"
+    return _first_line(error)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _revision(folder: Path, config: Any) -> str:
+    """Return the sha256 of a folder's configuration and of the names and sizes of its files.
+
+    Not of the weights: to read them all takes minutes.
+    """
+    digest = hashlib.sha256(config.to_json_string(use_diff=False).encode())
+    for file in sorted(folder.iterdir()):
+        digest.update(f"{file.name}:{file.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def _named(model: str, config: Any) -> str:
+    return f"{model}@{getattr(config, '_commit_hash', None)}"

@@ -1,0 +1,130 @@
+"""Puts questions to an upstream from any thread: one at a time or many, within a deadline and a budget, each once.
+
+Knows no question and no answer. Whoever asks has them made and read by a coroutine, which runs on a loop of its own.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from threading import Lock, Thread
+from time import monotonic
+from typing import Any, Generic, TypeVar
+from weakref import finalize
+
+from ringfence.proxy.reply import Upstream
+
+T = TypeVar("T")
+
+
+class BudgetSpent(Exception):
+    """As many verdicts were asked for lately as the policy allows in a minute."""
+
+
+class Budget:
+    """A bucket that holds a minute's verdicts, is full at first, and refills evenly.
+
+    Args:
+        clock: seconds, from any start.
+    """
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = monotonic) -> None:
+        self._per_minute = per_minute
+        self._clock = clock
+        self._left = float(per_minute)
+        self._at = clock()
+
+    def take(self) -> bool:
+        """Take one out; False where none is left. Not thread-safe."""
+        now = self._clock()
+        self._left = min(self._per_minute, self._left + (now - self._at) * self._per_minute / 60)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+class Asking(Generic[T]):
+    """Asks, and remembers what it was told. Thread-safe.
+
+    Args:
+        name: of the thread; who: in error messages, as `the judge`.
+        upstream: closed when nobody holds this any more.
+        timeout_s: the longest that an answer may take.
+        per_minute: questions asked in a minute at most.
+        remember: answers kept.
+        clock: that of `until` and of the budget.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        who: str,
+        upstream: Upstream,
+        *,
+        timeout_s: float,
+        per_minute: int,
+        remember: int,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._who = who
+        self._timeout_s = timeout_s
+        self._per_minute = per_minute
+        self._remember = remember
+        self._clock = clock
+        self._budget = Budget(per_minute, clock)
+        self._known: OrderedDict[bytes, T] = OrderedDict()
+        self._lock = Lock()
+        # Checks run on worker threads and upstreams on a loop; connections stay with the loop that opened them.
+        self._loop = asyncio.new_event_loop()
+        Thread(target=_run, args=(self._loop, upstream), name=name, daemon=True).start()
+        finalize(self, self._loop.call_soon_threadsafe, self._loop.stop).atexit = False
+
+    def ask(self, key: bytes, question: Callable[[], Coroutine[Any, Any, T]], until: float | None) -> T:
+        """Return what the coroutine returns, or what it did when the same key was asked about before.
+
+        Raises:
+            TimeoutError: it took longer than `timeout_s`, or than until nobody waits any more.
+            BudgetSpent: `per_minute` questions were asked already.
+            Exception: whatever the coroutine raises, which is not remembered.
+        """
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+        answer = self._told(question, until)
+        with self._lock:
+            self._known[key] = answer
+            while len(self._known) > self._remember:
+                self._known.popitem(last=False)
+        return answer
+
+    def ready(self, upstream: Upstream) -> str | None:
+        """Return why the upstream cannot answer at present, or None where it can."""
+        answer = asyncio.run_coroutine_threadsafe(upstream.ready(), self._loop)
+        try:
+            return answer.result(self._timeout_s)
+        except TimeoutError:
+            answer.cancel()
+            return f"no answer within {self._timeout_s:.3g} s"
+
+    def _told(self, question: Callable[[], Coroutine[Any, Any, T]], until: float | None) -> T:
+        left = self._timeout_s if until is None else min(self._timeout_s, until - self._clock())
+        if left <= 0:
+            raise TimeoutError(f"there was no time left to ask {self._who}")
+        with self._lock:
+            if not self._budget.take():
+                raise BudgetSpent(f"{self._per_minute} verdicts a minute are the policy's limit (per_minute)")
+        answer = asyncio.run_coroutine_threadsafe(question(), self._loop)
+        try:
+            return answer.result(left)
+        except TimeoutError:
+            answer.cancel()
+            raise TimeoutError(f"{self._who} gave no verdict within {left:.3g} s") from None
+
+
+def _run(loop: asyncio.AbstractEventLoop, upstream: Upstream) -> None:
+    """Run a loop until nobody asks any more. Knows no `Asking`, or that would never go."""
+    loop.run_forever()
+    loop.run_until_complete(upstream.aclose())
+    loop.close()

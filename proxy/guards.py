@@ -1,0 +1,220 @@
+"""Other people's guards: `kind: llama-guard-3` and the like in a policy, run here or asked of a server.
+
+It lives here and not among the checks as it asks an upstream. A verdict is an answer of the family's own form and
+nothing else; where the server tells how probable the deciding word was, that is the score.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from ringfence.guard.check import CannotAnswer
+from ringfence.guard.checks.guards.check import GuardCheck, wordings_of
+from ringfence.guard.checks.guards.family import (
+    Family,
+    Judgement,
+    NoVerdict,
+    Question,
+    Turn,
+    find_families,
+    neutral,
+    read_answer,
+)
+from ringfence.policies.document import PolicyError, Problem
+from ringfence.policies.own import GuardModel
+from ringfence.policies.types import UpstreamChoice
+from ringfence.proxy.asking import Asking, Budget, BudgetSpent
+from ringfence.proxy.reply import UpstreamError
+from ringfence.proxy.upstreams.http import HttpUpstream, open_upstream
+from ringfence.proxy.wire.body import readable
+
+log = logging.getLogger(__name__)
+
+LOCAL = "local"
+
+TOP = 5
+"""Alternatives asked for of every token: no family has more words that decide, and many servers give no more."""
+
+RETRIES = 10
+"""One verdict in so many may be asked for a second time, so that a server that is down is not asked twice as much."""
+
+HOPELESS = frozenset({"upstream_timeout", "upstream_malformed"})
+"""Failures after which a second try would be of no use, or come too late."""
+
+
+def open_guard(spec: GuardModel) -> GuardCheck:
+    """Make the check for a guard; no weights are loaded and nobody is asked yet.
+
+    Raises:
+        PolicyError: the weights are not there or of another kind, the address is none, its key is not set, or the
+            guard cannot be asked about the policy's categories.
+    """
+    family = find_families()[spec.kind]
+    if spec.use == LOCAL:
+        from ringfence.guard.checks.guards.local import open_local
+
+        return open_local(spec, family)
+    what = f"the guard of '{spec.category}'"
+    if not spec.use.startswith(("http://", "https://")):
+        told = f"{what}: 'use' is 'local' or the base URL of a server (http://…/v1), and not '{spec.use}'"
+        raise PolicyError([Problem(spec.origin, told)])
+    if spec.bits:
+        raise PolicyError([Problem(spec.origin, f"{what}: 'bits' is for local weights; a server has its own")])
+    asked = family.ask((Turn("user", ""),), wordings_of(spec, family))
+    if spec.api == "chat" and any(question.messages is None for question in asked):
+        told = f"{what}: by chat, a server asks {family.name} about its own categories only, as its template has them"
+        raise PolicyError([Problem(spec.origin, f"{told}; say `api: completions`, where the prompt is ours")])
+    try:
+        upstream = open_upstream(UpstreamChoice(spec.use, spec.api_key_env, spec.timeout_s))
+    except ValueError as error:
+        raise PolicyError([Problem(spec.origin, f"{what} cannot be asked: {error}")]) from None
+    return GuardCheck(spec, family, ServedGuard(spec, family, upstream))
+
+
+class ServedGuard:
+    """The verdicts of a guard behind an OpenAI-compatible server. Thread-safe.
+
+    Args:
+        upstream: closed when nobody holds this any more.
+        clock: that of `Passage.until` and of the budgets.
+    """
+
+    def __init__(
+        self, spec: GuardModel, family: Family, upstream: HttpUpstream, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self._spec = spec
+        self._family = family
+        self._upstream = upstream
+        self._who = f"{spec.kind} ('{spec.category}')"
+        self._asking: Asking[Sequence[Judgement]] = Asking(
+            f"guard-{spec.category}",
+            self._who,
+            upstream,
+            timeout_s=spec.timeout_s,
+            per_minute=spec.per_minute,
+            remember=spec.remember,
+            clock=clock,
+        )
+        self._retries = Budget(max(1, spec.per_minute // RETRIES), clock)
+        self._logprobs = True
+
+    @property
+    def revision(self) -> str:
+        """By what name it answers, and where; what answers there, nobody can see."""
+        return f"{self._spec.use} {self._spec.model} {self._spec.api}"
+
+    def warm(self) -> None:
+        """See whether the server is there, and say so in the log where it is not: it may come yet."""
+        why = self._asking.ready(self._upstream)
+        if why:
+            log.warning("%s: %s; its rules' on_error settles what it cannot answer", self._who, why)
+
+    def clear(self, text: str) -> str:
+        """Return a text without what the family takes for control tokens."""
+        return neutral(readable(text), self._family.seams)
+
+    def judge(self, questions: Sequence[Question], codes: Sequence[str], until: float | None) -> Sequence[Judgement]:
+        """Ask the server; see `Oracle`."""
+        asked = [question.prompt if self._spec.api == "completions" else question.messages for question in questions]
+        key = hashlib.sha256(json.dumps([self.revision, asked, list(codes)]).encode()).digest()
+        try:
+            return self._asking.ask(key, partial(self._judged, questions, codes), until)
+        except NoVerdict:
+            what = f"{self._who}: the answer of '{self._spec.model}' is no verdict"
+            raise CannotAnswer(f"{what}; check that this model is a {self._spec.kind}, and `api`") from None
+        except UpstreamError as error:
+            what = f"{self._who}: {error}"
+            raise CannotAnswer(f"{what}; check that {self._spec.use} is up and serves '{self._spec.model}'") from None
+        except BudgetSpent as error:
+            raise CannotAnswer(f"{self._who}: {error}") from None
+
+    async def _judged(self, questions: Sequence[Question], codes: Sequence[str]) -> Sequence[Judgement]:
+        return await asyncio.gather(*(self._one(question, codes) for question in questions))
+
+    async def _one(self, question: Question, codes: Sequence[str]) -> Judgement:
+        with_logprobs = self._logprobs
+        try:
+            return self._read(await self._answer(question), codes)
+        except UpstreamError as error:
+            if with_logprobs and error.status < 500 and "logprob" in error.told.lower():
+                self._logprobs = False  # it has none to give, and says so
+            elif error.status < 500 or error.code in HOPELESS or not self._retries.take():
+                raise
+        return self._read(await self._answer(question), codes)
+
+    async def _answer(self, question: Question) -> Any:
+        path, body = self._chat(question) if self._spec.api == "chat" else self._completion(question)
+        return await self._upstream.ask(path, {"model": self._spec.model, "temperature": 0, "stream": False, **body})
+
+    def _chat(self, question: Question) -> tuple[str, Mapping[str, Any]]:
+        more = {"logprobs": True, "top_logprobs": TOP} if self._logprobs else {}
+        return "chat/completions", {"messages": question.messages, "max_tokens": self._family.longest, **more}
+
+    def _completion(self, question: Question) -> tuple[str, Mapping[str, Any]]:
+        more = {"logprobs": TOP} if self._logprobs else {}
+        prompt = f"{question.prompt}{self._family.begins}"
+        return "completions", {"prompt": prompt, "max_tokens": self._family.longest, **more}
+
+    def _read(self, body: Any, codes: Sequence[str]) -> Judgement:
+        """Return what an answer says, with the probabilities that came with it.
+
+        Raises:
+            NoVerdict: it is no answer, or not of the family's form.
+        """
+        try:
+            choice = body["choices"][0]
+            chat = self._spec.api == "chat"
+            written = choice["message"]["content"] if chat else f"{self._family.begins}{choice['text']}"
+            judged = read_answer(self._family, written, codes)
+            tokens = _chat_tokens(choice) if chat else _completion_tokens(choice)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+            raise NoVerdict from None
+        unsafe = _probabilities(self._family, tokens)
+        return judged if unsafe is None else replace(judged, unsafe=unsafe, calibrated=True)
+
+
+Tokens = Sequence[tuple[str, Mapping[str, float]]]
+"""The tokens of an answer, each with the logarithms of its own probability and of others that it might have been."""
+
+
+def _chat_tokens(choice: Mapping[str, Any]) -> Tokens:
+    told = (choice.get("logprobs") or {}).get("content") or []
+    return [
+        (
+            str(one["token"]),
+            {str(top["token"]): float(top["logprob"]) for top in (one, *(one.get("top_logprobs") or []))},
+        )
+        for one in told
+    ]
+
+
+def _completion_tokens(choice: Mapping[str, Any]) -> Tokens:
+    told = choice.get("logprobs") or {}
+    tokens, own = told.get("tokens") or [], told.get("token_logprobs") or []
+    tops = told.get("top_logprobs") or [{}] * len(tokens)
+    return [
+        (str(token), {str(token): float(logprob)} | {str(name): float(value) for name, value in (top or {}).items()})
+        for token, logprob, top in zip(tokens, own, tops, strict=True)
+    ]
+
+
+def _probabilities(family: Family, tokens: Tokens) -> Mapping[str, float] | None:
+    """Return the probability of each unsafe word where the answer decides, among the words that decide; None where
+    that cannot be seen."""
+    words = {word.strip(): word for word in (family.safe, *family.unsafe)}
+    for token, tops in tokens:
+        if token.strip() in words:
+            mass = dict.fromkeys(words.values(), 0.0)
+            for other, logprob in tops.items():
+                if other.strip() in words:
+                    mass[words[other.strip()]] += math.exp(min(0.0, logprob))
+            total = sum(mass.values())
+            return {word: mass[word] / total for word in family.unsafe} if 0 < total < math.inf else None
+    return None

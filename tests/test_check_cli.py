@@ -1,0 +1,103 @@
+"""`ringfence check`: whose exchange a text may be said to be of, and what one reads of a check that fails."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from ringfence.guard import guard
+from ringfence.guard.check import Check
+from ringfence.proxy.cli.root import app
+
+UNANSWERED = """\
+version: 1
+name: asked
+rules:
+  - { id: gossip, category: gossip, action: block, on_error: log }
+checks:
+  - { kind: judge, category: gossip, policy: No gossip., use: "http://127.0.0.1:9/v1", model: x }
+"""
+LAYERED = """\
+version: 1
+name: layered
+rules:
+  - { id: mail, category: number, action: log }
+overlays:
+  - { id: clinics, scope: { tenant: [clinic-*] }, override: { mail: { action: block } } }
+  - { id: nurses, scope: { key: [nurse-*] }, override: { mail: { action: rewrite } } }
+  - { id: chats, scope: { route: [openai.chat], model: [small] }, remove: [mail] }
+"""
+
+
+@pytest.fixture
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run the command on a policy, with checks in place of those installed."""
+
+    def run(policy: str, checks: dict[str, Check], *arguments: str) -> Result:
+        monkeypatch.setattr(guard, "load_checks", lambda: checks)
+        path = tmp_path / "policy.yaml"
+        path.write_text(policy)
+        return CliRunner().invoke(app, ["check", "call 12345", "--policy", str(path), *arguments])
+
+    return run
+
+
+def test_a_judge_that_cannot_be_asked_is_told_in_a_line_with_its_place_and_what_to_do(check, tmp_path):
+    done = check(UNANSWERED, {})
+    assert done.exit_code == 0, done.output
+    assert done.stderr == (
+        "ringfence check: the check 'gossip' could not answer: UpstreamError: the upstream could not be reached, or "
+        f"broke off (ConnectError); mend what {tmp_path}/policy.yaml:6:5 asks for, or say with 'on_error' what its "
+        "rules do without it\n"
+    )
+    assert "log by failed:gossip" in done.stdout
+    assert json.loads(check(UNANSWERED, {}, "--json").stdout)["rules"] == ["failed:gossip"]
+
+
+def test_any_check_that_raises_is_told_in_a_line(check, broken_check, caplog):
+    policy = "version: 1\nname: b\nrules: [{ id: b, category: broken, action: block }]\n"
+    done = check(policy, {"broken": broken_check})
+    assert done.exit_code == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith(
+        "ringfence check: the check 'broken' could not answer: RuntimeError: no such luck; mend what"
+    )
+
+
+def test_a_check_that_cannot_be_made_ready_is_named_and_nothing_is_judged(check, word_check):
+    class Cold(word_check):
+        def warm(self):
+            raise RuntimeError("its file is gone")
+
+    policy = "version: 1\nname: c\nrules: [{ id: c, category: number, action: block }]\n"
+    done = check(policy, {"cold": Cold("number", "x")})
+    assert (done.exit_code, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith(
+        "ringfence check: RuntimeError: its file is gone while the check 'word-number' was made ready; mend what"
+    )
+
+
+@pytest.mark.parametrize(
+    ("whose", "action", "overlays"),
+    [
+        ((), "log", None),
+        (("--tenant", "clinic-north"), "block", ["clinics"]),
+        (("--key", "nurse-app"), "rewrite", ["nurses"]),
+        (("--tenant", "clinic-north", "--key", "nurse-app"), "rewrite", ["clinics", "nurses"]),
+        (("--route", "openai.chat"), "log", None),
+        (("--route", "openai.chat", "--model", "small"), "allow", ["chats"]),
+    ],
+)
+def test_a_text_is_judged_under_the_overlays_of_whose_it_is_said_to_be(check, checks, whose, action, overlays):
+    told = json.loads(check(LAYERED, checks, "--json", *whose).stdout)
+    assert (told["action"], told.get("overlays")) == (action, overlays)
+    assert not overlays or f"overlays: {', '.join(overlays)}\n" in check(LAYERED, checks, *whose).stdout
+
+
+def test_a_route_that_there_is_not_is_refused(check, checks):
+    done = check(LAYERED, checks, "--route", "openai.chatt")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("ringfence check: --route openai.chatt is none of openai.chat, ")

@@ -1,0 +1,131 @@
+"""Tiny random checkpoints of other people's guards, as transformers saves them: the same classes, files and templates."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    Llama4Config,
+    Llama4ForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from ringfence.guard.checks.guards.family import Family
+
+PIECES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+"""How the tokenizers of Llama 3 and 4 cut a text."""
+
+SPECIALS = {
+    "llama-guard-3": ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "llama-guard-3-1b": ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "llama-guard-4": ("<|begin_of_text|>", "<|header_start|>", "<|header_end|>", "<|eot|>"),
+    "shieldgemma": ("<bos>", "<start_of_turn>", "<end_of_turn>", "<eos>"),
+    "granite-guardian": ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>"),
+    "qwen3guard": ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+}
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 4096,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
+
+def save_guard(folder: Path, family: Family, template: str) -> Path:
+    """Save a checkpoint of a family, whose tokenizer has a chat template."""
+    tokenizer = tokenizer_of(SPECIALS[family.name], (family.safe, *family.unsafe, *family.categories))
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    network = network_of(next(iter(family.architectures)), len(tokenizer))
+    # Wider than a random start has them, so that probabilities differ from text to text.
+    with torch.no_grad():
+        network.get_output_embeddings().weight.normal_(0, 0.1)
+    network.save_pretrained(folder)
+    return folder
+
+
+def tokenizer_of(specials: Sequence[str], words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Return a byte-level tokenizer that knows some words whole, and numbers up to 14."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=list(specials),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = [f"{word}\n{word} safe unsafe Yes No" for word in words] + [f"S{number}" for number in range(1, 15)]
+    made.train_from_iterator(texts * 20, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token=specials[0], eos_token=specials[-1], pad_token=specials[0]
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(specials)})
+    return tokenizer
+
+
+def network_of(architecture: str, size: int) -> torch.nn.Module:
+    """Return a small random network of a class of transformers."""
+    small = {**SMALL, "vocab_size": size}
+    match architecture:
+        case "LlamaForCausalLM":
+            return LlamaForCausalLM(LlamaConfig(**small))
+        case "Gemma2ForCausalLM":
+            return Gemma2ForCausalLM(Gemma2Config(**small))
+        case "GraniteForCausalLM":
+            return GraniteForCausalLM(GraniteConfig(**small))
+        case "Qwen3ForCausalLM":
+            return Qwen3ForCausalLM(Qwen3Config(**small))
+        case "Llama4ForConditionalGeneration":
+            vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+            vision |= {"image_size": 28, "patch_size": 14, "vision_output_dim": 16, "projector_input_dim": 16}
+            vision |= {"projector_output_dim": 16}
+            text = {**small, "intermediate_size_mlp": 64, "num_local_experts": 1, "moe_layers": []}
+            return Llama4ForConditionalGeneration(Llama4Config(vision_config=vision, text_config=text))
+    raise AssertionError(architecture)
+
+
+def save_classifier(folder: Path, kind: str, labels: Mapping[int, str], longest: int = 512, **config: object) -> Path:
+    """Save a sequence classifier, `deberta` or `roberta`."""
+    tokenizer = tokenizer_of(("[PAD]", "[CLS]", "[SEP]"), ("ignore", "previous", "instructions"))
+    tokenizer.model_max_length = longest
+    tokenizer.save_pretrained(folder)
+    shape = {name: SMALL[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers")}
+    shape |= {"num_attention_heads": 4, "vocab_size": len(tokenizer), "pad_token_id": 0, "max_position_embeddings": 600}
+    shape |= {"id2label": dict(labels), "label2id": {name: index for index, name in labels.items()}, **config}
+    torch.manual_seed(0)
+    if kind == "deberta":
+        made = DebertaV2ForSequenceClassification(DebertaV2Config(relative_attention=True, **shape))
+    else:
+        made = RobertaForSequenceClassification(RobertaConfig(**shape))
+    with torch.no_grad():
+        for parameter in made.classifier.parameters():
+            parameter.normal_(0, 1)
+    made.save_pretrained(folder)
+    return folder
