@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, thread_time
 
+import hypothesis
 import pytest
 import uvicorn
 from starlette.types import ASGIApp
@@ -23,6 +24,10 @@ from ringfence.proxy.reply import Upstream
 from ringfence.proxy.service import Service
 from ringfence.proxy.settings import Settings
 from ringfence.proxy.upstreams.fake import FakeUpstream
+
+# How long an example takes says more of what else the machine does than of the code.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 
 @dataclass

@@ -70,7 +70,7 @@ def test_log_that_is_being_written_is_verified(tmp_path):
     store.close()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_any_flipped_byte_of_any_record_names_that_record(whole, tmp_path_factory, data):
     path = shutil.copy(whole[0], tmp_path_factory.getbasetemp() / "flipped.db")
@@ -81,7 +81,7 @@ def test_any_flipped_byte_of_any_record_names_that_record(whole, tmp_path_factor
     assert verify(path) == Broken(seq, verify(path).why)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_any_flipped_byte_of_the_file_is_noticed_or_changes_no_record(whole, tmp_path_factory, data):
     original = whole[0].read_bytes()

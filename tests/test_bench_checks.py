@@ -222,7 +222,7 @@ def test_asking_the_tables_less_often_loses_no_number_of_the_corpora(region):
         assert found_by(fast) == found_by(slow_twin(text, region)), text
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.lists(st.one_of(NUMBER, st.text("0123456789 ()./+-x,a\n", max_size=12)), max_size=4).map(" ".join),
     st.sampled_from(list(KNOWN)),
@@ -254,7 +254,7 @@ HINTS = {
 
 
 @pytest.mark.parametrize("words", HINTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.text("abcdeilnoprstuvy .:'AINS§éß\u017f\u0131\u212a", max_size=40) | st.sampled_from(TEXTS))
 def test_looking_for_words_in_lower_case_first_loses_none(words, text):
     pattern, may_hold = HINTS[words]

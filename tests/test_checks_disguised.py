@@ -151,7 +151,7 @@ def test_what_leaves_holds_neither_the_value_nor_its_pieces(guard, category, nam
     assert left.endswith(" ok")
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.sampled_from(VALUES),
     st.sampled_from(sorted(DISGUISES)),

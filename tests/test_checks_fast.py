@@ -92,7 +92,7 @@ def every_leet_word(text):
     return [word for word in normalise._LEET_WORD.finditer(text) if sign.search(word[1])]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ANY_TEXT)
 def test_no_disguise_is_passed_over(text):
     with patched(
@@ -107,7 +107,7 @@ def test_no_disguise_is_passed_over(text):
     assert variants.__wrapped__(text) == slow
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ANY_TEXT)
 def test_each_look_finds_what_it_finds_without_a_first_look(text):
     looks = [look for kind, look in normalise.DISGUISES if kind in ("invisible", "hex", "base64", "spaced")]
@@ -128,7 +128,7 @@ def test_each_look_finds_what_it_finds_without_a_first_look(text):
 WITHOUT = re.compile(f"[{words.UNSPACED}]")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(ANY_TEXT)
 def test_words_are_the_runs_of_their_characters(text):
     expected, run = [], ""
@@ -147,7 +147,7 @@ def all_of(finders, text):
     return [list(find(text)) for find in finders]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ANY_TEXT)
 def test_no_personal_number_is_passed_over(text):
     finders = [row.find for row in pii.FORMATS]
@@ -162,7 +162,7 @@ with patched(phones__SHORTEST=1):
     SLOW_PHONES = [phones.phones_of(region) for region in REGIONS]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ANY_TEXT)
 def test_no_telephone_number_is_passed_over(text):
     assert all_of(FAST_PHONES, text) == all_of(SLOW_PHONES, text)
@@ -189,7 +189,7 @@ TOKENS = st.tuples(
 ).map("".join)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(ANY_TEXT | st.lists(TOKENS, max_size=3).map(" ".join))
 def test_no_key_is_passed_over(text):
     for what, (pattern, valid) in SLOW_FORMS.items():
@@ -201,7 +201,7 @@ def row_score(what):
     return LIKELY if what == "Discord bot token" else EXACT
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(ANY_TEXT, st.lists(st.sampled_from(["pass", "secret", "key", "mot de passe", "密码"]), min_size=1, max_size=4))
 def test_every_place_of_a_word_is_seen_in_any_case(text, looked_for):
     folded = text.replace("\u0130", "I").lower()
@@ -209,7 +209,7 @@ def test_every_place_of_a_word_is_seen_in_any_case(text, looked_for):
     assert formats._places_of(tuple(looked_for), text) == tuple(sorted(places))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ANY_TEXT, st.integers(0, 3))
 def test_what_is_repeated_is_what_stood_there_before(text, times):
     text = (text + "x" * 70) * times + text
@@ -221,7 +221,7 @@ def test_what_is_repeated_is_what_stood_there_before(text, times):
     assert (repetition.repeated(text) == covered).all()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(ANY_TEXT)
 def test_attributes_and_controls_are_looked_for_wherever_they_may_be(text):
     if "=" not in text and "url(" not in text.lower():
@@ -231,7 +231,7 @@ def test_attributes_and_controls_are_looked_for_wherever_they_may_be(text):
         assert bool(hidden.ASCII_CONTROLS.search(text)) == held
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ANY_TEXT)
 def test_letters_of_a_system_message_weigh_what_their_words_weigh(text):
     for alphabet, fast in zip(leakage.ALPHABETS, leakage._letters.__wrapped__(text), strict=True):

@@ -52,7 +52,7 @@ def streamed(pipeline, text, chunk):
     return released
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(PIECES), min_size=10, max_size=60).map("".join), st.integers(1, 50))
 def test_stream_is_rewritten_as_the_whole_text_is(text, chunk):
     assert streamed(PIPELINE, text, chunk) == rewrite(text, judge(PIPELINE, text).rewrites)
@@ -65,7 +65,7 @@ WAYS_OUT = Pipeline(
 LINES = [case.text for pack in ("hidden", "exfiltration") for case in read_cases(PACKS / f"{pack}.cases.yaml")]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from(LINES), min_size=3, max_size=25).map("\n".join), st.integers(1, 50))
 def test_stream_with_hidden_text_and_ways_out_is_rewritten_as_the_whole_text_is(text, chunk):
     assert streamed(WAYS_OUT, text, chunk) == rewrite(text, judge(WAYS_OUT, text).rewrites)
@@ -156,7 +156,7 @@ LATE = Pipeline(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.tuples(st.sampled_from(sorted(VALUES)), st.sampled_from(sorted(DISGUISES))), min_size=1, max_size=2),
     st.integers(0, 400),

@@ -54,7 +54,6 @@ def test_template_is_the_checkpoints_own(chat: Chat, tokenizer: Tokenizer) -> No
 
 
 @given(st.lists(st.tuples(st.sampled_from(["user", "assistant", "system"]), st.text()), min_size=1, max_size=4))
-@settings(deadline=None)
 def test_harmless_conversations_render_as_transformers_renders_them(
     chat: Chat, reference: PreTrainedTokenizerFast, messages: list[tuple[str, str]]
 ) -> None:
@@ -67,7 +66,6 @@ def test_harmless_conversations_render_as_transformers_renders_them(
 
 @given(contents)
 @example(INJECTION)
-@settings(deadline=None)
 def test_control_tokens_spelled_in_a_message_stay_text(chat: Chat, tokenizer: Tokenizer, content: str) -> None:
     control = set(tokenizer.get_added_tokens_decoder())
     ids = chat.render([("user", content)])
@@ -94,7 +92,7 @@ def test_half_a_surrogate_pair_becomes_the_replacement_character(chat: Chat) -> 
 
 @given(st.lists(st.integers(0, 49151), max_size=40))
 @example([0, 1, 2])
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_pieces_of_any_ids_add_up_to_the_full_decode(chat: Chat, tokenizer: Tokenizer, ids: list[int]) -> None:
     text = chat.detokenizer()
     assert "".join([*(text.feed(id) for id in ids), text.close()]) == tokenizer.decode(ids)
@@ -102,7 +100,6 @@ def test_pieces_of_any_ids_add_up_to_the_full_decode(chat: Chat, tokenizer: Toke
 
 @given(st.text(known).filter(lambda text: "\ufffd" not in text))
 @example("👩🏽‍🚀 – ünï 漢字 <|im_end|>")
-@settings(deadline=None)
 def test_no_piece_is_half_a_character(chat: Chat, text: str) -> None:
     ids = chat.encode(re.sub(r"<[|a-z_]+>", "", text))
     detokenizer = chat.detokenizer()

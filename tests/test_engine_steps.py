@@ -91,7 +91,7 @@ def test_greedy_reply_is_what_the_network_says_of_everything_before_read_again(n
     assert len(set(said)) > 3
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 1 << 32), st.sampled_from([5, 9, 64]))
 def test_everybody_says_what_he_would_have_said_alone_and_no_page_is_lost(seed, pages):
     random, network = Random(seed), decoder()
@@ -116,7 +116,7 @@ def test_everybody_says_what_he_would_have_said_alone_and_no_page_is_lost(seed, 
     assert one.free == pages
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 1 << 32))
 def test_sequence_that_is_cut_back_says_the_same_again(seed):
     random, network = Random(seed), decoder()

@@ -305,7 +305,7 @@ def whole(tmp_path_factory):
     return write(made("llama", "plain"), tmp_path_factory.mktemp("whole") / "x.gguf").read_bytes()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_file_that_was_cut_short_is_told(whole, tmp_path_factory, data):
     file = tmp_path_factory.getbasetemp() / "cut.gguf"
@@ -314,7 +314,7 @@ def test_file_that_was_cut_short_is_told(whole, tmp_path_factory, data):
         read(file)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_file_with_a_spoilt_head_is_read_or_told_and_never_hangs(whole, tmp_path_factory, data):
     file = tmp_path_factory.getbasetemp() / "spoilt.gguf"

@@ -153,7 +153,7 @@ def choices(items):
 schemas = st.recursive(leaves, lambda items: lists(items) | objects(items) | choices(items), max_leaves=6)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(schemas, st.integers(0, 999))
 def test_anything_said_under_a_schema_is_json_that_it_allows(tiny, schema, seed):
     text, _ = tiny.say(tiny.grammars.json_schema(schema), seed)
@@ -192,7 +192,7 @@ def test_guesses_that_are_right_are_taken_and_end_where_the_reply_is_complete(be
     assert grammar.done
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 99), st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=6))
 def test_rewound_grammar_allows_what_it_allowed_there(tiny, seed, moves):
     for grammars in (lambda: tiny.grammars.json_schema(PERSON), lambda: tiny.grammars.regex("(ab?|[0-9]{2,9})c*")):

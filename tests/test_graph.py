@@ -182,7 +182,7 @@ def test_sequence_in_pieces_and_prompts_are_left_to_the_decoder_beside_those_who
     assert logits.shape == (5, both.config.vocabulary)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=3))
 def test_engine_on_both_says_the_reply_that_the_graph_alone_says(both, lengths):
     """Two that speak take turns on a graph; with a third, another computes all of them together."""

@@ -103,7 +103,7 @@ def text(random, length):
     return [random.randrange(VOCABULARY) for _ in range(length)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(configs, st.integers(1, 2), st.integers(0, 9999))
 def test_any_steps_beside_any_others_give_what_the_specification_gives(config, top_k, seed):
     random = Random(seed)

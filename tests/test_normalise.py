@@ -399,7 +399,7 @@ PIECES = st.sampled_from(
 MIXED = st.lists(st.one_of(PIECES, ANY), max_size=8).map(" ".join) | st.lists(PIECES, max_size=8).map("".join)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(MIXED, st.data())
 def test_every_span_lies_in_the_original_and_grows_with_its_stretch(text, data):
     found = variants(text)
@@ -420,7 +420,7 @@ def test_every_span_lies_in_the_original_and_grows_with_its_stretch(text, data):
             assert all(y[0] >= x[1] or y == x for x, y in pairwise(each))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(MIXED)
 def test_a_code_point_that_was_not_touched_leads_to_itself(text):
     for variant in variants(text):
@@ -440,7 +440,7 @@ def test_what_has_been_read_has_no_further_reading():
     assert again == []
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(PIECES, min_size=1, max_size=3), st.sampled_from(["", " ", "\n", "."]))
 def test_time_is_bounded_whatever_is_repeated(pieces, joint):
     unit = joint.join(pieces) + joint
@@ -524,7 +524,7 @@ def test_a_spelling_of_nothing_is_nothing():
     assert (found.text, found.changed("\u200b").tolist()) == ("", [])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(MIXED, st.data())
 def test_every_spelling_knows_where_each_of_its_code_points_came_from(text, data):
     for found in spellings(text):

@@ -309,7 +309,7 @@ def in_pieces(restorer: Restorer, pieces: list[str]) -> str:
 
 
 @given(st.lists(PIECES, max_size=25).map("".join), CUTS)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_any_chunking_of_a_text_is_restored_alike(text: str, cuts: list[int]) -> None:
     for pieces in (cut(text, cuts), list(text)):
         assert in_pieces(Restorer(TABLE), pieces) == restored_slowly(text)
@@ -340,7 +340,7 @@ PROSE = st.lists(
 
 
 @given(PROSE, ORIGINALS, CUTS)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_prose_gets_the_original_as_it_was(text: str, table: dict[str, str], cuts: list[int]) -> None:
     for pieces in (cut(text, cuts), list(text)):
         assert in_pieces(Restorer(table), pieces) == restored_slowly(text, table)
@@ -412,7 +412,7 @@ def parsed(found: Any, shape: Any) -> Any:
 
 
 @given(dumped(containers(VALUES)), ORIGINALS, CUTS, st.sampled_from(["arguments", "reply", "fenced", "in a sentence"]))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_json_still_parses_at_every_depth_and_says_the_original(
     shape: Dumped, table: dict[str, str], cuts: list[int], where: str
 ) -> None:
@@ -453,7 +453,7 @@ MESSAGES = st.lists(st.lists(WORDS, max_size=12).map(" ".join), min_size=1, max_
 
 
 @given(MESSAGES, CUTS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_what_the_model_repeats_comes_back_as_it_was_said_and_it_never_saw_the_originals(
     texts: list[str], cuts: list[int]
 ) -> None:
@@ -473,7 +473,7 @@ OUT = st.lists(
 
 
 @given(OUT, CUTS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_streamed_reply_is_rewritten_then_restored_as_if_it_had_come_whole(text: str, cuts: list[int]) -> None:
     guard = guard_of(RESTORE, NUMBERS)
     exchange = chat(("user", f"{MAIL} and ann@x.org"))

@@ -172,9 +172,7 @@ def one_by_one(by, body):
             return
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     rule_sets,
     rule_sets,
@@ -545,9 +543,7 @@ def totals(found):
     return total
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(BOTH, traffics())
 def test_log_of_anything_comes_to_what_each_of_its_records_comes_to(tmp_path_factory, both, traffic):
     logs, (old, new) = tmp_path_factory.mktemp("logs"), both

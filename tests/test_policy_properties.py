@@ -206,7 +206,7 @@ with_failures = findings.flatmap(
     )
 )
 stages = st.sampled_from(Stage)
-some_of = settings(max_examples=50, deadline=None)
+some_of = settings(max_examples=50)
 
 
 @given(policies())
@@ -279,7 +279,7 @@ yaml_like = st.text(st.sampled_from(list("ab1:-,[]{}#'\"|>!?.\n\n  ")), max_size
 
 
 @given(yaml_like)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_text_means_the_same_without_libyaml(source):
     fast = read(source)
     with pytest.MonkeyPatch.context() as patch:

@@ -210,7 +210,7 @@ samplings = st.builds(
 tokens = st.integers(0, VOCABULARY - 1)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(samplings, st.integers(0, 999), st.sampled_from([1, 2, 7, 300, 3000]))
 def test_cuts_leave_the_tokens_and_proportions_of_the_definition(sampling, seed, size):
     sampling = replace(sampling, temperature=sampling.temperature or 1)
@@ -222,7 +222,6 @@ def test_cuts_leave_the_tokens_and_proportions_of_the_definition(sampling, seed,
     np.testing.assert_allclose(shares, likelihood(logits.tolist(), plain), atol=2e-5)
 
 
-@settings(deadline=None)
 @given(samplings, st.lists(tokens, min_size=1, max_size=8), st.integers(0, 99))
 def test_certain_drafts_change_no_token_for_the_same_seed(sampling, guesses, seed):
     alone, helped = Sampler(sampling, VOCABULARY, PROMPT), Sampler(sampling, VOCABULARY, PROMPT)
@@ -248,7 +247,6 @@ def test_cold_draws_are_those_of_no_draft_however_likely_the_drafts_were(samplin
             said += (one.token,)
 
 
-@settings(deadline=None)
 @given(samplings, st.integers(0, 10), st.integers(0, 10), st.booleans())
 def test_rewound_sampler_goes_on_as_if_the_rest_had_never_been(sampling, kept, undone, constrained):
     def start():

@@ -49,7 +49,7 @@ TEXTS = st.lists(WORDS, max_size=60).map(" ".join)
 
 
 @given(TEXTS, st.lists(st.integers(0, 400), max_size=30))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_chunking_of_a_text_gives_the_same_decision_and_the_same_released_text(text: str, cuts: list[int]) -> None:
     places = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
     pieces = [text[a:b] for a, b in pairwise(places)]
@@ -59,7 +59,7 @@ def test_any_chunking_of_a_text_gives_the_same_decision_and_the_same_released_te
 
 
 @given(TEXTS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_text_that_is_not_blocked_is_released_as_if_it_had_been_rewritten_whole(text: str) -> None:
     released, decision, _ = run(list(text))
     if decision is None or decision.action is not Action.BLOCK:
@@ -67,7 +67,7 @@ def test_text_that_is_not_blocked_is_released_as_if_it_had_been_rewritten_whole(
 
 
 @given(TEXTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_nothing_leaves_that_no_window_covered(text: str) -> None:
     guard = StreamGuard(SMALL)
     covered = 0

@@ -119,7 +119,7 @@ def test_shared_and_doubled_neurons_are_the_parents_bit_by_bit(dtype):
     assert {*map(tuple, shared.tolist()), *map(tuple, (routed / 2).tolist())} == {*map(tuple, gate.tolist())}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.sampled_from(list(KINDS)), st.integers(1, 5), st.integers(1, 4), st.integers(0, 99))
 def test_with_a_delta_every_expert_is_its_start_and_the_product_that_was_added(kind, experts, rank, seed):
     network = dense(KINDS[kind], seed)
@@ -138,7 +138,7 @@ def test_with_a_delta_every_expert_is_its_start_and_the_product_that_was_added(k
     assert (said(grown.config, grown, IDS) - logits(grown.config, after, IDS)).abs().max() < 1e-4
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.sampled_from(sorted(KINDS)), st.integers(1, 5), st.integers(1, 4), st.integers(0, 1000))
 def test_experts_beside_their_parent_say_what_the_whole_checkpoint_says(kind, experts, rank, seed):
     before = dense(KINDS[kind], seed)

@@ -34,7 +34,7 @@ BODY = st.fixed_dictionaries(
 
 
 @given(BODY)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_body_is_an_exchange_or_a_bad_request(body: dict[str, Any]) -> None:
     try:
         exchange, _ = openai_chat.read_request(body)
@@ -55,7 +55,7 @@ def test_any_body_is_an_exchange_or_a_bad_request(body: dict[str, Any]) -> None:
 
 
 @given(BODY | JSON)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_moderation_body_is_an_exchange_or_a_bad_request(body: Any) -> None:
     try:
         exchange, groups = openai_moderations.read_request(body if isinstance(body, dict) else {"input": body})
@@ -75,7 +75,7 @@ CHUNK = st.fixed_dictionaries(
 
 
 @given(st.lists(CHUNK | NEARLY, max_size=4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_chunks_are_events_or_an_error_that_the_upstream_answers_for(chunks: list[Any]) -> None:
     reader = openai_chat.ChunkReader()
     try:
