@@ -14,10 +14,17 @@ from ringfence.model.llama4 import Attention, Block, Decoder, Experts, FeedForwa
 
 @dataclass(frozen=True, slots=True)
 class Forms:
-    """What products are kept in: `outer` those that write into what goes from layer to layer, `inner` the others."""
+    """What products are kept in.
+
+    Attributes:
+        outer: the head, and those that write into what goes from layer to layer.
+        inner: the others.
+        added: those of low rank that make experts; they are small, and little is left of them in four bits.
+    """
 
     outer: Form
     inner: Form
+    added: Form
 
 
 Take = Callable[[str], Tensor]
@@ -27,16 +34,14 @@ Take = Callable[[str], Tensor]
 def assemble(
     config: Config,
     take: Take,
-    form: Form = Plain,
+    form: Form | Forms = Plain,
     dtype: torch.dtype = torch.float32,
-    inner: Form | None = None,
     delta: Delta | None = None,
 ) -> Decoder:
     """Read every tensor once, and keep those of products in a form of their own.
 
     Args:
-        form: of the head, and of the products that write into what goes from layer to layer.
-        inner: of the others, where theirs is another one.
+        form: of all products, or of each kind.
         delta: what makes a dense network a mixture of experts.
 
     Raises:
@@ -55,12 +60,12 @@ def assemble(
         return lambda name, *shape: read(f"{prefix}{name}", *shape)
 
     words = read("model.embed_tokens.weight", config.vocabulary, config.width)
-    forms = Forms(form, inner or form)
+    forms = form if isinstance(form, Forms) else Forms(form, form, form)
     blocks = [_block(config, index, below(f"model.layers.{index}."), forms) for index in range(len(config.layers))]
     if delta:
-        blocks = [_grown(block, index, config, delta, forms.inner, dtype) for index, block in enumerate(blocks)]
+        blocks = [_grown(block, index, config, delta, forms.added, dtype) for index, block in enumerate(blocks)]
     head = words if config.tied else read("lm_head.weight", config.vocabulary, config.width)
-    return Decoder(config, words, blocks, read("model.norm.weight", config.width), form(head, None))
+    return Decoder(config, words, blocks, read("model.norm.weight", config.width), forms.outer(head, None))
 
 
 def _block(config: Config, index: int, read: Callable[..., Tensor], forms: Forms) -> Block:

@@ -19,6 +19,9 @@ from ringfence.model.config import Config
 PAGE = 64
 """Slots of a page."""
 
+ROOM = 8
+"""Pages that a sequence finds free beside its first ones, in a cache of many: one stretch is computed faster."""
+
 Name = tuple[int, tuple[int, ...]]
 """Which text ended before a page, by its number, and the page's own tokens."""
 
@@ -150,27 +153,49 @@ class Cache:
         self.values[layer].index_copy_(1, slots, values.to(self.values.dtype))
 
     def _take(self, count: int, after: int | None) -> list[int]:
-        while sum(self._blank) < count:
-            page, _ = self._idle.popitem(last=False)
-            self._forget(page)
-            self._blank[page] = True
-        taken = list(self._run(count, after))
+        taken = list(
+            self._next(count, after) or self._stretch(count, min(ROOM, self._pages // 16) if after is None else 0)
+        )
         for page in taken:
+            self._free(page)
             self._blank[page] = False
             self._holders[page] = 1
         return taken
 
-    def _run(self, count: int, after: int | None) -> Sequence[int]:
-        """Return blank pages: those that follow `after`, the first stretch that holds them all, or any."""
-        if after is not None and all(self._blank[after + 1 : after + 1 + count]) and after + count < self._pages:
-            return range(after + 1, after + 1 + count)
-        start = 0
-        for page, blank in enumerate(self._blank):
-            if not blank:
-                start = page + 1
-            elif page + 1 - start == count:
-                return range(start, page + 1)
+    def _next(self, count: int, after: int | None) -> Sequence[int]:
+        """Return the pages that follow one, if nobody holds them; else none."""
+        if after is None or after + count >= self._pages or any(self._holders[after + 1 : after + 1 + count]):
+            return ()
+        return range(after + 1, after + 1 + count)
+
+    def _stretch(self, count: int, room: int) -> Sequence[int]:
+        """Return pages from the middle of the longest blank stretch, so that whoever is beside them can grow as well.
+
+        As long as it is too short for them and some room, what was unused for the longest is forgotten.
+        """
+        longest = max(self._stretches(), key=len)
+        while len(longest) < count + room and self._idle:
+            self._free(next(iter(self._idle)))
+            longest = max(self._stretches(), key=len)
+        if len(longest) >= count:
+            start = longest.start + (len(longest) - count) // 2
+            return range(start, start + count)
         return [page for page, blank in enumerate(self._blank) if blank][:count]
+
+    def _stretches(self) -> Iterator[range]:
+        yield range(0)
+        start = 0
+        for page, blank in enumerate((*self._blank, False)):
+            if not blank:
+                yield range(start, page)
+                start = page + 1
+
+    def _free(self, page: int) -> None:
+        """Forget a page that nobody holds."""
+        if page in self._idle:
+            del self._idle[page]
+            self._forget(page)
+            self._blank[page] = True
 
     def _give_back(self, pages: Iterable[int]) -> None:
         # The last first: of a text that is found no more from its beginning, the rest is of no use.

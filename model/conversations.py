@@ -18,7 +18,7 @@ from ringfence.model.chat import Chat, TemplateRefused, Turn
 OWN = Path(__file__).parent / "data"
 """The project's own conversations: JSON lines in any folder below."""
 
-OWN_TIMES = 4
+OWN_TIMES = 2
 """How often an epoch has each of the project's own: they are few, and what the model is to do in earnest."""
 
 HELD = 10

@@ -15,7 +15,7 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from torch import Tensor
 
 from ringfence.model.config import Config
-from ringfence.model.four import Four
+from ringfence.model.grouped import Grouped
 from ringfence.model.linear import GROUP, Int8, Linear
 from ringfence.model.llama4 import Decoder, Experts, FeedForward, Grown
 
@@ -124,26 +124,29 @@ class Drawing:
     def product(self, x: str, product: Linear) -> str:
         """Draw a product."""
         match product:
-            case Four():
-                return self.in_four(x, product)
+            case Grouped():
+                return self.grouped(x, product)
             case Int8():
-                return self.in_eight(x, product)
+                return self.by_rows(x, product)
         raise TypeError(f"there is no graph of {product!r}")
 
-    def in_four(self, x: str, product: Four) -> str:
-        """Draw a product with weights in four bits."""
+    def grouped(self, x: str, product: Grouped) -> str:
+        """Draw a product with weights that are rounded in groups."""
         rows, groups = product.scale.shape
         if product.sums:
             x = self.with_sums(x, groups)
-        zero = np.pad(product.zero, ((0, 0), (0, groups % 2)))
-        weights: Sequence[NDArray[Any]] = (product.steps, product.scale, zero[:, 0::2] | zero[:, 1::2] << 4)
+        zero: NDArray[Any] = product.zero
+        if product.bits == 4:
+            zero = np.pad(zero, ((0, 0), (0, groups % 2)))
+            zero = zero[:, 0::2] | zero[:, 1::2] << 4
+        weights: Sequence[NDArray[Any]] = (product.steps, product.scale, zero)
         self.size += sum(weight.nbytes for weight in weights)
         bias = () if product.bias is None else ("", self.constant(product.bias))
-        settings = {"K": groups * GROUP, "N": rows, "bits": 4, "block_size": GROUP, "accuracy_level": 4}
+        settings = {"K": groups * GROUP, "N": rows, "bits": product.bits, "block_size": GROUP, "accuracy_level": 4}
         return self._node("MatMulNBits", x, *map(self._weight, weights), *bias, domain=MICROSOFT, **settings)
 
-    def in_eight(self, x: str, product: Int8) -> str:
-        """Draw a product with weights in eight bits, and tokens as well, each by its own scale."""
+    def by_rows(self, x: str, product: Int8) -> str:
+        """Draw a product with weights rounded by row, and tokens as well, each by its own scale."""
         if x not in self._codes:
             most = self._node("ReduceMax", self._node("Abs", x), self._whole(-1), keepdims=1)
             scale = self._node("Mul", self._node("Max", most, self._number(1e-12)), self._number(1 / 127))

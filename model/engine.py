@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ringfence.model.cache import Cache, OutOfPages
 from ringfence.model.config import Config
-from ringfence.model.llama4 import New
+from ringfence.model.llama4 import New, Said
 from ringfence.model.sampler import Chosen, Constraint, Sampler, Sampling, SamplingError
 from ringfence.model.scheduler import Share, share
 from ringfence.model.sequence import Advance, End, Sequence
@@ -64,7 +64,7 @@ class Network(Protocol):
     def config(self) -> Config:
         """Return its shape."""
 
-    def compute(self, new: Tokens[New], cache: Cache, asked: Tokens[int]) -> tuple[Tensor, Tensor]:
+    def compute(self, new: Tokens[New], cache: Cache, asked: Tokens[int]) -> Tokens[Said]:
         """Compute as `llama4.Decoder.compute` does."""
 
 
@@ -123,11 +123,10 @@ class Engine:
         starts = [sequence.held.length for sequence, _ in turns]
         # Of a prompt that is not read to its end nothing is asked; of a sequence that guesses, what follows each guess.
         asked = [max(0, 1 + one.held.length + len(ids) - len(one.tokens)) for one, ids in turns]
-        hidden, logits = self._network.compute([(one.held, ids) for one, ids in turns], self._cache, asked)
-        parts, said = torch.split(hidden, [len(ids) for _, ids in turns]), torch.split(logits, asked)
+        said = self._network.compute([(one.held, ids) for one, ids in turns], self._cache, asked)
         return [
-            self._advance(sequence, ids, start, part, rows)
-            for (sequence, ids), start, part, rows in zip(turns, starts, parts, said, strict=True)
+            self._advance(sequence, ids, start, hidden, logits)
+            for (sequence, ids), start, (hidden, logits) in zip(turns, starts, said, strict=True)
         ]
 
     def abort(self, id: int) -> None:

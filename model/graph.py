@@ -21,7 +21,7 @@ from ringfence.model.config import Config
 from ringfence.model.delta import Delta
 from ringfence.model.drawing import Drawing
 from ringfence.model.linear import FEW, GROUP
-from ringfence.model.llama4 import Decoder, New
+from ringfence.model.llama4 import Decoder, New, Said
 
 SINGLY = 2
 """Sequences up to which it is faster to compute one after the other."""
@@ -46,7 +46,7 @@ class Graph:
         """Build it.
 
         Args:
-            decoder: `drawable`; its products are `Four` or `Int8`.
+            decoder: `drawable`; its products are `Grouped` or `Int8`.
             tokens: positions that there may be.
             threads: cores to compute on.
         """
@@ -65,7 +65,7 @@ class Graph:
         self._starts: list[int | None] = []
         self._spare = torch.zeros(self.config.kv_heads, SPARE, self.config.head)
 
-    def __call__(self, new: Sequence[New], cache: Cache) -> Sequence[tuple[Tensor, Tensor]]:
+    def __call__(self, new: Sequence[New], cache: Cache) -> Sequence[Said]:
         """Compute new tokens of one sequence, or one token each of at most as many as there are lanes.
 
         Args:
@@ -73,8 +73,7 @@ class Graph:
             cache: in float32.
 
         Returns:
-            of each sequence the last hidden states (N, width), and what they say of the token after each
-            (N, vocabulary), in float32.
+            of each sequence what it says, with the logits of every token, in float32.
         """
         count = len(new[0][1])
         starts = [next(held.slots(0, held.length + count)).start for held, _ in new]
@@ -144,27 +143,23 @@ class Both:
         self._tokens, self._threads = tokens, threads
         self._many: Graph | None = None
 
-    def compute(self, new: Sequence[New], cache: Cache, asked: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def compute(self, new: Sequence[New], cache: Cache, asked: Sequence[int]) -> Sequence[Said]:
         """Compute as `Decoder.compute` does."""
-        parts = dict(self._speak(new, cache))
-        rest = [index for index in range(len(new)) if index not in parts]
-        said = {index: logits[len(logits) - asked[index] :] for index, (_, logits) in parts.items()}
-        heard = {index: hidden for index, (hidden, _) in parts.items()}
-        if rest:
-            hidden, logits = self.decoder.compute([new[index] for index in rest], cache, [asked[i] for i in rest])
-            heard |= zip(rest, torch.split(hidden.float(), [len(new[i][1]) for i in rest]), strict=True)
-            said |= zip(rest, torch.split(logits, [asked[i] for i in rest]), strict=True)
-        order = range(len(new))
-        return torch.cat([heard[index] for index in order]), torch.cat([said[index] for index in order])
+        said = dict(self._speak(new, cache, asked))
+        if rest := [index for index in range(len(new)) if index not in said]:
+            others = self.decoder.compute([new[index] for index in rest], cache, [asked[index] for index in rest])
+            said |= zip(rest, others, strict=True)
+        return [said[index] for index in range(len(new))]
 
-    def _speak(self, new: Sequence[New], cache: Cache) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+    def _speak(self, new: Sequence[New], cache: Cache, asked: Sequence[int]) -> Iterator[tuple[int, Said]]:
         """Compute what graphs can; yield which sequence it was, and what came of it."""
         able = [index for index, (held, ids) in enumerate(new) if len(ids) <= FEW and whole(held, len(ids))]
         if len(able) <= SINGLY:
             for index in able:
-                yield index, self.graph([new[index]], cache)[0]
+                ((hidden, logits),) = self.graph([new[index]], cache)
+                yield index, (hidden, logits[len(logits) - asked[index] :])
             return
-        able = [index for index in able if len(new[index][1]) == 1]
+        able = [index for index in able if len(new[index][1]) == 1 and asked[index] == 1]
         for start in range(0, len(able), LANES):
             some = able[start : start + LANES]
             yield from zip(some, self.many([new[index] for index in some], cache), strict=True)

@@ -26,6 +26,9 @@ flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 New = tuple[Held, Sequence[int]]
 """A sequence, and the tokens that follow those it holds."""
 
+Said = tuple[Tensor, Tensor]
+"""Of one sequence the last hidden states of its new tokens (N, width), and the logits (M, vocabulary), float32."""
+
 
 # A step: which tokens of which sequences
 
@@ -297,20 +300,17 @@ class Decoder:
             held.length += len(own)
         return (normalise(x, self.config.eps) * self.norm).to(self.norm.dtype)
 
-    def compute(self, new: Sequence[New], cache: Cache, asked: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def compute(self, new: Sequence[New], cache: Cache, asked: Sequence[int]) -> Sequence[Said]:
         """Compute new tokens of some sequences, and what the last few of each say.
 
         Args:
             new: there is room for them.
             asked: of each sequence, how many of its last tokens to take the logits of.
-
-        Returns:
-            the last hidden states (N, width), and logits (M, vocabulary) of those asked for.
         """
-        hidden = self(new, cache)
-        parts = torch.split(hidden, [len(ids) for _, ids in new])
-        rows = [part[len(part) - count :] for part, count in zip(parts, asked, strict=True) if count]
-        return hidden, self.logits(torch.cat(rows)) if rows else torch.empty(0, self.config.vocabulary)
+        hidden = torch.split(self(new, cache), [len(ids) for _, ids in new])
+        rows = [part[len(part) - count :] for part, count in zip(hidden, asked, strict=True)]
+        logits = self.logits(torch.cat(rows)) if any(asked) else torch.empty(0, self.config.vocabulary)
+        return list(zip(hidden, torch.split(logits, list(asked)), strict=True))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return what hidden states (M, width) say of the token after each (M, vocabulary), in float32."""

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from safetensors import SafetensorError
 
-from ringfence.model.assemble import assemble
+from ringfence.model.assemble import Forms, assemble
 from ringfence.model.cache import PAGE, Cache
 from ringfence.model.checkpoint import CheckpointDamaged, opened, read_shape
 from ringfence.model.config import Config, UnknownArchitecture
 from ringfence.model.delta import Delta, DeltaDiffers
 from ringfence.model.engine import Engine, Network
-from ringfence.model.four import Four
 from ringfence.model.graph import Both, Graph, drawable
+from ringfence.model.grouped import Grouped
 from ringfence.model.linear import Form, Int4, Int8, Plain
 from ringfence.model.service import Service
 from ringfence.model.weights import DELTA, NotEnoughMemory, WeightsDamaged, WeightsMissing, revision
@@ -33,6 +33,10 @@ FORMS: Mapping[Bits, tuple[Form, torch.dtype]] = {
     16: (Plain, torch.bfloat16),
     32: (Plain, torch.float32),
 }
+
+FOUR = Forms(Grouped.exact, Grouped.of, Grouped.fine)
+"""Of what a graph computes a token at a time. Where the outer products lose what their groups are off by, all that the
+network knows is worth a fiftieth less; with the inner ones nothing is seen of it."""
 
 CACHE = 512 << 20
 """Bytes for keys and values at most, unless a single context needs more; untouched parts take no memory."""
@@ -79,8 +83,8 @@ def read(path: Path, config: Config, bits: Bits, threads: int) -> tuple[Network,
         if bits == 4 and drawable(config, delta):
             decoder = assemble(config, take, Int8.of, dtype, delta=delta)
             cache = Cache(config, room(config, torch.float32), torch.float32)
-            four = assemble(config, take, Four.exact, dtype, Four.of, delta)
-            return Both(decoder, Graph(four, cache.tokens, threads), cache.tokens, threads), cache
+            few = assemble(config, take, FOUR, dtype, delta)
+            return Both(decoder, Graph(few, cache.tokens, threads), cache.tokens, threads), cache
         return assemble(config, take, form, dtype, delta=delta), Cache(config, room(config, dtype), dtype)
 
 

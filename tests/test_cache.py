@@ -102,3 +102,30 @@ def test_cut_into_a_page_that_another_reads_leaves_that_page_alone():
     cache.cut(second, PAGE + 5)
     assert (second.length, len(second.pages)) == (PAGE, 1)
     assert holds_what_was_read(cache, first, text)
+
+
+def test_sequences_that_grow_side_by_side_stay_each_in_one_stretch():
+    pages = Cache(CONFIG, 128 * PAGE, torch.float32)
+    many = [Held() for _ in range(8)]
+    for length in range(1, 6):
+        for held in many:
+            pages.make_room(held, length * PAGE)
+            held.length = length * PAGE
+    assert [len(list(held.slots(0, held.length))) for held in many] == [1] * 8
+
+
+def test_room_to_grow_is_made_of_what_is_only_remembered():
+    pages = Cache(CONFIG, 128 * PAGE, torch.float32)
+    for text in range(8):
+        held = Held()
+        pages.make_room(held, 16 * PAGE)
+        held.length = 16 * PAGE
+        pages.remember(held, [text] * 16 * PAGE)
+        pages.cut(held, 0)
+    assert pages.free == 128
+    many = [Held() for _ in range(4)]
+    for length in (1, 3, 5):
+        for held in many:
+            pages.make_room(held, length * PAGE)
+            held.length = length * PAGE
+    assert [len(list(held.slots(0, held.length))) for held in many] == [1] * 4
