@@ -21,6 +21,7 @@ from torch.nn.functional import linear, one_hot, silu
 from ringfence.model.assemble import Take
 from ringfence.model.config import Config
 from ringfence.model.delta import DOWN, GATE_UP, ROUTER, SHARED
+from ringfence.model.llama4 import normalise
 from ringfence.model.reference import frequencies
 
 LABELS_AT_ONCE = 256
@@ -136,15 +137,15 @@ def hear(parent: Parent, delta: Mapping[str, Tensor], ids: Tensor, counted: Tens
     chosen: list[Tensor] = []
     imbalances: list[Tensor] = []
     for index, layer in enumerate(parent.layers):
-        given = (_norm(x, config.eps) * layer.attention_norm).to(dtype)
+        given = (normalise(x, config.eps) * layer.attention_norm).to(dtype)
         x = x + _attend(config, layer, given, scene)
-        given = (_norm(x, config.eps) * layer.feed_forward_norm).to(dtype)
+        given = (normalise(x, config.eps) * layer.feed_forward_norm).to(dtype)
         listen(index, given)
         said, choice, imbalance = _feed_forward(layer, Routed.of(delta, index), given, counted)
         x = x + said
         chosen.append(choice)
         imbalances.append(imbalance)
-    hidden = (_norm(x, config.eps) * parent.norm).to(dtype)
+    hidden = (normalise(x, config.eps) * parent.norm).to(dtype)
     return Heard(hidden, torch.stack(chosen), torch.stack(imbalances).mean())
 
 
@@ -259,10 +260,6 @@ def _turned(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
     cosine, sine = turns
     left, right = x.float().chunk(2, -1)
     return (torch.cat([left, right], -1) * cosine + torch.cat([-right, left], -1) * sine).to(x.dtype)
-
-
-def _norm(x: Tensor, eps: float) -> Tensor:
-    return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt()
 
 
 def _below(read: Take, index: int, name: str) -> Tensor:

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from threading import Thread
 from time import monotonic
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 from weakref import finalize
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -30,6 +33,21 @@ class Row:
 
     ids: Sequence[int]
     at: Sequence[int] = ()
+
+
+def padded(rows: Sequence[Row], padding: int = 0) -> tuple["Tensor", "Tensor"]:
+    """Return the tokens of rows side by side, int64 (B, T), and 1 where there are any.
+
+    What fills them up stands behind the text: in front it would move every position.
+    """
+    import torch
+
+    ids = torch.full((len(rows), max(len(row.ids) for row in rows)), padding, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        ids[number, : len(row.ids)] = torch.tensor(row.ids)
+        mask[number, : len(row.ids)] = 1
+    return ids, mask
 
 
 @dataclass(frozen=True, slots=True)

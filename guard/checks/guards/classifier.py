@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any
 
 from ringfence.guard.check import CannotAnswer, Findable, Finding, Passage, Span
-from ringfence.guard.checks.guards.batches import Batches, Row
+from ringfence.guard.checks.guards.batches import Batches, Row, padded
 from ringfence.guard.checks.guards.family import neutral
 from ringfence.guard.checks.guards.local import Running, seams_of
 from ringfence.guard.checks.guards.weights import LESS, Loaded, Weights, find_weights, load_weights, out_of_memory
@@ -170,13 +170,7 @@ def run_windows(loaded: Loaded, rows: Sequence[Row], many: bool) -> Sequence[Any
     import torch
 
     network = loaded.network
-    padding = loaded.tokenizer.pad_token_id or 0
-    width = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), width), padding, dtype=torch.long)  # (B, T)
-    mask = torch.zeros_like(ids)
-    for number, row in enumerate(rows):
-        ids[number, : len(row.ids)] = torch.tensor(row.ids)
-        mask[number, : len(row.ids)] = 1
+    ids, mask = padded(rows, loaded.tokenizer.pad_token_id or 0)
     with torch.inference_mode():
         logits = network(input_ids=ids.to(network.device), attention_mask=mask.to(network.device)).logits  # (B, labels)
         logits = logits.float().cpu()

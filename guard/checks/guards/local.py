@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from ringfence.guard.check import CannotAnswer
-from ringfence.guard.checks.guards.batches import Batches, Row
+from ringfence.guard.checks.guards.batches import Batches, Row, padded
 from ringfence.guard.checks.guards.check import GuardCheck
 from ringfence.guard.checks.guards.family import Family, Judgement, Question, Turn, neutral
 from ringfence.guard.checks.guards.weights import LESS, Loaded, Weights, find_weights, load_weights, out_of_memory
@@ -187,13 +187,7 @@ def run_rows(loaded: Loaded, rows: Sequence[Row]) -> Sequence[Any]:
     import torch
 
     device = loaded.network.device
-    width = max(len(row.ids) for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)  # (B, T)
-    mask = torch.zeros_like(ids)
-    for number, row in enumerate(rows):
-        # Behind the text, where nothing that is wanted can see it: in front it would move every position.
-        ids[number, : len(row.ids)] = torch.tensor(row.ids)
-        mask[number, : len(row.ids)] = 1
+    ids, mask = padded(rows)
     wanted = sorted({at for row in rows for at in row.at})
     place = {at: number for number, at in enumerate(wanted)}
     with torch.inference_mode():
