@@ -21,10 +21,10 @@ from ringfence.model.assemble import assemble
 from ringfence.model.cache import Cache, Held
 from ringfence.model.checkpoint import read_shape
 from ringfence.model.config import Config, read_config
-from ringfence.model.engine import Engine, Network
+from ringfence.model.engine import Engine
 from ringfence.model.graph import Both
 from ringfence.model.linear import Int4, Int8, Linear, Plain
-from ringfence.model.llama4 import Decoder, Experts, FeedForward, Grown
+from ringfence.model.llama4 import Decoder, Experts, FeedForward, Grown, Network
 from ringfence.model.loading import Bits, experts_of, read
 from ringfence.model.sampler import Sampling
 from ringfence.model.upcycle import upcycle

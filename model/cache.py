@@ -86,6 +86,11 @@ class Cache:
         return self._pages * PAGE
 
     @property
+    def size(self) -> int:
+        """Bytes that it takes once all of it is in use."""
+        return self.keys.nbytes + self.values.nbytes
+
+    @property
     def free(self) -> int:
         """How many pages nobody holds."""
         return sum(self._blank) + len(self._idle)

@@ -58,10 +58,11 @@ class Chat:
 
         Raises:
             WeightsMissing: there is no tokenizer.
-            WeightsDamaged: it cannot be read.
+            WeightsDamaged: it cannot be read, or its words are more than the network has.
             TemplateRefused: the checkpoint has no chat template.
         """
         tokenizer = read_tokenizer(path)
+        check_vocabulary(path, tokenizer)
         named = read_json(path / "tokenizer_config.json")
         return cls(tokenizer, find_template(path, named), special_variables(named))
 
@@ -162,6 +163,19 @@ def read_tokenizer(path: Path) -> Tokenizer:
         return Tokenizer.from_file(str(file))
     except Exception as error:  # the library has no class of its own
         raise WeightsDamaged(f"{file} cannot be read: {error}") from error
+
+
+def check_vocabulary(path: Path, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer whose words go beyond what config.json says the network has.
+
+    Tokens that were added to it may: a checkpoint can do without them, and the engine refuses a prompt that has one.
+    """
+    config = read_json(path / "config.json")
+    match config.get("text_config", config):
+        case {"vocab_size": int(size)} if (last := max(tokenizer.get_vocab(with_added_tokens=False).values())) >= size:
+            raise WeightsDamaged(
+                f"{path}: the tokenizer has token ids up to {last}, the network a vocabulary of {size}"
+            )
 
 
 def find_template(path: Path, named: Mapping[str, Any]) -> str:

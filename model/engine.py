@@ -6,14 +6,13 @@ steps. Knows nothing of text, chat, safety or HTTP.
 
 from collections import deque
 from collections.abc import Sequence as Tokens
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ringfence.model.cache import Cache, OutOfPages
-from ringfence.model.config import Config
-from ringfence.model.llama4 import New, Said
+from ringfence.model.draft import Draft, DraftDiffers
+from ringfence.model.llama4 import Network
 from ringfence.model.sampler import Chosen, Constraint, Sampler, Sampling, SamplingError
 from ringfence.model.scheduler import Share, share
 from ringfence.model.sequence import Advance, End, Sequence
@@ -57,17 +56,6 @@ def check(prompt: Tokens[int], vocabulary: int, context: int) -> None:
         raise ContextOverflow(len(prompt), context)
 
 
-class Network(Protocol):
-    """What computes sequences: `llama4.Decoder`, or that and a graph beside it."""
-
-    @property
-    def config(self) -> Config:
-        """Return its shape."""
-
-    def compute(self, new: Tokens[New], cache: Cache, asked: Tokens[int]) -> Tokens[Said]:
-        """Compute as `llama4.Decoder.compute` does."""
-
-
 class Engine:
     """Sequences under way on one network.
 
@@ -77,11 +65,32 @@ class Engine:
         ends: tokens that end a reply; never among the chosen.
     """
 
-    def __init__(self, network: Network, cache: Cache, ends: frozenset[int], guessers: int = GUESSERS) -> None:
+    def __init__(
+        self,
+        network: Network,
+        cache: Cache,
+        ends: frozenset[int],
+        guessers: int = GUESSERS,
+        draft: Draft | None = None,
+    ) -> None:
+        """Start with nobody.
+
+        Args:
+            guessers: up to how many sequences that speak may guess.
+            draft: guesses where the text before tells nothing.
+
+        Raises:
+            DraftDiffers: its vocabulary is of another size.
+        """
         self.vocabulary = network.config.vocabulary
+        if draft and draft.vocabulary != self.vocabulary:
+            raise DraftDiffers(
+                f"the draft has a vocabulary of {draft.vocabulary} tokens, the network {self.vocabulary}"
+            )
         self.context = min(network.config.context, cache.tokens)
         self.ends = ends
         self._guessers = guessers
+        self._draft = draft
         self._network = network
         self._cache = cache
         self._waiting: deque[Sequence] = deque()
@@ -150,6 +159,8 @@ class Engine:
             )
         sequence.cut(length)
         self._cache.cut(sequence.held, length - 1)  # the last token says what comes next: it is computed again
+        if self._draft:
+            self._draft.cut(sequence, length - 1)
 
     def _find(self, id: int) -> Sequence | None:
         return next((one for one in (*self._running, *self._waiting) if one.id == id), None)
@@ -174,7 +185,13 @@ class Engine:
 
     def _next(self, sequence: Sequence, part: Share) -> Tokens[int]:
         first = sequence.held.length
-        return [*sequence.tokens[first : first + part.tokens], *(sequence.guess() if part.guesses else ())]
+        ids = sequence.tokens[first : first + part.tokens]
+        return [*ids, *self._guess(sequence)] if part.guesses else ids
+
+    def _guess(self, sequence: Sequence) -> Tokens[int]:
+        if not (count := sequence.guesses):
+            return ()
+        return sequence.look_up(count) or (self._draft.guess(sequence, count) if self._draft else ())
 
     def _make_room(self, sequence: Sequence, count: int) -> bool:
         """Make room for so many more tokens, and say whether there is.
@@ -220,6 +237,8 @@ class Engine:
 
     def _leave(self, sequence: Sequence) -> None:
         self._cache.cut(sequence.held, 0)
+        if self._draft:
+            self._draft.cut(sequence, 0)
         if sequence in self._running:
             self._running.remove(sequence)
         else:

@@ -155,6 +155,12 @@ class Grammar:
         if not self._matcher.rollback(count):
             raise self._failed()
 
+    def copy(self) -> "Grammar":
+        """Return another that has come as far."""
+        other = Grammar(self._matcher.deep_copy(), self._ends)
+        other._done = self._done
+        return other
+
     def _failed(self) -> SamplingError:
         return SamplingError(f"the grammar cannot be followed: {explained(self._matcher.get_error())}")
 

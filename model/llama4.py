@@ -9,6 +9,7 @@ Source: Llama 4's model card (Meta 2025); Su et al. 2021 for rotary positions; A
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +29,17 @@ New = tuple[Held, Sequence[int]]
 
 Said = tuple[Tensor, Tensor]
 """Of one sequence the last hidden states of its new tokens (N, width), and the logits (M, vocabulary), float32."""
+
+
+class Network(Protocol):
+    """What computes sequences: a `Decoder`, or that and a graph beside it."""
+
+    @property
+    def config(self) -> Config:
+        """Return its shape."""
+
+    def compute(self, new: Sequence[New], cache: Cache, asked: Sequence[int]) -> Sequence[Said]:
+        """Compute as `Decoder.compute` does."""
 
 
 # A step: which tokens of which sequences

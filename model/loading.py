@@ -3,7 +3,8 @@
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,13 +12,16 @@ import torch
 
 from ringfence.model.assemble import Forms, assemble
 from ringfence.model.cache import PAGE, Cache
+from ringfence.model.chat import read_tokenizer
 from ringfence.model.checkpoint import CheckpointDamaged, describe_seeing, opened, read_shape
 from ringfence.model.config import Config, UnknownArchitecture
 from ringfence.model.delta import Delta, DeltaDiffers
-from ringfence.model.engine import Engine, Network
+from ringfence.model.draft import Draft, DraftDiffers
+from ringfence.model.engine import Engine
 from ringfence.model.graph import Both, Graph, drawable
 from ringfence.model.grouped import Grouped
 from ringfence.model.linear import Form, Int4, Int8, Plain
+from ringfence.model.llama4 import Network
 from ringfence.model.memory import fitting, size_in
 from ringfence.model.service import Service
 from ringfence.model.weights import DELTA, WeightsDamaged, WeightsMissing, revision
@@ -45,42 +49,78 @@ CACHE = 512 << 20
 """Bytes for keys and values at most, unless a single context needs more; untouched parts take no memory."""
 
 
-def load(path: Path, bits: Bits = 4, threads: int | None = None) -> "Service | StockService":
+def load(path: Path, bits: Bits = 4, threads: int | None = None, draft: Path | None = None) -> "Service | StockService":
     """Read a checkpoint folder (config.json, *.safetensors) from disk; never from a network.
 
     Args:
         path: as `weights.locate` returns it.
         threads: cores to compute on, for the whole process; all but one where left out.
+        draft: another such folder, of a smaller network that guesses what this one says.
 
     Raises:
         WeightsMissing: there is no such folder.
         WeightsDamaged: the files cannot be read.
+        DraftDiffers: the one network cannot draft for the other.
         NotEnoughMemory: before weights are read.
     """
-    if not (path / "config.json").is_file():
-        raise WeightsMissing(f"no checkpoint at {path}; run `ringfence engine pull`")
     torch.set_num_threads(threads or max(1, cores() - 1))
-    try:
+    with _readable(path):
         ends = end_tokens(path)
         try:
             config = read_shape(path)
-        except UnknownArchitecture:
+        except UnknownArchitecture as error:
+            if draft:
+                raise DraftDiffers(f"{path} takes no draft, which only ringfence's own engine does: {error}") from error
             from ringfence.model.stock import StockService  # transformers takes seconds to import
 
             return StockService.load(path, FORMS[bits][1], ends)
-        network, cache = read(path, config, bits, torch.get_num_threads())
+    # First: the memory that it takes is then known.
+    drafting = read_draft(draft, path, bits) if draft else None
+    with _readable(path):
+        beside = drafting[1].size if drafting else 0
+        network, cache = read(path, config, bits, torch.get_num_threads(), beside)
+    return Service(Engine(network, cache, ends, draft=Draft(*drafting) if drafting else None))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say of what goes wrong with a checkpoint what to do."""
+    if not (path / "config.json").is_file():
+        raise WeightsMissing(f"no checkpoint at {path}; run `ringfence engine pull`")
+    try:
+        yield
     except (OSError, ValueError, CheckpointDamaged) as error:
         raise WeightsDamaged(
             f"{path} cannot be read ({error}); if it was pulled, delete it and run `ringfence engine pull`"
         ) from error
-    return Service(Engine(network, cache, ends))
 
 
-def read(path: Path, config: Config, bits: Bits, threads: int) -> tuple[Network, Cache]:
+def read_draft(draft: Path, path: Path, bits: Bits) -> tuple[Network, Cache]:
+    """Read a checkpoint that is to draft for another, as `read` does.
+
+    Raises:
+        DraftDiffers: its tokens are others, or our own network does not compute it.
+    """
+    with _readable(draft):
+        theirs, own = ({id: token for token, id in read_tokenizer(one).get_vocab().items()} for one in (draft, path))
+        if differing := sorted(id for id, _ in theirs.items() ^ own.items()):
+            at = differing[0]
+            raise DraftDiffers(f"{draft} has other tokens than {path}: {at} is {theirs.get(at)!r}, not {own.get(at)!r}")
+        try:
+            config = read_shape(draft)
+        except UnknownArchitecture as error:
+            raise DraftDiffers(f"{draft} cannot draft, which only ringfence's own engine does: {error}") from error
+        return read(draft, config, bits, torch.get_num_threads())
+
+
+def read(path: Path, config: Config, bits: Bits, threads: int, beside: int = 0) -> tuple[Network, Cache]:
     """Read a checkpoint in one form of its weights, and make room for keys and values.
 
     In four bits a dense Llama is computed by a graph as well, which wants keys and values in float32; what that leaves
     to the decoder is many tokens at once, for which eight bits are faster. What has no graph has both in the decoder.
+
+    Args:
+        beside: bytes that are free, and that something else will take.
 
     Raises:
         CheckpointDamaged: the files cannot be read, or are not what the configuration says.
@@ -90,7 +130,7 @@ def read(path: Path, config: Config, bits: Bits, threads: int) -> tuple[Network,
     (form, dtype), delta = FORMS[bits], experts_of(path)
     drawn = bits == 4 and drawable(config, delta)
     kept = torch.float32 if drawn else dtype
-    cache = Cache(config, room(path, config, bits, drawn, kept), kept)
+    cache = Cache(config, room(path, config, bits, drawn, kept, beside), kept)
     try:
         with opened(path) as take:
             if left_out := describe_seeing(take.seeing):
@@ -125,13 +165,14 @@ def experts_of(path: Path) -> Delta | None:
     return delta
 
 
-def room(path: Path, config: Config, bits: Bits, drawn: bool, dtype: torch.dtype) -> int:
+def room(path: Path, config: Config, bits: Bits, drawn: bool, dtype: torch.dtype, beside: int) -> int:
     """Return for how many tokens to keep keys and values: one context at least, where memory is enough for that."""
     per_token = 2 * len(config.layers) * config.kv_heads * config.head * dtype.itemsize
     context = min(config.context, 1 << 17)
     weights = size_in(path, bits + 8 if drawn else bits)  # what is drawn is kept in eight bits as well
     most = max(context, CACHE // per_token // PAGE * PAGE)
-    return fitting(f"{path.name} at {bits} bits", weights, per_token, context, most)
+    what = f"{path.name} at {bits} bits" + (" beside its draft" if beside else "")
+    return fitting(what, weights + beside, per_token, context, most)
 
 
 def cores() -> int:

@@ -6,9 +6,10 @@ twentieth of torch's time and its sort a fifth, and whoever only wants to name a
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,6 +124,9 @@ class Constraint(Protocol):
     def rewind(self, count: int) -> None:
         """Undo the last tokens."""
 
+    def copy(self) -> Self:
+        """Return another that has come as far, and goes its own way."""
+
 
 class Sampler:
     """Chooses the tokens of one sequence, and remembers what it chose as far as that bears on what comes next."""
@@ -168,17 +172,15 @@ class Sampler:
         """
         return self.verify(logits[None], ())[0]
 
-    def verify(self, logits: "Tensor", draft: Sequence[int], proposed: "Tensor | None" = None) -> list[Chosen]:
+    def verify(self, logits: "Tensor", draft: Sequence[int]) -> list[Chosen]:
         """Choose the next tokens by checking a draft of them: as many as it has right, and one more.
 
-        They are distributed exactly as if each were chosen by itself. With a draft that is certain they are, for the
-        same seed, even the same ones: a token is chosen as ever, and the draft only tells how long one may go on.
+        They are, for the same seed, the ones that would be chosen without it: a token is chosen as ever, and the draft
+        only tells how long one may go on.
 
         Args:
             logits: (k + 1, V), the first of what follows the sequence, each other of what follows a drafted token.
             draft: k tokens.
-            proposed: (k, V), the probabilities that the drafted tokens were drawn with; None for a draft that is
-                certain, such as a stretch of the prompt.
 
         Returns:
             At least one token; fewer than the draft has right only where the constraint is done.
@@ -186,21 +188,14 @@ class Sampler:
         Raises:
             SamplingError: as `choose`; tokens before the one that cannot be chosen stay noted.
 
-        Source: Leviathan et al. 2023, Chen et al. 2023.
+        Source: Leviathan et al. 2023, section 2; how tokens are drafted for it, `ahead` says.
         """
         rows = as_array(logits)
-        likely: Sequence[Row | None] = [None] * len(rows)
-        # At temperature 0 it does not matter how likely the draft's tokens were.
-        if proposed is not None and self._sampling.temperature > 0:
-            likely = [*as_array(proposed), None]
-        if not len(rows) == len(likely) == len(draft) + 1:
-            raise ValueError(
-                f"a draft of {len(draft)} tokens wants a row of probabilities for each, and one more of logits"
-            )
+        if len(rows) != len(draft) + 1:
+            raise ValueError(f"a draft of {len(draft)} tokens wants a row of logits for each, and one more")
         chosen: list[Chosen] = []
-        for raw, drafted, row in zip(rows, [*draft, None], likely, strict=True):
-            left = self._left(raw)
-            token = self._draw(left) if drafted is None or row is None else self._check(left, drafted, row)
+        for raw, drafted in zip(rows, [*draft, None], strict=True):
+            token = self._draw(self._left(raw))
             self._tokens.append(token)
             self._count(token, 1)
             if self._constraint is not None:
@@ -209,6 +204,23 @@ class Sampler:
             if token != drafted or (self._constraint is not None and self._constraint.done):
                 break
         return chosen
+
+    @contextmanager
+    def ahead(self) -> Iterator[None]:
+        """Undo at the end what is chosen meanwhile, randomness too: from the same logits the same is chosen again.
+
+        So a smaller network drafts: what is chosen of its logits, with all settings and the same draw, is what will be
+        chosen of the true ones wherever the two agree well enough. Drafts with draws of their own are right more often,
+        but to check those takes more draws, and a seed would give another reply whenever there was no draft.
+        """
+        constraint, random, count = self._constraint, self._random.bit_generator.state, len(self._tokens)
+        self._constraint = None if constraint is None else constraint.copy()
+        try:
+            yield
+        finally:
+            self._constraint = None  # the copy goes as it is: one that has failed cannot go back
+            self.rewind(len(self._tokens) - count)
+            self._constraint, self._random.bit_generator.state = constraint, random
 
     def rewind(self, count: int) -> None:
         """Undo the last tokens, so that what follows is chosen as if they had never been. Randomness goes on.
@@ -261,27 +273,20 @@ class Sampler:
         ids, weights = cut(left, self._sampling)
         return int(ids[draw(weights, self._random.random())])
 
-    def _check(self, left: Row, drafted: int, likely: Row) -> int:
-        """Return the drafted token as often as it may be, else one of those that the draft has too seldom."""
-        ids, weights = cut(left, self._sampling)
-        wanted = np.zeros(len(left))  # probabilities
-        wanted[ids] = weights / weights.sum(dtype=np.float64)
-        if self._random.random() * likely[drafted] < wanted[drafted]:
-            return drafted
-        lacking = np.maximum(wanted - likely, 0)
-        # Nothing is lacking where both are the same but for rounding.
-        return draw(lacking if lacking.any() else wanted, self._random.random())
-
 
 def cut(logits: Row, sampling: Sampling) -> tuple[NDArray[np.intp], Row]:
-    """Return tokens that may be drawn (K,), and in proportion to what (K,)."""
+    """Return tokens that may be drawn (K,), rising, and in proportion to what (K,).
+
+    In the order of their ids and not of their weights, the same draw finds the same token in most of two distributions
+    that differ a little, which is what makes a draft right.
+    """
     with np.errstate(over="ignore"):  # so much less likely than the likeliest that it is -inf
         scaled = (logits - logits.max()) / max(sampling.temperature, COLDEST)
     # What float32 has no normal numbers for is slow to compute with.
     weights = np.exp(np.maximum(scaled, -80))  # (V,); the likeliest has 1
     ids = None
     if 0 < sampling.top_k < len(weights):
-        ids = weights.argpartition(-sampling.top_k)[-sampling.top_k :]
+        ids = np.sort(weights.argpartition(-sampling.top_k)[-sampling.top_k :])
         weights = weights[ids]
     total = weights.sum(dtype=np.float64)
     # All below this share together have less than 1 - top_p: they are beyond top-p, and need not be sorted.
@@ -289,7 +294,7 @@ def cut(logits: Row, sampling: Sampling) -> tuple[NDArray[np.intp], Row]:
     kept = np.flatnonzero(weights >= max(beyond, sampling.min_p, NEGLIGIBLE))
     if sampling.top_p < 1:
         kept = kept[np.argsort(-weights[kept])]
-        kept = kept[: 1 + weights[kept].cumsum(dtype=np.float64).searchsorted(sampling.top_p * total)]
+        kept = np.sort(kept[: 1 + weights[kept].cumsum(dtype=np.float64).searchsorted(sampling.top_p * total)])
     return kept if ids is None else ids[kept], weights[kept]
 
 

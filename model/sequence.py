@@ -1,4 +1,4 @@
-"""One sequence under way: what it has read and said, and what it guesses that it says next. Knows no network."""
+"""One sequence under way: what it has read and said, and what it said before that it may say next. Knows no network."""
 
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
@@ -48,6 +48,7 @@ class Sequence:
         prompt: how many of them are the prompt's.
         limit: how many there may be in all.
         held: its part of the cache.
+        drafted: its part of the draft's cache, where there is a draft.
         guessed, right: how many tokens were guessed so far, and how many of these it did say.
     """
 
@@ -57,6 +58,7 @@ class Sequence:
     limit: int
     sampler: Sampler
     held: Held = field(default_factory=Held)
+    drafted: Held = field(default_factory=Held)
     guessed: int = 0
     right: int = 0
     _seen: dict[tuple[int, ...], int] = field(default_factory=dict)
@@ -67,20 +69,21 @@ class Sequence:
         """How many tokens are still to be computed before the next can be chosen."""
         return len(self.tokens) - self.held.length
 
-    def guess(self) -> Tokens[int]:
-        """Return what followed the last few tokens where they stood before (Saxena 2023, prompt lookup decoding).
-
-        A sequence whose guesses are mostly wrong guesses no more.
-        """
+    @property
+    def guesses(self) -> int:
+        """How many tokens it may guess at once; none any more once most were wrong."""
         if 2 * self.right + 16 < self.guessed:
-            return ()
+            return 0
+        return max(0, min(GUESSES, self.limit - len(self.tokens) - 1))
+
+    def look_up(self, count: int) -> Tokens[int]:
+        """Return what followed the last few tokens where they stood before (Saxena 2023, prompt lookup decoding)."""
         tokens = self.tokens
         for end in range(max(self._noted, LOOKUP), len(tokens)):
             self._seen[tuple(tokens[end - LOOKUP : end])] = end
         self._noted = max(self._noted, len(tokens))
         since = self._seen.get(tuple(tokens[-LOOKUP:]))
-        room = self.limit - len(tokens) - 1
-        return tokens[since : since + min(GUESSES, room)] if since and room > 0 else ()
+        return tokens[since : since + count] if since else ()
 
     def cut(self, length: int) -> None:
         """Forget the tokens from `length` on, which are not the prompt's."""

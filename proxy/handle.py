@@ -1,5 +1,6 @@
 """One exchange from start to end: judge, ask, judge, remember. Knows no API's wire format and no upstream's."""
 
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -15,6 +16,7 @@ from ringfence.proxy.reply import (
     About,
     Event,
     Finish,
+    Likelihoods,
     Recorded,
     Released,
     Source,
@@ -58,19 +60,30 @@ async def handle(
         if decision.action is Action.BLOCK:
             raise Blocked(decision, exchange.id)
         endings: list[Finish] = []
+        likelihoods: list[Likelihoods] = []
+        left = defaultdict[int, str](str)  # the content of each choice
         async with aclosing(upstream.stream(exchange, headers)) as events:
             async for event in events:
                 exchange.timings.setdefault("upstream_first_s", perf_counter() - started)
-                if isinstance(event, Finish):
-                    endings.append(event)
+                match event:
+                    case Finish():
+                        endings.append(event)
+                    case Likelihoods():
+                        likelihoods.append(event)
                 async for released in _release(event, reply, exchange):
+                    _note(released, left)
                     yield released
                 if reply.stopped:
                     break
         async for released in _flush(reply):
+            _note(released, left)
             yield released
         if reply.stopped:
             yield Stopped(reply.stopped)
+        # INVARIANT: they tell no word that did not leave.
+        for one in likelihoods:
+            if not reply.stopped and left[one.choice] == one.text:
+                yield one
         yield await remember()
         for ending in endings:
             if not reply.stopped:
@@ -96,6 +109,12 @@ def explain(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if ours else type(error).__name__
 
 
+def _note(released: Released, left: dict[int, str]) -> None:
+    match released:
+        case Text(choice, "content", text):
+            left[choice] += text
+
+
 async def _release(event: Event, reply: ReplyGuard, exchange: Exchange) -> AsyncIterator[Released]:
     match event:
         case Text():
@@ -112,7 +131,7 @@ async def _release(event: Event, reply: ReplyGuard, exchange: Exchange) -> Async
             yield event
         case Withheld():
             exchange.coverage.append(Coverage(event.where, Judged.UNJUDGED, event.why))
-        case Finish():
+        case Finish() | Likelihoods():
             pass
 
 

@@ -1,6 +1,6 @@
 """What an upstream's reply is made of, whatever API it speaks; what the proxy releases is made of the same."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,6 +38,20 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Likelihoods:
+    """How likely the model held what it said. Passed on only where all of it leaves as it was said.
+
+    Attributes:
+        text: the choice's whole content.
+        tokens: the texts that it came in, and the natural logarithm of how likely each was.
+    """
+
+    choice: int
+    text: str
+    tokens: Sequence[tuple[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """A choice ended."""
 
@@ -60,7 +74,7 @@ class Withheld:
     why: str
 
 
-Event = Text | ToolCall | Finish | About | Withheld
+Event = Text | ToolCall | Likelihoods | Finish | About | Withheld
 
 
 @dataclass(frozen=True, slots=True)

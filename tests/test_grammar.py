@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import replace
 
 import jsonschema
@@ -66,13 +67,17 @@ class Bench:
         logits[list(love)] += 20
         return torch.from_numpy(logits)
 
-    def say(self, grammar, seed, love=(), guesses=()):
-        """Say a reply; return its text and its tokens."""
+    def say(self, grammar, seed, love=(), guesses=(), drafts=0):
+        """Say a reply, with guesses or with drafts of so many tokens; return its text and its tokens."""
         sampler = Sampler(replace(WILD, seed=seed), self.vocabulary, (), grammar)
         random, said = np.random.default_rng(seed), []
         while not grammar.done and len(said) < LIMIT:
             first = random.integers(len(guesses)) if len(guesses) else 0
             draft = list(guesses[first : first + random.integers(5)]) if len(guesses) else []
+            with sampler.ahead(), suppress(SamplingError):  # nothing follows the end
+                while len(draft) < drafts:
+                    wrong = random.integers(5) == 0
+                    draft.append(sampler.choose(self.logits([*said, *draft], seed + wrong, love)).token)
             rows = torch.stack([self.logits([*said, *draft[:count]], seed, love) for count in range(len(draft) + 1)])
             said += [one.token for one in sampler.verify(rows, draft)]
         assert grammar.done
@@ -181,6 +186,12 @@ def test_guesses_change_nothing_of_what_is_said(bench, seed):
     text, alone = bench.say(bench.grammars.json_schema(PERSON), seed)
     assert (text, alone) == bench.say(bench.grammars.json_schema(PERSON), seed, guesses=guesses)
     jsonschema.validate(json.loads(text), PERSON)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_drafts_change_nothing_of_what_is_said(bench, seed):
+    alone = bench.say(bench.grammars.json_schema(PERSON), seed)
+    assert bench.say(bench.grammars.json_schema(PERSON), seed, drafts=4) == alone
 
 
 def test_guesses_that_are_right_are_taken_and_end_where_the_reply_is_complete(bench):

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -72,6 +73,11 @@ class Restless:
         assert count <= len(self.said)
         del self.said[len(self.said) - count :]
 
+    def copy(self):
+        other = Restless(self.vocabulary)
+        other.said = [*self.said]
+        return other
+
 
 VOCABULARY, LENGTH = 5, 4
 NETWORK = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(3))
@@ -106,42 +112,33 @@ def one_by_one(sampler, said):
     return [sampler.choose(NETWORK[(*PROMPT, *said)[-1]])]
 
 
-def checked(draft):
-    """Choose by checking what a drafter says, as `draft(said, random)` gives it: tokens, and what they were drawn with."""
+def looked_up(sampler, said, random):
+    """Check guesses that are anything."""
+    guesses = [random.integers(VOCABULARY) for _ in range(random.integers(4))]
+    return sampler.verify(NETWORK[[(*PROMPT, *said)[-1], *guesses]], guesses)
+
+
+def drafted(network):
+    """Check what a sampler chooses ahead from another network."""
 
     def choose(sampler, said, random):
-        guesses, proposed = draft(said, random)
-        logits = NETWORK[[(*PROMPT, *said)[-1], *guesses]]
-        return sampler.verify(logits, guesses, proposed)
+        last = [(*PROMPT, *said)[-1]]
+        with sampler.ahead(), suppress(SamplingError):  # nothing follows the end of a constraint
+            for _ in range(random.integers(1, 4)):
+                last.append(sampler.choose(network[last[-1]]).token)
+        return sampler.verify(NETWORK[last], last[1:])
 
     return choose
 
 
-def lookup(said, random):
-    """Guesses that are certain, right or not."""
-    return [random.integers(VOCABULARY) for _ in range(random.integers(4))], None
-
-
-def drafter(sharpness):
-    """Guesses drawn from a smaller network, which knows of no setting."""
-
-    def draft(said, random):
-        guesses, rows, last = [], [], (*PROMPT, *said)[-1]
-        for _ in range(random.integers(1, 4)):
-            rows.append((NETWORK[last].flip(0) * 0.5 + NETWORK[last] * sharpness).softmax(-1))
-            shares = rows[-1].double().numpy()
-            last = int(random.choice(VOCABULARY, p=shares / shares.sum()))
-            guesses.append(last)
-        return guesses, torch.stack(rows)
-
-    return draft
-
+POOR, GOOD = NETWORK.flip(1), NETWORK.flip(1) * 0.2 + NETWORK
+"""Networks that draft."""
 
 WAYS = {
     "one by one": lambda sampler, said, random: one_by_one(sampler, said),
-    "lookup": checked(lookup),
-    "poor draft": checked(drafter(0.0)),
-    "good draft": checked(drafter(1.0)),
+    "lookup": looked_up,
+    "poor draft": drafted(POOR),
+    "good draft": drafted(GOOD),
 }
 
 SETTINGS = {
@@ -223,7 +220,7 @@ def test_cuts_leave_the_tokens_and_proportions_of_the_definition(sampling, seed,
 
 
 @given(samplings, st.lists(tokens, min_size=1, max_size=8), st.integers(0, 99))
-def test_certain_drafts_change_no_token_for_the_same_seed(sampling, guesses, seed):
+def test_guesses_change_no_token_for_the_same_seed(sampling, guesses, seed):
     alone, helped = Sampler(sampling, VOCABULARY, PROMPT), Sampler(sampling, VOCABULARY, PROMPT)
     random, said = np.random.default_rng(seed), ()
     while len(said) < 12:
@@ -236,15 +233,29 @@ def test_certain_drafts_change_no_token_for_the_same_seed(sampling, guesses, see
             said += (one.token,)
 
 
-@given(samplings, st.integers(0, 99))
-def test_cold_draws_are_those_of_no_draft_however_likely_the_drafts_were(sampling, seed):
-    sampling = replace(sampling, temperature=0)
-    alone, helped = Sampler(sampling, VOCABULARY, PROMPT), Sampler(sampling, VOCABULARY, PROMPT)
+@given(samplings, st.sampled_from([POOR, GOOD]), st.booleans(), st.integers(0, 99))
+def test_drafts_change_no_token_for_the_same_seed(sampling, network, constrained, seed):
+    sampling = replace(sampling, logit_bias={})
+    alone, helped = (Sampler(sampling, VOCABULARY, PROMPT, Restless(VOCABULARY) if constrained else None) for _ in "ab")
     random, said = np.random.default_rng(seed), ()
-    while len(said) < 8:
-        for one in checked(drafter(0.5))(helped, said, random):
+    while len(said) < 12 and not (constrained and 0 in said):
+        for one in drafted(network)(helped, said, random):
             assert one_by_one(alone, said) == [one]
             said += (one.token,)
+
+
+@given(samplings, st.booleans())
+def test_network_that_drafts_for_itself_is_right_about_every_token(sampling, constrained):
+    constraint = Restless(VOCABULARY) if constrained else None
+    sampler, said = Sampler(replace(sampling, logit_bias={}), VOCABULARY, PROMPT, constraint), ()
+    while len(said) < 12 and not (constrained and 0 in said):
+        last = [(*PROMPT, *said)[-1]]
+        with sampler.ahead(), suppress(SamplingError):
+            for _ in range(3):
+                last.append(sampler.choose(NETWORK[last[-1]]).token)
+        chosen = [one.token for one in sampler.verify(NETWORK[last], last[1:])]
+        assert chosen[: len(last) - 1] == last[1:]
+        said += tuple(chosen)
 
 
 @given(samplings, st.integers(0, 10), st.integers(0, 10), st.booleans())
@@ -440,7 +451,7 @@ def test_draft_of_another_length_than_its_logits_is_refused():
     with pytest.raises(ValueError, match="a draft of 3 tokens"):
         sampler.verify(NETWORK[:3], [0, 1, 2])
     with pytest.raises(ValueError, match="a draft of 1 tokens"):
-        sampler.verify(NETWORK[:2], [0], NETWORK[:2].softmax(-1))
+        sampler.verify(NETWORK[:3], [0])
 
 
 def test_logits_of_another_precision_are_read_too():

@@ -225,6 +225,9 @@ def chat(
         bool, typer.Option("--raw", help="Continue the text as it is: no chat template, no memory.")
     ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Cores to compute on; all but one where left out.")] = None,
+    draft: Annotated[
+        str | None, typer.Option(help="A smaller engine with the same tokens, by name or folder, that guesses ahead.")
+    ] = None,
 ) -> None:
     """Talk to the engine UNGUARDED: no check reads this, no policy applies, nothing is recorded.
 
@@ -232,12 +235,11 @@ def chat(
     Ctrl-C stops a reply, and ends the chat at the prompt, as does the end of the input.
     """
     from ringfence.model.chat import Chat, TemplateRefused
-    from ringfence.model.engine import ContextOverflow
     from ringfence.model.loading import load
 
     try:
-        path = weights.locate(name)
-        words, service = Chat.load(path), load(path, threads=threads)
+        path, smaller = weights.locate(name), weights.locate(draft) if draft is not None else None
+        words, service = Chat.load(path), load(path, threads=threads, draft=smaller)
     except (
         weights.WeightsMissing,
         weights.PullFailed,
@@ -256,7 +258,7 @@ def chat(
             ids = words.encode(prompt) if raw else words.render(turns)
             tokens = (one.token for advance in service.generate(ids, sampling) for one in advance.chosen)
             reply = say(tokens, words.detokenizer())
-        except (ContextOverflow, TemplateRefused) as error:
+        except ValueError as error:  # the template or the engine refuses it
             fail(error)
         turns = list(opening) if raw else [*turns, ("assistant", reply)]
 

@@ -7,8 +7,9 @@ nothing above it.
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from ringfence.model.sequence import Advance
 from ringfence.model.service import Service
 from ringfence.model.weights import DEFAULT, identity, locate
 from ringfence.policies.types import UpstreamChoice
-from ringfence.proxy.reply import About, Event, Finish, Text
+from ringfence.proxy.reply import About, Event, Finish, Likelihoods, Text
 from ringfence.proxy.wire.body import BadRequest
 
 if TYPE_CHECKING:
@@ -38,16 +39,20 @@ CHOICES = 8
 def open_upstream(choice: UpstreamChoice) -> "EmbeddedUpstream":
     """Load the engine that stands after `embedded:`, by a name or as a folder; the default one where nothing does.
 
+    After it may stand `,draft=` and, in the same way, a smaller engine that guesses what it says.
+
     Raises:
         WeightsMissing: they were not pulled; the message says what to type.
         PullFailed: it names no engine.
         WeightsDamaged, NotEnoughMemory, TemplateRefused: it cannot be run, or cannot chat.
     """
-    name = choice.use.partition(":")[2] or DEFAULT
+    name, drafted, draft = choice.use.partition(":")[2].partition(",draft=")
+    name = name or DEFAULT
     path = locate(name)
+    smaller = locate(draft) if drafted else None
     chat = Chat.load(path)  # at once, where the weights may take minutes
     called = path.resolve().name if path == Path(name) else name  # callers need not know where it lies
-    return EmbeddedUpstream(called, identity(path), load(path), chat)
+    return EmbeddedUpstream(called, identity(path), load(path, draft=smaller), chat)
 
 
 @dataclass(slots=True)
@@ -86,6 +91,8 @@ class Choice:
 
     Attributes:
         leave: ends its sequence in the engine.
+        said: its text so far.
+        likely: the text of each token, and the logarithm of how likely it was, where that is asked for.
         reason: why it is over; None while it goes on.
     """
 
@@ -94,13 +101,18 @@ class Choice:
     stops: Stops
     leave: Callable[[], None]
     tokens: int = 0
+    said: str = ""
+    likely: list[tuple[str, float]] = field(default_factory=list)
     reason: str | None = None
 
     def events(self, advance: Advance) -> Iterator[Event]:
         """Yield what a step adds to the reply."""
         for one in advance.chosen:
             self.tokens += 1
-            yield from self._text(self.stops.feed(self.words.feed(one.token)))
+            piece = self.words.feed(one.token)
+            if one.logprob is not None:
+                self.likely.append((piece, one.logprob))
+            yield from self._text(self.stops.feed(piece))
             if self.stops.met:
                 break
         if advance.end and not self.stops.met:
@@ -110,8 +122,15 @@ class Choice:
             self.reason = "stop" if self.stops.met else advance.end
             self.leave()
 
+    def likelihoods(self) -> Likelihoods:
+        """Return how likely what it said was; not what a stop string cut off."""
+        ends = accumulate(len(piece) for piece, _ in self.likely)
+        told = [one for one, end in zip(self.likely, ends, strict=True) if end <= len(self.said)]
+        return Likelihoods(self.index, self.said, told)
+
     def _text(self, text: str) -> Iterator[Event]:
         if text:
+            self.said += text
             yield Text(self.index, "content", text)
 
 
@@ -170,6 +189,8 @@ class EmbeddedUpstream:
         said = sum(choice.tokens for choice in choices)
         yield About({"usage": _usage(len(wish.prompt), said)})
         for choice in choices:
+            if wish.sampling.logprobs is not None:
+                yield choice.likelihoods()
             yield Finish(choice.index, choice.reason or "stop")
 
     async def models(self, headers: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -195,9 +216,9 @@ class EmbeddedUpstream:
     async def _grammar(self, schema: Mapping[str, Any] | None) -> Grammar | None:
         if schema is None:
             return None
-        if self._grammars is None:
-            self._grammars = Grammars(self._chat.tokenizer, self._service.ends, self._service.vocabulary)
         try:
+            if self._grammars is None:
+                self._grammars = Grammars(self._chat.tokenizer, self._service.ends, self._service.vocabulary)
             return await asyncio.to_thread(self._grammars.json_schema, schema)
         except ValueError as error:
             raise BadRequest(str(error), param="response_format") from error
@@ -231,8 +252,6 @@ def _messages(body: Mapping[str, Any], name: str) -> list[tuple[str, str]]:
         )
     if body.get("tools"):
         raise BadRequest("the embedded model calls no tools", param="tools")
-    if body.get("logprobs") or body.get("top_logprobs") is not None:
-        raise BadRequest("the embedded model tells no logprobs; leave them out", param="logprobs")
     return [(message["role"], _text(message, index)) for index, message in enumerate(body["messages"])]
 
 
@@ -267,10 +286,25 @@ def _sampling(body: Mapping[str, Any]) -> Sampling:
         bias = {int(token): float(value) for token, value in (body.get("logit_bias") or {}).items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise BadRequest("logit_bias must map token ids to numbers", param="logit_bias") from error
+    logprobs = _logprobs(body)
     try:
-        return Sampling(max_tokens=limit, logit_bias=bias, **given)
+        return Sampling(max_tokens=limit, logit_bias=bias, logprobs=logprobs, **given)
     except ValueError as error:
         raise BadRequest(str(error)) from error
+
+
+def _logprobs(body: Mapping[str, Any]) -> int | None:
+    """Return how many tokens to tell beside each that is said: none; None where no probabilities are asked for."""
+    wanted, others = body.get("logprobs") or False, body.get("top_logprobs") or 0
+    if not isinstance(wanted, bool):
+        raise BadRequest("logprobs must be true or false", param="logprobs")
+    if others != 0:
+        raise BadRequest(
+            "top_logprobs would tell words that the model did not say and that no check reads; "
+            "logprobs alone tells of those that it said",
+            param="top_logprobs",
+        )
+    return 0 if wanted else None
 
 
 def _stops(body: Mapping[str, Any]) -> tuple[str, ...]:

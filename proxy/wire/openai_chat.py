@@ -13,7 +13,7 @@ from annotated_types import MinLen
 from pydantic import BaseModel, ConfigDict, Field
 
 from ringfence.guard.exchange import Exchange, Kind, Part, Path, Subject, compose
-from ringfence.proxy.reply import About, Event, Finish, Released, Stopped, Text, ToolCall
+from ringfence.proxy.reply import About, Event, Finish, Likelihoods, Released, Stopped, Text, ToolCall
 from ringfence.proxy.wire.body import BadRequest, readable, validated
 from ringfence.proxy.wire.parts import Unread, gathered, is_plain, media, with_unread
 
@@ -339,6 +339,9 @@ class Renderer:
                 yield from self._delta(choice, {field: text})
             case ToolCall(choice, index, call):
                 yield from self._delta(choice, {"tool_calls": [{"index": index, **call}]})
+            case Likelihoods():
+                yield from self._delta(event.choice, {})
+                yield self._chunk([_stream_choice(event.choice, {}, None) | {"logprobs": _logprobs(event)}])
             case Finish(choice, reason):
                 yield from self._delta(choice, {}, reason)
             case Stopped(decision):
@@ -362,6 +365,8 @@ class Renderer:
                 message[field] = message.get(field, "") + text
             case ToolCall(choice, _, call):
                 self._choice(choice).setdefault("tool_calls", []).append(dict(call))
+            case Likelihoods():
+                self._choice(event.choice)["logprobs"] = _logprobs(event)
             case Finish(choice, reason):
                 self._choice(choice)["finish_reason"] = reason
             case Stopped(decision):
@@ -377,10 +382,9 @@ class Renderer:
         """Return the collected reply."""
         choices = []
         for index, fields in sorted(self._choices.items()):
-            reason = fields.get("finish_reason", "stop")
             message = {"role": "assistant", "content": None, "refusal": None} | fields
-            message.pop("finish_reason", None)
-            choices.append({"index": index, "message": message, "finish_reason": reason, "logprobs": None})
+            reason, logprobs = message.pop("finish_reason", "stop"), message.pop("logprobs", None)
+            choices.append({"index": index, "message": message, "finish_reason": reason, "logprobs": logprobs})
         body = {**self._about, "object": "chat.completion", "choices": choices}
         return body if self._usage is None else body | {"usage": self._usage}
 
@@ -406,6 +410,16 @@ class Renderer:
 
 def _stream_choice(index: int, delta: dict[str, Any], reason: str | None) -> dict[str, Any]:
     return {"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}
+
+
+def _logprobs(event: Likelihoods) -> dict[str, Any]:
+    """Return tokens as the API tells them, without any that were not said."""
+    return {
+        "content": [
+            {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
+            for text, logprob in event.tokens
+        ]
+    }
 
 
 def frame(chunk: Mapping[str, Any]) -> bytes:
