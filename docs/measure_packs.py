@@ -1,0 +1,164 @@
+"""Takes the figures of docs/packs.md anew: rewrites the rows of its tables, and prints what the prose around them says.
+
+    python docs/measure_packs.py --pool DIR
+
+DIR holds the labelled texts that the page names, a folder for each, as training reads them.
+"""
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+
+from ringfence.guard.bench.rules import Outcome, Rate, judge_texts, read_texts, report_on
+from ringfence.guard.guard import Guard
+from ringfence.policies.load import PACKS, loads_policy
+from ringfence.policies.types import Action, Policy, Stage
+from ringfence.proxy.wire.openai_moderations import SOURCES, TAG
+
+PAGE = Path(__file__).with_name("packs.md")
+TEXTS = Path(__file__).parents[1] / "guard" / "bench" / "texts"
+
+ACTIONS = (Action.BLOCK, Action.REWRITE, Action.LOG)
+
+Sets = Mapping[str, tuple[Stage, str, Sequence[str]]]
+
+SETS: Sets = {
+    "everyday prompts": (
+        Stage.INPUT,
+        "user",
+        ("alpaca_prompts/train", "promptshield/eval_benign_dolly", "toxicchat/train", "promptshield/dev"),
+    ),
+    "prompts chosen to look harmful": (Stage.INPUT, "user", ("oktest/train",)),
+    "harmless answers to prompts that were often not": (
+        Stage.OUTPUT,
+        "user",
+        ("dices/train", "dices/dev", "saferlhf_sample/train", "do_not_answer/train"),
+    ),
+    "ordinary system messages": (Stage.INPUT, "system", ("operators",)),
+}
+"""By the name that the tables have: stage, who says it, files of the pool or, without a slash, of our own."""
+
+OPERATORS = {
+    "ordinary system messages": "operators",
+    "as ordinary, written once the thresholds stood": "operators_later",
+}
+"""Rows of the table of what operators say, and the file of our own behind each."""
+
+LANGUAGES = {
+    "the shipped policy": "enterprise-default",
+    "`strict`": "strict",
+    "`children`": "children",
+    "`moderation`, `developer-tools`, each": "moderation",
+}
+"""Rows of the table of other languages, and the pack behind each."""
+
+LIMIT = 500
+"""Texts of one file."""
+
+
+def policy_of(name: str) -> Policy:
+    """Load one pack alone, or the policy that ships."""
+    asked = f"extends: {name}" if name == "enterprise-default" else f"packs: [{name}]"
+    return loads_policy(f"version: 1\nname: measured\n{asked}\n")
+
+
+def judged(guard: Guard, path: Path, stage: Stage, role: str) -> list[Outcome]:
+    """Judge the harmless texts of a file."""
+    texts = read_texts(path, guard.policy.rules, stage=stage, role=role, benign=True, limit=LIMIT)
+    return list(judge_texts(guard.pipeline, texts.texts))
+
+
+def measure(guard: Guard, pool: Path, name: str) -> dict[str, list[Outcome]]:
+    """Judge one set of the page; return what came of it by file."""
+    stage, role, files = SETS[name]
+    paths = {file: pool / f"{file}.jsonl.gz" if "/" in file else TEXTS / f"{file}.jsonl" for file in files}
+    return {file: judged(guard, path, stage, role) for file, path in paths.items()}
+
+
+def cells(outcomes: Sequence[Outcome], actions: Sequence[Action] = ACTIONS) -> str:
+    """Return the cells of a row: how many texts, and each action's share with its interval."""
+    taken = Counter(one.action for one in outcomes)
+    return " | ".join([f"{len(outcomes):,}", *(percent(Rate(taken[action], len(outcomes))) for action in actions)])
+
+
+def percent(rate: Rate) -> str:
+    """Write a share with its 95 % interval."""
+    low, high = rate.ci95 or (0.0, 1.0)
+    return f"{rate.n / rate.of:.1%}".replace("%", " %") + f" ({100 * low:.1f}–{100 * high:.1f})"
+
+
+def whole_percent(rate: Rate) -> str:
+    """Write a share of few with its 95 % interval."""
+    low, high = rate.ci95 or (0.0, 1.0)
+    return f"{100 * rate.n / rate.of:.0f} % ({100 * low:.0f}–{100 * high:.0f})"
+
+
+def rewritten(page: str, section: str, row: str, figures: str) -> str:
+    """Put figures into the row of a section's table that begins with `row`.
+
+    Raises:
+        LookupError: there is no such row.
+    """
+    pattern = re.compile(rf"(^## {section}$.*?^\| {re.escape(row)} \|)[^\n]*$", re.MULTILINE | re.DOTALL)
+    found = pattern.search(page)
+    if not found or "\n## " in found[1][3:]:
+        raise LookupError(f"docs/packs.md: {section} has no row {row!r}")
+    return f"{page[: found.end(1)]} {figures} |{page[found.end() :]}"
+
+
+def main() -> None:
+    """Measure every pack and rewrite the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pool", type=Path, required=True)
+    pool = parser.parse_args().pool
+    packs = sorted({path.name.partition(".")[0] for path in PACKS.glob("*.yaml")})
+    guards = {name: Guard(policy_of(name)) for name in [*packs, "enterprise-default"]}
+    page = PAGE.read_text()
+    for row, (stage, *_) in SETS.items():  # by set, so that what one pack had scored is remembered for the next
+        for name, guard in guards.items():
+            found = measure(guard, pool, row)
+            outcomes = list(chain.from_iterable(found.values()))
+            page = rewritten(page, name, row, f"{stage} | {cells(outcomes)}")
+            tell(name, row, found)
+    for row, file in OPERATORS.items():
+        path, shipped = TEXTS / f"{file}.jsonl", guards["enterprise-default"]
+        said, as_users = (judged(shipped, path, Stage.INPUT, role) for role in ("system", "user"))
+        blocked = cells(as_users, [Action.BLOCK]).partition(" | ")[2]
+        page = rewritten(page, "What operators say", row, f"{cells(said)} | {blocked}")
+    for row, name in LANGUAGES.items():
+        outcomes = judged(guards[name], TEXTS / "languages.jsonl", Stage.INPUT, "user")
+        page = rewritten(page, "Other languages", row, cells(outcomes))
+        tell(name, row, {"languages": outcomes})
+    for row, figures in moderation(guards["moderation"]).items():
+        page = rewritten(page, "moderation", row, figures)
+    PAGE.write_text(page)
+
+
+def moderation(guard: Guard) -> dict[str, str]:
+    """Return the cells of what examples tell, by OpenAI's category."""
+    rules = guard.policy.rules
+    texts = read_texts(TEXTS / "moderation.jsonl", rules).texts
+    figures = {}
+    for one in report_on(rules, list(judge_texts(guard.pipeline, texts))).rules:
+        names = [tag.removeprefix(TAG) for tag in one.rule.tags if tag.startswith(TAG)]
+        if one.precision and one.recall and names and not SOURCES[names[0]]:
+            both = one.precision, one.recall
+            counts, shares = [f"{rate.n} of {rate.of}" for rate in both], [whole_percent(rate) for rate in both]
+            figures[names[0]] = " | ".join(counts + shares)
+    return figures
+
+
+def tell(name: str, row: str, found: Mapping[str, Sequence[Outcome]]) -> None:
+    """Print a set by file, and which rules fired on what was blocked."""
+    print(f"{name}, {row}")
+    for file, outcomes in found.items():
+        print(f"  {file}: {cells(outcomes)}")
+    blocked = [one for outcomes in found.values() for one in outcomes if one.action is Action.BLOCK]
+    print(f"  {len(blocked)} blocked:", dict(Counter(rule for one in blocked for rule in one.fired).most_common()))
+
+
+if __name__ == "__main__":
+    main()
