@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import entry_points
+from math import isnan
 from operator import itemgetter
 from typing import Literal, Protocol, cast, runtime_checkable
 
@@ -12,7 +13,7 @@ from ringfence.guard.expressions import Unusable, has_room, refuse_beyond_room
 from ringfence.guard.images import Image
 from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.findable import Findable
-from ringfence.policies.own import OwnCheck
+from ringfence.policies.own import GuardModel, OwnCheck
 from ringfence.policies.types import Finding, Span, Stage
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Calibrated",
     "CannotAnswer",
     "Check",
+    "Distant",
     "Findable",
     "Finding",
     "Passage",
@@ -33,6 +35,7 @@ __all__ = [
     "load_checks",
     "own_checks",
     "reads_of",
+    "refuse_nan",
     "said",
 ]
 
@@ -180,6 +183,15 @@ class Warm(Protocol):
         ...
 
 
+@runtime_checkable
+class Distant(Protocol):
+    """A check whose answers may come from elsewhere, where nobody may be."""
+
+    def away(self) -> str | None:
+        """Return why nobody can be asked at present; None where somebody can. It looks now and then, not every time."""
+        ...
+
+
 class CannotAnswer(Exception):
     """A check cannot judge a passage; the text says why and what to do, and nothing of the passage: it is recorded."""
 
@@ -196,6 +208,16 @@ def reads_of(check: Check) -> frozenset[Form]:
 def can_read(check: Check, passage: Passage) -> bool:
     """Whether a check may be given a passage."""
     return passage.form in reads_of(check)
+
+
+def refuse_nan(scores: Iterable[float], who: str) -> None:
+    """Refuse scores of which one is not a number, before they are compared: the other of two would pass for the higher.
+
+    Raises:
+        CannotAnswer: one is not.
+    """
+    if any(map(isnan, scores)):
+        raise CannotAnswer(f"{who} gave a score that is not a number; look at what it runs on")
 
 
 def load_checks() -> Mapping[str, Check]:
@@ -239,5 +261,6 @@ def taken_by(checks: Iterable[Check]) -> int:
 @lru_cache(maxsize=256)
 def _made(wanted: OwnCheck) -> Check:
     # Kept, so that a policy that is read again does not learn its examples anew, or forget a judge's verdicts.
-    makers = {point.name: point for point in entry_points(group=KINDS)}
-    return cast(Check, makers[wanted.kind].load()(wanted))
+    kind = "guard-model" if isinstance(wanted, GuardModel) else wanted.kind  # families are anybody's, and made alike
+    (maker,) = entry_points(group=KINDS, name=kind)
+    return cast(Check, maker.load()(wanted))

@@ -18,7 +18,7 @@ from ringfence.guard.check import Check, Finding, Form, Passage, Span, Versioned
 from ringfence.guard.exchange import SPEAKERS, Coverage, Exchange, Judged, Kind, Part, Path, Subject, unread, whose
 from ringfence.guard.history import History
 from ringfence.guard.images import why_unreadable
-from ringfence.guard.pipeline import Pipeline, Pipelines
+from ringfence.guard.pipeline import Pipeline, Pipelines, State
 from ringfence.guard.placeholders import Originals, Restorer, about_others, numbered, originals, restored
 from ringfence.guard.stream import StreamGuard, hold_back
 from ringfence.policies.decide import errors_of
@@ -93,6 +93,10 @@ class Guard:
     def warm(self) -> None:
         """Load what the checks need, so that the first exchange does not wait for it."""
         self._pipelines.warm()
+
+    def states(self) -> Mapping[str, tuple[State, str]]:
+        """Return by name how each check stands, and why where it has nobody to ask."""
+        return self._pipelines.states()
 
     def pipeline_of(self, exchange: Exchange) -> Pipeline:
         """Return what judges an exchange: the policy with the overlays that are about it."""

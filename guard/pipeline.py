@@ -1,17 +1,19 @@
 """Runs the checks of a policy over passages and has the policy decide. Knows nothing of exchanges, HTTP or storage."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Overrun
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from time import monotonic
+from typing import Literal
 
 from ringfence.guard.budget import Escalations
 from ringfence.guard.check import (
     CannotAnswer,
     Check,
+    Distant,
     Finding,
     Form,
     Passage,
@@ -21,6 +23,7 @@ from ringfence.guard.check import (
     Warm,
     can_read,
     reads_of,
+    refuse_nan,
     taken_by,
 )
 from ringfence.guard.classifier.language import language
@@ -29,7 +32,7 @@ from ringfence.guard.known import refuse_unknown
 from ringfence.policies.decide import decide, escalations
 from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.overlay import about, as_any_overlay_has_them, effective
-from ringfence.policies.types import Decision, Degrade, Policy, Rule, Stage
+from ringfence.policies.types import Action, Decision, Degrade, Policy, Rule, Stage
 from ringfence.policies.words import covers, root
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,9 @@ BUILT_IN = frozenset({"unjudged", "count"})
 """Roots that no check answers for: whoever lists the parts of an exchange finds what nobody can read, and a history
 what was counted."""
 
+
+State = Literal["ok", "unasked", "failing", "away"]
+"""How a check stands: it answered the last time; was not asked yet; failed the last time; has nobody to ask."""
 
 SPENT = "no more texts may be asked about in this minute (escalate.per_minute)"
 
@@ -50,6 +56,7 @@ class Pipeline:
         checks: every check there is, by name; only those behind a rule of the stage are run.
         pool: the threads that checks run on; of its own where None.
         may_ask: whether a rule may ask another check about one text more; it counts those that it says yes to.
+        answered: by name, whether a check answered the last time that it was asked; kept here.
 
     Raises:
         UnknownCheck: a rule looks at a category that no check answers for, or two checks answer for one.
@@ -64,6 +71,7 @@ class Pipeline:
         checks: Mapping[str, Check],
         pool: ThreadPoolExecutor | None = None,
         may_ask: Callable[[Rule], bool] | None = None,
+        answered: MutableMapping[str, bool] | None = None,
     ) -> None:
         self.policy = policy
         owners = self._owners = _owners(policy, checks.values())
@@ -77,6 +85,7 @@ class Pipeline:
         self._second = {stage: dict(_second(policy, stage, self._orders[stage], owners)) for stage in Stage}
         self.pool = pool or new_pool()
         self.may_ask = may_ask or Escalations().take
+        self.answered: MutableMapping[str, bool] = {} if answered is None else answered
 
     @property
     def checks(self) -> list[Check]:
@@ -92,6 +101,17 @@ class Pipeline:
     def reads(self, stage: Stage, form: Form = "text") -> bool:
         """Whether any check reads texts, or images, of this stage: where no rule asks for one, none is judged."""
         return any(form in order.reads for order in self._orders[stage])
+
+    def stops_without(self, checks: Collection[str]) -> bool:
+        """Whether nothing would pass one of the stages where these checks, by name, fail."""
+        without = {
+            stage: [order for order in orders if order.check.name in checks] for stage, orders in self._orders.items()
+        }
+        return any(
+            self.decide(stage, (), [finding for order in orders for finding in _failed(order, "")]).action
+            is Action.BLOCK
+            for stage, orders in without.items()
+        )
 
     def judge(
         self, stage: Stage, passages: Sequence[Passage], known: Sequence[Finding] = (), who: Who | None = None
@@ -123,7 +143,7 @@ class Pipeline:
         for order, group, future in running:
             # A failure is about what the check was given; where that was all there is, it has no place.
             about = group if len(group) < len(passages) else ()
-            findings.extend(_settle(order, future, now + order.seconds, about))
+            findings.extend(self._settle(order, future, now + order.seconds, about))
         findings = self.mark(findings, passages, who or {}, datetime.now(UTC).date())
         return [*findings, *self._ask(stage, passages, findings)] if self._second[stage] else findings
 
@@ -146,8 +166,32 @@ class Pipeline:
             may = any(self.may_ask(rule) for rule, _ in rules.values())  # one of them pays
             running.append((order, passage, self.pool.submit(_read, order.check, [passage]) if may else None))
         for order, passage, future in running:
-            told = _settle(order, future, now + order.seconds) if future else _failed(order, SPENT)
+            told = self._settle(order, future, now + order.seconds) if future else _failed(order, SPENT)
             yield from _about(passage, order, list(told))
+
+    def _settle(
+        self, order: "_Order", future: Future[list[Finding]], deadline: float, about: Sequence[Passage] = ()
+    ) -> Iterator[Finding]:
+        """Yield what a check found, or for each category why it could not answer; note whether it did."""
+        name = order.check.name
+        try:
+            found = future.result(timeout=max(0.0, deadline - monotonic()))
+            self.answered[name] = True
+            yield from found
+            return
+        except Overrun as overrun:
+            future.cancel()
+            error = (
+                str(overrun) or f"took longer than its {order.seconds:g} s (limits.check_seconds, or a rule's seconds)"
+            )
+        except CannotAnswer as failure:
+            error = str(failure)
+        except Exception as failure:
+            # Its words may quote the text; the record must not, and the server's log is the operator's own.
+            log.exception("check '%s' failed", name)
+            error = f"failed with {type(failure).__name__}"
+        self.answered[name] = False
+        yield from _failed(order, error, about)
 
     def mark(self, findings: Sequence[Finding], passages: Sequence[Passage], who: Who, today: date) -> list[Finding]:
         """Return the findings, each with the ids of the policy's exceptions that apply to it."""
@@ -181,11 +225,12 @@ class Pipelines:
         self, policy: Policy, checks: Mapping[str, Check], may_ask: Callable[[Rule], bool] | None = None
     ) -> None:
         self.base = Pipeline(policy, checks, may_ask=may_ask)
+        self._shared = self.base.pool, self.base.may_ask, self.base.answered
         self._checks = checks
         self._made: dict[tuple[str, ...], Pipeline] = {(): self.base}
         # What is wrong with an overlay is said now, not at its first exchange.
         widest = replace(policy, rules=tuple(as_any_overlay_has_them(policy)))
-        self._widest = Pipeline(widest, checks, self.base.pool, self.base.may_ask)
+        self._widest = Pipeline(widest, checks, *self._shared)
 
     def of(self, who: Who) -> Pipeline:
         """Return what judges somebody's exchanges."""
@@ -201,10 +246,20 @@ class Pipelines:
                     error.add_note(f"while the check '{check.name}' was made ready")
                     raise
 
+    def states(self) -> Mapping[str, tuple[State, str]]:
+        """Return by name how each check stands, and why where it has nobody to ask; one that answered is believed."""
+        found: dict[str, tuple[State, str]] = {}
+        for check in self._widest.checks:
+            answered = self.base.answered.get(check.name)
+            why = check.away() if not answered and isinstance(check, Distant) else None
+            state: State = "away" if why else "unasked" if answered is None else "ok" if answered else "failing"
+            found[check.name] = state, why or ""
+        return found
+
     def _of(self, applied: tuple[str, ...]) -> Pipeline:
         if applied not in self._made:  # two threads may both make it; they make the same
             policy = effective(self.base.policy, applied)
-            self._made[applied] = Pipeline(policy, self._checks, self.base.pool, self.base.may_ask)
+            self._made[applied] = Pipeline(policy, self._checks, *self._shared)
         return self._made[applied]
 
 
@@ -307,7 +362,7 @@ def _brief(revision: str | None) -> str:
 
 
 def _read(check: Check, passages: Sequence[Passage]) -> list[Finding]:
-    return [
+    found = [
         replace(
             finding,
             spans=tuple(replace(span, part=passage.part) for span in finding.spans),
@@ -317,6 +372,8 @@ def _read(check: Check, passages: Sequence[Passage]) -> list[Finding]:
         for passage in passages
         for finding in check.find(passage)
     ]
+    refuse_nan((finding.score for finding in found), f"the check '{check.name}'")
+    return found
 
 
 def _groups(order: _Order, passages: Sequence[Passage]) -> Iterator[Sequence[Passage]]:
@@ -324,24 +381,6 @@ def _groups(order: _Order, passages: Sequence[Passage]) -> Iterator[Sequence[Pas
     for form in sorted(order.reads):
         if group := [passage for passage in passages if passage.form == form]:
             yield group
-
-
-def _settle(
-    order: _Order, future: Future[list[Finding]], deadline: float, about: Sequence[Passage] = ()
-) -> Iterator[Finding]:
-    try:
-        yield from future.result(timeout=max(0.0, deadline - monotonic()))
-        return
-    except Overrun as overrun:
-        future.cancel()
-        error = str(overrun) or f"took longer than its {order.seconds:g} s (limits.check_seconds, or a rule's seconds)"
-    except CannotAnswer as failure:
-        error = str(failure)
-    except Exception as failure:
-        # Its words may quote the text; the record must not, and the server's log is the operator's own.
-        log.exception("check '%s' failed", order.check.name)
-        error = f"failed with {type(failure).__name__}"
-    yield from _failed(order, error, about)
 
 
 def _failed(order: _Order, error: str, about: Sequence[Passage] = ()) -> Iterator[Finding]:

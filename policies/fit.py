@@ -77,6 +77,25 @@ def fit(target: Target, scored: Mapping[Stage, Scored]) -> tuple[float, Mapping[
     return threshold, {stage: _sample(one, threshold, target, bounds[stage]) for stage, one in scored.items()}
 
 
+def refuse_verdicts(scored: Mapping[Stage, Scored]) -> None:
+    """Refuse scores that are only a yes or a no on every text: all thresholds above 0 do the same.
+
+    Words and patterns, which score what they find and say nothing of the rest, are not meant.
+
+    Raises:
+        CannotPromise: with one line for each stage that has such scores.
+    """
+    reasons = [
+        f"{stage}: every score is 0 or 1, as of a check that only says yes or no, and no threshold moves that; "
+        "have the guard's server tell how probable its words are (logprobs), or write a 'threshold'"
+        for stage, one in scored.items()
+        if 0.0 in (said := {score for score in (*one.negatives, *one.positives) if math.isfinite(score)})
+        and said <= {0.0, 1.0}
+    ]
+    if reasons:
+        raise CannotPromise("\n".join(reasons))
+
+
 def errors_allowed(rows: int, rate: float) -> int:
     """Return how many of the rows may be errors for the true rate to be within `rate` with confidence; -1: none may.
 

@@ -161,6 +161,9 @@ def canonical(policy: Policy) -> dict[str, Any]:
     It is itself a policy file: reading it gives an equal policy, with the same revision.
     """
     plain = _PLAIN.dump_python(policy, mode="json", by_alias=True, exclude=_NOT_CANONICAL)
+    for overlay in plain["overlays"]:  # of a change, what is not given cannot be written either
+        for name, change in overlay["override"].items():
+            overlay["override"][name] = {key: value for key, value in change.items() if value is not None}
     for one in (*plain["overlays"], *plain["exceptions"]):
         if one["scope"]:  # a list that is not given cannot be written, as an empty one is refused
             one["scope"] = {key: names for key, names in one["scope"].items() if names}
@@ -245,6 +248,7 @@ def _assemble(document: Document[PolicyFile], folder: Path, above: tuple[Path, .
         problems += _torn(one, [("rules", i) for i in range(len(one.value.rules))])
     problems += _torn(document, [("rules", i) for i in range(len(file.rules))])
     problems += _torn(document, [("override", name) for name in file.override])
+    problems += _idle(document)
     problems += _misplaced(policy)
     if not problems:  # with a pack missing, every override of its rules would look like a mistake
         problems += islice(chain(_aimless(document, inherited), _unmet(policy), _unsettled(policy)), MOST)
@@ -346,6 +350,20 @@ def _torn(document: Document[PackFile] | Document[PolicyFile], places: Iterable[
         threshold, target = document.origins.get((*place, "threshold")), document.origins.get((*place, "target"))
         if threshold and target:
             yield Problem(target, "a rule has a 'threshold' or a 'target', not both")
+
+
+def _idle(document: Document[PolicyFile]) -> Iterator[Problem]:
+    """Yield every key of a change that is written and says nothing: whoever wrote it meant something."""
+    changes: list[tuple[Loc, Override]] = [
+        (("override", name), change) for name, change in document.value.override.items()
+    ]
+    for index, overlay in enumerate(document.value.overlays):
+        changes += [(("overlays", index, "override", name), change) for name, change in overlay.override.items()]
+    for place, change in changes:
+        for key, origin in _places(document, change, *place).items():
+            if getattr(change, key) is None:
+                hint = "; 'false' takes it out" if key == "escalate" else ""
+                yield Problem(origin, f"'{key}' cannot be null here: leave it out, and it stays as it is{hint}")
 
 
 def _misplaced(policy: Policy) -> Iterator[Problem]:

@@ -83,6 +83,8 @@ def changed(rule: Rule, change: Override, written_at: Callable[[str], Origin]) -
     if "threshold" in given:
         given["target"] = given["fitted"] = None  # it takes the place of the target
         origins.pop("target", None)
+    if given.get("escalate") is False:
+        given["escalate"] = None
     return replace(rule, **given, origins=origins)
 
 

@@ -2,12 +2,21 @@
 what a language model or somebody else's guard makes of a text. Values only: who looks is in `guard/checks/own/`."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Len, MinLen
 from pydantic import Discriminator
 
 from ringfence.policies.words import STRICT_KEYS, Category, Name, Origin, Root, Text, Written
+
+FAMILIES = "ringfence.guards"
+"""Entry points, ours and other packages': the families of guards that a policy may name."""
+
+if TYPE_CHECKING:
+    Family = str
+else:
+    Family = Literal[tuple(sorted({point.name for point in entry_points(group=FAMILIES)}))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +159,7 @@ class GuardModel:
     """A guard model of somebody else's that answers in words, as Llama Guard does; its verdict is the finding.
 
     Attributes:
-        kind: whose guard it is.
+        kind: whose guard it is; a family that is installed.
         category: what its findings are called: the verdict by this name, the model's categories below it.
         use: `local`, or the base URL of an OpenAI-compatible server (`http://host/v1`).
         model: a folder of weights, or their name on the hub; for a server, which of its models.
@@ -167,18 +176,7 @@ class GuardModel:
 
     __pydantic_config__ = STRICT_KEYS
 
-    kind: Literal[
-        "llama-guard-3",
-        "llama-guard-3-1b",
-        "llama-guard-4",
-        "shieldgemma",
-        "granite-guardian",
-        "qwen3guard",
-        "wildguard",
-        "polyguard",
-        "nemoguard",
-        "gpt-oss-safeguard",
-    ]
+    kind: Family
     category: Root
     use: Text
     model: Text

@@ -338,7 +338,7 @@ class Override:
     Attributes:
         action: what it asks for when it fires.
         threshold: it fires on a finding whose score is at or above this.
-        escalate: who is asked where its check is not sure.
+        escalate: who is asked where its check is not sure; `false` for nobody any more.
         target: what to fit the threshold to, in place of naming one.
         stages: when it applies.
         roles: whose text it applies to.
@@ -359,7 +359,7 @@ class Override:
 
     action: Action | None = None
     threshold: Annotated[float, Ge(0), Le(1)] | None = None
-    escalate: Escalate | None = None
+    escalate: Escalate | Literal[False] | None = None
     target: Target | None = None
     stages: Annotated[tuple[Stage, ...], MinLen(1)] | None = None
     roles: tuple[Voice, ...] | None = None

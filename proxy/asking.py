@@ -5,6 +5,7 @@ Knows no question and no answer. Whoever asks has them made and read by a corout
 
 import asyncio
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from threading import Lock, Thread
@@ -20,6 +21,12 @@ from ringfence.proxy.reply import Upstream, UpstreamError
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+LOOK_AGAIN_S = 10.0
+"""What was seen of a server holds for so long: whoever wants to know may want to every second."""
+
+LOOK_FOR_S = 5.0
+"""Seconds at most until a server that says nothing counts as away."""
 
 
 class BudgetSpent(Exception):
@@ -57,6 +64,7 @@ class Asking(Generic[T]):
         self._budget = Budget(per_minute, clock)
         self._known: OrderedDict[bytes, T] = OrderedDict()
         self._lock = Lock()
+        self._seen: tuple[float, str | None] = (-math.inf, None)
         # Checks run on worker threads and upstreams on a loop; connections stay with the loop that opened them.
         self._loop = asyncio.new_event_loop()
         Thread(target=_run, args=(self._loop, upstream), name=name, daemon=True).start()
@@ -81,14 +89,31 @@ class Asking(Generic[T]):
                 self._known.popitem(last=False)
         return answer
 
-    def ready(self, upstream: Upstream) -> str | None:
-        """Return why the upstream cannot answer at present, or None where it can."""
-        answer = asyncio.run_coroutine_threadsafe(upstream.ready(), self._loop)
+    def away(self, upstream: Upstream) -> str | None:
+        """Return why the upstream cannot answer at present, or None where it can; seen `LOOK_AGAIN_S` ago at most.
+
+        While one caller looks, others are told what was seen before.
+        """
+        with self._lock:
+            when, why = self._seen
+            now = self._clock()
+            if now < when + LOOK_AGAIN_S:
+                return why
+            self._seen = now, why
+        why = self._look(upstream)
+        self._seen = self._clock(), why
+        return why
+
+    def _look(self, upstream: Upstream) -> str | None:
+        answer, seconds = (
+            asyncio.run_coroutine_threadsafe(upstream.ready(), self._loop),
+            min(self._timeout_s, LOOK_FOR_S),
+        )
         try:
-            return answer.result(self._timeout_s)
+            return answer.result(seconds)
         except TimeoutError:
             answer.cancel()
-            return f"no answer within {self._timeout_s:.3g} s"
+            return f"no answer within {seconds:.3g} s"
 
     def _told(self, question: Callable[[], Coroutine[Any, Any, T]], until: float | None) -> T:
         left = self._timeout_s if until is None else min(self._timeout_s, until - self._clock())
@@ -130,8 +155,12 @@ class AskingServer(Generic[T]):
 
     def warm(self) -> None:
         """See whether the server is there, and say so in the log where it is not: it may come yet."""
-        if why := self._asking.ready(self._upstream):
+        if why := self.away():
             log.warning("%s: %s; its rules' on_error settles what it cannot answer", self.who, why)
+
+    def away(self) -> str | None:
+        """Return why the server cannot be asked at present; see `Asking.away`."""
+        return self._asking.away(self._upstream)
 
     def ask(self, key: bytes, question: Callable[[], Coroutine[Any, Any, T]], until: float | None) -> T:
         """Return what the coroutine returns, or what it did when the same key was asked about before.

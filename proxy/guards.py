@@ -24,7 +24,8 @@ from ringfence.guard.checks.guards.family import (
     NoVerdict,
     Question,
     Turn,
-    find_families,
+    UnusableFamily,
+    find_family,
     neutral,
     read_answer,
 )
@@ -53,16 +54,19 @@ def open_guard(spec: GuardModel) -> GuardCheck:
 
     Raises:
         PolicyError: the weights are not there or of another kind, the address is none, its key is not set, or the
-            guard cannot be asked about the policy's categories.
+            guard cannot be asked about the policy's categories; its family's package has none.
     """
-    family = find_families()[spec.kind]
+    what = f"the guard of '{spec.category}'"
+    try:
+        family = find_family(spec.kind)
+    except UnusableFamily as error:
+        raise PolicyError([Problem(spec.origin, f"{what}: {error}")]) from error
     if spec.images:
         _refuse_blind(spec, family)
     if spec.use == LOCAL:
         from ringfence.guard.checks.guards.local import open_local
 
         return open_local(spec, family)
-    what = f"the guard of '{spec.category}'"
     if not spec.use.startswith(("http://", "https://")):
         told = f"{what}: 'use' is 'local' or the base URL of a server (http://…/v1), and not '{spec.use}'"
         raise PolicyError([Problem(spec.origin, told)])
@@ -117,6 +121,10 @@ class ServedGuard:
     def warm(self) -> None:
         """See whether the server is there, and say so in the log where it is not."""
         self._server.warm()
+
+    def away(self) -> str | None:
+        """Return why the server cannot be asked at present; see `Distant`."""
+        return self._server.away()
 
     def clear(self, text: str) -> str:
         """Return a text without what the family takes for control tokens."""
@@ -218,7 +226,7 @@ def _probabilities(family: Family, form: Form, judged: Judgement, tokens: Tokens
             mass = dict.fromkeys(words.values(), 0.0)
             for other, logprob in tops.items():
                 if word := _begun(other.strip(), words):
-                    mass[word] += math.exp(min(0.0, logprob))
+                    mass[word] += math.exp(min(logprob, 0.0))  # in this order: what is not a number stays that
             total = sum(mass.values())
             # Where safe was likelier than the unsafe word that is written, they cannot be believed.
             fit = 0 < total < math.inf and mass[words[said]] >= mass[family.safe]

@@ -75,6 +75,10 @@ class JudgeCheck:
             clock=clock,
         )
 
+    def away(self) -> str | None:
+        """Return why the model cannot be asked at present; see `Distant`."""
+        return self._asking.away(self._upstream)
+
     def find(self, passage: Passage) -> Sequence[Finding]:
         """Return the verdict on a passage, as one finding over all of it.
 

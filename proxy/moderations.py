@@ -64,6 +64,10 @@ class ModerationsCheck:
         """See whether the server is there, and say so in the log where it is not."""
         self._server.warm()
 
+    def away(self) -> str | None:
+        """Return why the server cannot be asked at present; see `Distant`."""
+        return self._server.away()
+
     def find(self, passage: Passage) -> Sequence[Finding]:
         """Return the highest score and each category's, over all of the passage. Scores have four decimals.
 

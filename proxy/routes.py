@@ -1,6 +1,6 @@
 """The HTTP surface: requests in, answers out, every error in the API's own shape."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from ringfence.guard.audit.store import Store, StoreError
 from ringfence.guard.exchange import Exchange
 from ringfence.guard.guard import Guard
+from ringfence.guard.pipeline import State
 from ringfence.proxy.answer import (
     CONVERSATION,
     EXPECTED,
@@ -122,15 +123,19 @@ def add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/health/readiness")
     async def readiness() -> Response:
         """Say whether an exchange could be answered now, and if not, why."""
+        guard = service.live.guard
+        states = await to_thread.run_sync(guard.states)
         problems = {
+            "checks": _missing(guard, states),
             "audit": await to_thread.run_sync(_store_problem, service.store),
             "upstream": await service.upstream.ready(),
         }
         wrong = {name: why for name, why in problems.items() if why is not None}
         state = {
             "status": "unavailable" if wrong else "ok",
-            "policy": service.live.guard.policy.revision,
+            "policy": guard.policy.revision,
             "problems": wrong,
+            "checks": {name: state for name, (state, _) in states.items()},
         }
         if service.live.refused:  # no reason to send callers elsewhere; and not for everyone to read
             state["reload"] = "refused: GET /admin/policy says why"
@@ -269,6 +274,14 @@ def _passed_on(request: Request, service: Service) -> Headers:
         for name in ("authorization", "x-api-key"):
             headers.pop(name, None)  # that key is ours
     return headers
+
+
+def _missing(guard: Guard, states: Mapping[str, tuple[State, str]]) -> str | None:
+    """Say which checks have nobody to ask, where nothing would pass without them."""
+    away = {name: why for name, (state, why) in states.items() if state == "away"}
+    if not (away and guard.pipeline.stops_without(away)):
+        return None
+    return "; ".join(f"{name}: {why}" for name, why in away.items())
 
 
 def _store_problem(store: Store) -> str | None:

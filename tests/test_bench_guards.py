@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections import Counter
 from itertools import pairwise
@@ -24,6 +25,7 @@ from ringfence.guard.bench.cascade import (
     Both,
     CannotChoose,
     Want,
+    best_alone,
     best_band,
     both_of,
     choose_band,
@@ -33,7 +35,7 @@ from ringfence.guard.bench.cascade import (
 )
 from ringfence.guard.bench.guards import find_guards
 from ringfence.guard.bench.items import Item
-from ringfence.guard.bench.side_by_side import Price, compare, gains_over_first
+from ringfence.guard.bench.side_by_side import Price, comparable, compare, gains_over_first
 from ringfence.guard.check import Passage, own_checks
 from ringfence.policies.load import load_draft, loads_policy
 from ringfence.policies.types import Stage
@@ -269,6 +271,41 @@ def test_the_band_found_is_the_best_of_all_that_there_are(rows, want):
     assert (f1, share) == pytest.approx(by_share if want.what == "f1" else by_f1)
 
 
+@given(FEW)
+def test_the_small_guards_best_threshold_is_the_best_of_all_that_there_are(rows):
+    both = both_from([*rows, (4, 8, True)])
+    threshold, f1 = best_alone(both)
+    every = [f1_score(both.labels, both.small >= cut, zero_division=0) for cut in cuts_of(both.small)]
+    assert f1 == pytest.approx(max(every))
+    assert f1_score(both.labels, both.small >= threshold, zero_division=0) == pytest.approx(f1)
+
+
+@given(FEW, st.sampled_from([5.0, 30.0, 80.0]), st.sampled_from(["million", "hour"]))
+def test_the_band_for_a_cost_is_the_best_of_those_that_cost_no_more(rows, most, per):
+    both = both_from([*rows, (4, 8, True)])
+    prices = Price(1 if per == "million" else 3.6, per), Price(100 if per == "million" else 3.6, per)
+    every = {}  # a text costs 1 USD a million, and 100 more where the big guard is asked
+    for low in (cuts := cuts_of(both.small)):
+        for high in cuts[cuts > low]:
+            asked = (both.small >= low) & (both.small < high)
+            verdicts = np.where(asked, both.big >= 0.5, both.small >= high)
+            f1 = f1_score(both.labels, verdicts, zero_division=0)
+            every[low, high] = (round(f1, 9), round(1 + 100 * asked.mean(), 6))
+    fit = [pair for pair in every.values() if pair[1] <= most]
+    if not fit:
+        with pytest.raises(CannotChoose, match=r"no band comes to cost=.* USD a million; the small one alone, from"):
+            best_band(both, 0.5, Want("cost", most), prices)
+        return
+    band, f1, _ = best_band(both, 0.5, Want("cost", most), prices)
+    assert every[band.low, band.high] == pytest.approx(min(fit, key=lambda pair: (-pair[0], pair[1])))
+    assert f1 == pytest.approx(every[band.low, band.high][0])
+
+
+def test_a_cost_without_prices_is_no_band():
+    with pytest.raises(ValueError, match="only where both guards have a price"):
+        choose_band(many(), 0.5, Want("cost", 5.0), (Price(1, "million"), None))
+
+
 def many(n=600, times=1):
     """Rows whose small guard is unsure in the middle, where the big one knows; each text so many times."""
     random = np.random.default_rng(3)
@@ -292,6 +329,11 @@ def test_a_band_is_measured_on_texts_that_it_was_not_chosen_on():
     assert found.n == len(second)
     assert found.ways["small"].measures.f1 < found.ways["cascade"].measures.f1
     assert chosen.kept_by(found) == (found.ways["cascade"].measures.f1 >= 0.9)
+    assert (chosen.small_threshold, chosen.small_f1) == best_alone(both.at(first))
+    best = found.ways["small_at_best"].measures.f1
+    assert best == pytest.approx(f1_score(rest.labels, rest.small >= chosen.small_threshold))
+    assert found.over["small_at_best"].f1 == pytest.approx(found.ways["cascade"].measures.f1 - best)
+    assert not found.in_vain
     again = choose_band(both, 0.5, Want("f1", 0.9))
     assert (again[0], again[1]) == (chosen, band)
 
@@ -427,6 +469,17 @@ def test_a_band_that_is_wanted_is_found_from_rows(bench):
     assert (found["band"], found["ways"]["cascade"]["f1"]) == ([0, 0.5], 1.0)
     assert max(found["ways"]["small"]["f1"], found["ways"]["big"]["f1"]) < 0.75
     assert found["escalated"]["share"] == pytest.approx(2 / 3, abs=0.05)
+    assert (found["in_vain"], found["ways"]["small_at_best"]["f1"] < 0.85) == (False, True)
+    bread = [row for row in rows if not row["text"].startswith("poison")]  # words find all that there is
+    vain = bench("--cascade", "war,guard", "--want", "f1=0.9", rows=bread)
+    assert "the small one alone does as well from 0.5 on: guard is asked in vain" in vain.stdout
+    assert "war alone, from 0.5 on" in vain.stdout
+    priced = ["--price", "war=1", "--price", "guard=30", "--want"]
+    cheap = told(bench("--cascade", "war,guard", *priced, "cost=25", "--json", rows=rows))
+    assert (cheap["chosen"]["want"], cheap["ways"]["cascade"]["f1"]) == ({"what": "cost", "value": 25.0}, 1.0)
+    assert cheap["ways"]["cascade"]["usd_per_million"] == pytest.approx(21, abs=2)
+    dear = bench("--cascade", "war,guard", *priced, "cost=0.5", rows=rows)
+    assert (dear.exit_code, "no band comes to cost=0.5" in dear.stderr) == (1, True)
     never = bench("--cascade", "guard,war", "--want", "escalated=0.1", rows=ROWS)
     assert never.exit_code == 1
     assert f"it takes {2 * LEAST} of each label, and there are 3 positive and 3 negative ones" in never.stderr
@@ -453,7 +506,9 @@ def test_a_band_that_is_wanted_is_found_from_rows(bench):
         (["--cascade", "war,toxic", "--png", "x.png"], "--png goes with --guards"),
         (["--cascade", "war,toxic", "--band", "0.9,0.1"], "the lower one first"),
         (["--cascade", "war,toxic", "--band", "0.1"], "--band takes two scores"),
-        (["--cascade", "war,toxic", "--want", "recall=1"], "--want takes f1=0.8 or escalated=0.1"),
+        (["--cascade", "war,toxic", "--want", "recall=1"], "--want takes f1=0.8, escalated=0.1 or cost=20"),
+        (["--cascade", "war,toxic", "--want", "f1=2"], "--want takes a number from 0 to 1, got '2'"),
+        (["--cascade", "war,toxic", "--want", "cost=-2"], "--want takes a number from 0, got '-2'"),
         (["--cascade", "war,toxic", "--want", "f1=0.8", "--band", "0,1"], "give one of them"),
         (["--scores", "x.jsonl"], "goes with --guards or --cascade"),
         (["--guards", "war", "--policy", "none.yaml"], "none.yaml"),
@@ -465,6 +520,14 @@ def test_command_exits_2_and_says_why_before_anybody_is_asked(bench, server, tmp
     done = bench(*arguments)
     assert done.exit_code == 2
     assert says in done.stderr
+    assert server.asked == []
+
+
+def test_a_cost_is_wanted_of_guards_whose_cost_is_known(bench, server):
+    rows = [{"text": f"row {number}", "prompt_label": number % 2} for number in range(220)]
+    done = bench("--cascade", "war,guard", "--want", "cost=20", "--price", "war=1", rows=rows)
+    assert done.exit_code == 2
+    assert "--want cost needs what guard costs: --price guard=USD, or --hour guard=USD" in done.stderr
     assert server.asked == []
 
 
@@ -514,6 +577,27 @@ def test_a_picture_is_drawn_and_its_want_of_matplotlib_is_told(bench, tmp_path, 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     done = bench("--guards", "war", "--png", tmp_path / "none.png")
     assert (done.exit_code, "pip install 'ringfence[plots]'" in done.stderr) == (2, True)
+
+
+def test_a_picture_is_drawn_without_a_guard_that_is_dead_and_says_so(bench, tmp_path):
+    policy, picture = tmp_path / "policy.yaml", tmp_path / "curves.svg"
+    policy.write_text(re.sub(r"http://[^/]*/v1", "http://127.0.0.1:9/v1", policy.read_text()))
+    done = bench("--guards", "war,guard,toxic", "--png", picture)
+    assert done.exit_code == 0, done.output
+    assert f"{picture} is without guard: too few texts were answered" in done.stderr
+    drawn = picture.read_text()
+    assert "guard: not drawn, too few answers" in drawn
+    assert "6 texts, 3 positive" in drawn
+    assert all(f"{name}: AUPRC" in drawn for name in ("war", "toxic"))
+    dead = bench("--guards", "guard", "--png", tmp_path / "none.svg")
+    assert (dead.exit_code, "texts of both labels" in dead.stderr) == (2, True)
+
+
+def test_guards_that_answered_least_are_left_out_of_a_picture_until_there_is_one():
+    items = items_of([1, 0, 1, 0])
+    answers = {"a": said([0.9, 0.1, 0.8, 0.2]), "b": said([None, None, 0.8, None]), "c": said([0.9, 0.1, None, None])}
+    assert comparable(items, answers) == (["a", "c"], [0, 1])
+    assert comparable(items, {"b": answers["b"]}) == ([], [])
 
 
 def test_cuts_lie_between_scores():

@@ -434,6 +434,37 @@ def test_policy_is_itself_once_more_when_it_is_written_out():
     assert (again, again.revision) == (policy, policy.revision)
 
 
+OFF = "override: {{harm: {{escalate: {}}}}}\n"
+
+
+def test_override_and_overlay_may_take_it_out_again(tmp_path):
+    (tmp_path / "base.yaml").write_text(POLICY)
+    path = tmp_path / "p.yaml"
+    path.write_text(f"version: 1\nname: own\nextends: ./base.yaml\n{OFF.format('false')}")
+    (rule,) = load_policy(path).rules
+    assert (rule.escalate, rule.threshold, str(rule.written_at("escalate"))) == (None, 0.6, f"{path}:4:19")
+    assert decided(rule, small(0.59), big(1.0)).action is Action.ALLOW
+    assert decided(rule, small(0.6), big(0.0)).rules == ("harm",)
+    policy = loads_policy(f"{POLICY}overlays:\n  - id: o\n    scope: {{tenant: [t]}}\n    {OFF.format('false')}")
+    assert (policy.rules[0].escalate is None, effective(policy, ["o"]).rules[0].escalate) == (False, None)
+    again = loads_policy(yaml.safe_dump(canonical(policy)))
+    assert (again, again.revision) == (policy, policy.revision)
+    assert policy.revision != loads_policy(POLICY).revision
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [("null", "'escalate' cannot be null here: .*'false' takes it out"), ("true", "'escalate'")]
+)
+def test_what_takes_nothing_out_is_told_with_its_place(tmp_path, value, told):
+    (tmp_path / "base.yaml").write_text(POLICY)
+    path = tmp_path / "p.yaml"
+    path.write_text(f"version: 1\nname: own\nextends: ./base.yaml\n{OFF.format(value)}")
+    with pytest.raises(PolicyError, match=f"{path}:4:19: {told}"):
+        load_policy(path)
+    with pytest.raises(PolicyError, match=f"<memory>:15:23: {told}"):
+        loads_policy(f"{POLICY}overlays:\n  - id: o\n    scope: {{tenant: [t]}}\n    {OFF.format(value)}")
+
+
 def test_overlay_may_escalate_and_the_difference_is_told():
     plain = POLICY.replace("    escalate: { to: guard, between: [0.15, 0.85] }\n", "")
     more = "overlays: [{id: o, scope: {tenant: [t]}, override: {harm: {escalate: {to: words, between: [0.2, 0.4]}}}}]\n"

@@ -1,6 +1,7 @@
 """Sequence classifiers of anybody's: tiny random ones of the same classes as Prompt Guard 2 and toxicity classifiers."""
 
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ringfence.guard.check import Passage, own_checks
+from ringfence.guard.check import CannotAnswer, Passage, own_checks
 from ringfence.guard.pipeline import Pipeline
 from ringfence.policies.document import PolicyError
 from ringfence.policies.own import ClassifierModel, Label
@@ -110,6 +111,38 @@ def test_a_rule_decides_by_a_classifier_of_ones_own(attack):
         rules = (Rule("r", "c", Action.BLOCK, threshold=threshold),)
         assert Pipeline(Policy("house", rules), {"c": check}).judge(Stage.INPUT, [passage("hello")]).action is action
     assert check.find(passage(" \n")) == ()
+
+
+def spoilt(folder, tensor, index, to):
+    """Copy a checkpoint, with one row of one tensor not a number any more."""
+    network = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        network.get_parameter(tensor)[index] = math.nan
+    network.save_pretrained(to)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(to)
+    return to
+
+
+@pytest.mark.parametrize("index", range(len(TOXIC)))
+def test_a_label_whose_score_is_not_a_number_is_a_failure_and_not_nothing_found(toxic, tmp_path, index):
+    folder = spoilt(toxic, "classifier.out_proj.weight", index, tmp_path)
+    labels = (Label("toxic"), Label("threat", "threat"), Label("insult", "rude"))
+    check = open_check("classifier-model", folder, *labels)
+    with pytest.raises(CannotAnswer, match="the classifier-model of 'c' gave a score that is not a number"):
+        check.find(passage("hello"))
+    rules = (Rule("r", "c.threat", Action.BLOCK, threshold=1.0),)
+    decision = Pipeline(Policy("house", rules), {"c": check}).judge(Stage.INPUT, [passage("hello")])
+    assert (decision.action, decision.unanswered) == (Action.BLOCK, {"r": Action.BLOCK})
+
+
+def test_of_several_windows_one_that_gives_no_number_is_a_failure(attack, tmp_path):
+    marked = AutoTokenizer.from_pretrained(attack)("~", add_special_tokens=False)["input_ids"][0]
+    folder = spoilt(attack, "deberta.embeddings.word_embeddings.weight", marked, tmp_path)
+    check = open_check("prompt-guard-2", folder)
+    assert 0 <= scores(check, LONG)["c"] <= 1
+    for text in (f"~ {LONG}", f"{LONG} ~"):
+        with pytest.raises(CannotAnswer, match="the prompt-guard-2 of 'c' gave a score that is not a number"):
+            check.find(passage(text))
 
 
 def test_nobody_waits_longer_than_the_passage_does(attack):

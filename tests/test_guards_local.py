@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,13 +13,13 @@ from time import monotonic
 import pytest
 import torch
 import transformers
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ringfence.guard.check import CannotAnswer, Passage, Versioned, Warm, own_checks
 from ringfence.guard.checks.guards import weights as weights_module
 from ringfence.guard.checks.guards.batches import MOST_ROWS, Batches, Row
-from ringfence.guard.checks.guards.check import conversation
-from ringfence.guard.checks.guards.family import Turn, find_families
+from ringfence.guard.checks.guards.check import GuardCheck, conversation
+from ringfence.guard.checks.guards.family import Judgement, Turn, find_families
 from ringfence.guard.pipeline import Pipeline
 from ringfence.policies.document import PolicyError
 from ringfence.policies.own import GuardCategory, GuardModel
@@ -533,6 +534,33 @@ def test_weights_that_answer_something_else_are_never_taken_for_a_verdict(checkp
     )
     with pytest.raises(CannotAnswer, match="does not answer as a llama-guard-3 does; check `model`"):
         check.find(SAID[0])
+
+
+class Broken:
+    """Whose network overflows behind the word that decides: it is no number how likely a category is."""
+
+    revision = "broken"
+    warm = staticmethod(lambda: None)
+    clear = staticmethod(str)
+
+    def judge(self, questions, codes, until):
+        return [Judgement({"unsafe": 0.2}, {code: math.nan if code == "S9" else 0.1 for code in codes})]
+
+
+def test_a_category_whose_probability_is_not_a_number_is_a_failure():
+    check = GuardCheck(spec("llama-guard-3", "m"), FAMILIES["llama-guard-3"], Broken())
+    with pytest.raises(CannotAnswer, match="llama-guard-3 gave a score that is not a number"):
+        check.find(Passage(Stage.INPUT, "user", "hi"))
+
+
+def test_weights_that_give_no_numbers_are_never_taken_for_a_verdict(checkpoints, tmp_path):
+    network = AutoModelForCausalLM.from_pretrained(checkpoints["shieldgemma"])
+    with torch.no_grad():
+        network.model.norm.weight.fill_(math.nan)
+    network.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(checkpoints["shieldgemma"]).save_pretrained(tmp_path)
+    with pytest.raises(CannotAnswer, match="does not answer as a shieldgemma does"):
+        open_guard(spec("shieldgemma", tmp_path)).find(Passage(Stage.INPUT, "user", "hi"))
 
 
 def test_rows_that_wait_together_are_one_pass_and_a_failing_pass_fails_them_all():

@@ -2,6 +2,7 @@
 
 import json
 import re
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from ringfence.policies.words import Origin
 from ringfence.proxy.wire.openai_moderations import SOURCES
 
 GOLDEN = Path(__file__).parent / "golden" / "guards"
+PUBLISHED = json.loads((GOLDEN.parent / "published_prompts.json").read_text())
 FAMILIES = find_families()
 EXCHANGES = [
     (name, what) for name in FAMILIES for what in json.loads((GOLDEN / f"{name}.json").read_text())["exchanges"]
@@ -65,6 +67,17 @@ def test_every_exchange_becomes_the_prompt_of_the_golden_file(name, what):
     assert messages == [one["messages"] for one in given["questions"]]
     assert all((one.prompt is None) == family.templated for one in asked)
     assert (family.opens, family.begins) == (kept["opens"], kept["begins"])
+
+
+@pytest.mark.parametrize(("name", "what"), [(name, what) for name in PUBLISHED for what in PUBLISHED[name]["sha256"]])
+def test_a_prompt_is_the_one_that_published_code_makes_of_the_same_exchange(name, what):
+    """The golden files were written by the code that they test; what this goes by was not."""
+    family, given = FAMILIES[name], golden(name)["exchanges"][what]
+    (asked,) = family.ask([Turn(*turn) for turn in given["turns"]], family.categories)
+    whole = f"{family.opens}{asked.prompt}" if name == "wildguard" else asked.prompt
+    if message := re.search(r"<\|(?:end_header_id|header_end)\|>(.*)<\|eot(?:_id)?\|>", whole, re.DOTALL):
+        whole = message[1].strip()
+    assert sha256(whole.encode()).hexdigest() == PUBLISHED[name]["sha256"][what], PUBLISHED[name]["source"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

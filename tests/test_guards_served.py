@@ -9,18 +9,24 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 
 import anyio
+import httpx
 import pytest
 from fastapi import FastAPI, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from ringfence.guard.check import CannotAnswer, Passage
 from ringfence.guard.checks.guards.family import Turn, find_families
+from ringfence.guard.guard import Guard
 from ringfence.guard.pipeline import Pipeline
 from ringfence.policies.document import PolicyError
+from ringfence.policies.load import loads_policy
 from ringfence.policies.own import GuardCategory, GuardModel
-from ringfence.policies.types import Action, Policy, Rule, Stage
+from ringfence.policies.types import Action, Policy, Rule, Stage, UpstreamChoice
 from ringfence.policies.words import Origin
-from ringfence.proxy.guards import open_guard
+from ringfence.proxy.app import create_app
+from ringfence.proxy.asking import LOOK_AGAIN_S
+from ringfence.proxy.guards import ServedGuard, open_guard
+from ringfence.proxy.upstreams.http import open_upstream
 
 FAMILIES = find_families()
 
@@ -94,6 +100,8 @@ class Server:
     asked: list[dict] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     headers: list[dict] = field(default_factory=list)
+    looks: int = 0
+    down: bool = False
     hold: threading.Event | None = None
     left: threading.Event = field(default_factory=threading.Event)
 
@@ -113,7 +121,13 @@ class Server:
 
         app.post("/v1/chat/completions")(take)
         app.post("/v1/completions")(take)
-        app.get("/v1/models")(lambda: {"object": "list", "data": [{"id": "guard", "object": "model"}]})
+
+        @app.get("/v1/models")
+        def models() -> Response:
+            self.looks += 1
+            found = {"object": "list", "data": [{"id": "guard", "object": "model"}]}
+            return JSONResponse(found, 503 if self.down else 200)
+
         return app
 
 
@@ -289,6 +303,24 @@ def test_word_that_is_written_outweighs_probabilities_that_say_safe(guard_of):
     found = guard_of(Server(said(*written, 0.0001, ("safe", "unsafe"))), "llama-guard-3").find(passage())
     assert found[0].score == 1.0
     assert found[0].detail.endswith("calibrated: false")
+
+
+@pytest.mark.parametrize("word", ["safe", "unsafe"])
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_probabilities_that_are_not_numbers_are_none(guard_of, api, word):
+    """A server may write them as text, which is a number to Python: they say nothing, and the word that is written does."""
+
+    def answer(body: dict) -> Response:
+        told = json.loads(said("unsafe\nS2", ["unsafe", "\n", "S", "2"], 0.9, ("safe", "unsafe"))(body).body)
+        logprobs = told["choices"][0]["logprobs"]
+        if api == "chat":
+            logprobs["content"][0]["top_logprobs"].append({"token": word, "logprob": "nan"})
+        else:
+            logprobs["top_logprobs"][0] |= {word: "nan"}
+        return JSONResponse(told)
+
+    found = guard_of(Server(answer), api=api).find(passage())
+    assert (found[0].score, found[0].detail) == (1.0, "calibrated: false")
 
 
 def test_who_thinks_first_is_given_room_and_asked_for_no_probabilities(guard_of):
@@ -486,6 +518,83 @@ def test_a_server_that_is_not_there_yet_is_told_of_when_the_guard_gets_ready(gua
         port = free.getsockname()[1]
     open_guard(GuardModel("llama-guard-3", "g", f"http://127.0.0.1:{port}/v1", "guard")).warm()
     assert "cannot be reached" in caplog.text
+
+
+GUARDED = """\
+version: 1
+name: house
+checks:
+  - {{ kind: llama-guard-3, category: g, use: "{url}", model: guard, timeout_s: 5 }}
+  - {{ kind: keywords, category: words, words: [war] }}
+rules:
+  - {{ id: guarded, category: g, action: block, stages: [input], on_error: {on_error} }}
+  - {{ id: words, category: words, action: block }}
+"""
+
+
+@pytest.fixture
+def readiness_of(serve, service_of, store):
+    """A proxy whose policy has a guard at an address: `ask` goes through it, `ready` says how it stands."""
+
+    def build(url, on_error="block"):
+        guard = Guard(loads_policy(GUARDED.format(url=url, on_error=on_error)), store=store)
+        proxy = serve(create_app(service_of(guard)))
+
+        def ask(text):
+            body = {"model": "fake", "messages": [{"role": "user", "content": f"say: {text}"}]}
+            return httpx.post(f"{proxy}/v1/chat/completions", json=body).status_code
+
+        def ready():
+            found = httpx.get(f"{proxy}/health/readiness")
+            return found.status_code, found.json()["checks"]["g"], found.json()["problems"]
+
+        return ask, ready
+
+    return build
+
+
+def test_readiness_says_how_a_served_guard_stands_from_what_its_last_answer_was(serve, readiness_of):
+    server = Server(said("safe"))
+    ask, ready = readiness_of(f"{serve(server.app())}/v1")
+    assert [ready() for _ in range(3)] == [(200, "unasked", {})] * 3
+    assert server.looks == 1
+    assert ask("hello") == 200
+    assert [ready() for _ in range(3)] == [(200, "ok", {})] * 3
+    server.answer = said("It depends.")
+    assert ask("what is no verdict blocks this text, and not every text") == 400
+    assert ready() == (200, "failing", {})
+    server.answer = said("safe")
+    assert ask("better") == 200
+    assert ready() == (200, "ok", {})
+    assert server.looks == 1, "what it was seen to be holds for a while"
+
+
+@pytest.mark.parametrize(
+    ("on_error", "status"), [("block", 503), ("{ degrade: g }", 503), ("log", 200), ("{ degrade: words }", 200)]
+)
+def test_a_guard_that_nobody_reaches_makes_a_proxy_unready_where_its_rules_would_block(readiness_of, on_error, status):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    ask, ready = readiness_of(url, on_error)
+    for answered in (None, 400 if status == 503 else 200):
+        assert answered is None or ask("hello") == answered
+        found, state, problems = ready()
+        assert (found, state) == (status, "away")
+        assert ("checks" in problems) == (status == 503)
+    if problems:
+        assert problems["checks"].startswith(f"g: upstream {url}/ cannot be reached")
+
+
+def test_a_server_is_looked_at_again_after_a_while(serve):
+    server, now = Server(said("safe")), [0.0]
+    spec = GuardModel("llama-guard-3", "g", f"{serve(server.app())}/v1", "guard")
+    guard = ServedGuard(spec, FAMILIES["llama-guard-3"], open_upstream(UpstreamChoice(spec.use)), lambda: now[0])
+    for seconds, looks in ((0.0, 1), (LOOK_AGAIN_S - 0.1, 1), (LOOK_AGAIN_S, 2)):
+        now[0] = seconds
+        assert guard.away() is None
+        assert server.looks == looks
+    server.down, now[0] = True, 2 * LOOK_AGAIN_S
+    assert guard.away() == "upstream answers 503"
 
 
 def test_nobody_waits_longer_than_the_passage_does_and_the_question_is_taken_back(guard_of, wait_until):

@@ -85,6 +85,23 @@ def test_a_check_that_raises_is_settled_by_the_rules_on_error(broken_check: Chec
     assert decision.errors == ("broken: failed with RuntimeError",)
 
 
+@pytest.mark.parametrize("texts", [["0.9", "nan"], ["nan", "0.1"]])
+def test_a_check_that_gives_no_number_has_failed(texts: list[str]) -> None:
+    class Numbers:
+        name = "numbers"
+        categories = frozenset({"number"})
+
+        def find(self, passage: Passage) -> Sequence[Finding]:
+            return [Finding("numbers", "number", float(passage.text), (Span(0, 0, 1),))]
+
+    policy = Policy(name="p", rules=(Rule("r", "number", Action.LOG, threshold=0.95),))
+    decision = Pipeline(policy, {"n": Numbers()}).judge(Stage.INPUT, [passage(t, at) for at, t in enumerate(texts)])
+    assert (decision.action, decision.unanswered) == (Action.BLOCK, {"r": Action.BLOCK})
+    assert decision.errors == (
+        "numbers: the check 'numbers' gave a score that is not a number; look at what it runs on",
+    )
+
+
 def test_a_check_that_hangs_counts_as_failed_and_the_others_still_count(
     hanging: HangingCheck, checks: dict[str, Check]
 ) -> None:

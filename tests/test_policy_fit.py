@@ -25,6 +25,7 @@ from ringfence.policies.fit import (
     errors_allowed,
     fit,
     interval,
+    refuse_verdicts,
     rows_needed,
     share,
     upper_bound,
@@ -211,6 +212,13 @@ def test_scores_that_no_threshold_parts_are_refused():
         fit(FEW_ALARMS, {Stage.INPUT: Scored(negatives=(1.0,) * 5 + (0.1,) * 95)})
     with pytest.raises(CannotPromise, match="nothing was found"):
         fit(MOST_FOUND, {Stage.INPUT: Scored(positives=(float("-inf"),) * 20 + (0.9,) * 80)})
+
+
+def test_verdicts_are_refused_and_words_that_are_found_or_not_are_none():
+    said, found = Scored((0.0,) * 9 + (1.0,), (1.0,)), Scored((float("-inf"),) * 9, (1.0,))
+    with pytest.raises(CannotPromise, match="output: every score is 0 or 1"):
+        refuse_verdicts({Stage.INPUT: found, Stage.OUTPUT: said})
+    refuse_verdicts({Stage.INPUT: found, Stage.OUTPUT: Scored((0.0, 0.0001), (1.0,))})
 
 
 def test_score_that_is_no_number_counts_as_one_that_fires():

@@ -268,7 +268,9 @@ def test_models_and_health(proxy: Proxy) -> None:
     assert httpx.get(f"{proxy.url}/health/liveness").json() == {"status": "ok"}
     ready = httpx.get(f"{proxy.url}/health/readiness")
     assert ready.status_code == 200
-    assert ready.json() == {"status": "ok", "policy": "test-revision", "problems": {}}
+    checks = ready.json().pop("checks")
+    assert ready.json() == {"status": "ok", "policy": "test-revision", "problems": {}, "checks": checks}
+    assert set(checks.values()) == {"unasked"}
 
 
 def test_another_sites_page_cannot_reach_the_audit_log(proxy: Proxy) -> None:

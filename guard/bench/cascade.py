@@ -42,9 +42,10 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """What a band is wanted for: at least so high an F1, or at most so large a share that the big guard is asked."""
+    """What a band is wanted for: at least so high an F1; at most so large a share that the big guard is asked, or so
+    many US dollars for a million texts."""
 
-    what: Literal["f1", "escalated"]
+    what: Literal["f1", "escalated", "cost"]
     value: float
 
     def __str__(self) -> str:
@@ -74,7 +75,7 @@ class Both:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One of the three: a guard alone, or the cascade.
+    """One of those that are compared: a guard alone, or the cascade.
 
     Attributes:
         measures: of its verdicts; those that need scores mean nothing here.
@@ -103,18 +104,26 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """How a band was found: what for, and what it does on the half of the texts that it was chosen on."""
+    """How a band was found: what for, and what it does on the half of the texts that it was chosen on.
+
+    Attributes:
+        small_threshold, small_f1: where the small guard alone does best on that half, and how well.
+    """
 
     want: Want
     n: int
     f1: float
     escalated: float
+    small_threshold: float
+    small_f1: float
 
     def kept_by(self, found: "Cascade") -> bool:
         """Whether the other half has what was wanted as well."""
+        together = found.ways["cascade"]
         if self.want.what == "f1":
-            return (found.ways["cascade"].measures.f1 or 0.0) >= self.want.value
-        return (found.escalated.share or 0.0) <= self.want.value
+            return (together.measures.f1 or 0.0) >= self.want.value
+        is_now = found.escalated.share if self.want.what == "escalated" else together.usd_per_million
+        return (is_now or 0.0) <= self.want.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +134,9 @@ class Cascade:
         escalated: about how many texts the big one is asked.
         agree: of how many both say the same.
         as_big: of how many the cascade says what the big one does.
-        ways: `small`, `big` and `cascade`.
-        over_small, over_big: by how much the F1 of the cascade is above theirs.
+        ways: `small`, `big` and `cascade`; where the band was chosen, `small_at_best` as well: the small guard from the
+            threshold on that was best for it on the same half.
+        over: by how much the F1 of the cascade is above those of the others.
         chosen: None where the band was given.
     """
 
@@ -137,9 +147,14 @@ class Cascade:
     agree: Rate
     as_big: Rate
     ways: Mapping[str, Way]
-    over_small: Gain
-    over_big: Gain
+    over: Mapping[str, Gain]
     chosen: Chosen | None
+
+    @property
+    def in_vain(self) -> bool:
+        """Whether the small guard alone does as well: what the big one costs then buys nothing."""
+        best = self.ways.get("small_at_best")
+        return best is not None and (best.measures.f1 or 0.0) >= (self.ways["cascade"].measures.f1 or 0.0)
 
     def to_json(self) -> dict[str, Any]:
         """Return one object."""
@@ -151,9 +166,9 @@ class Cascade:
             "agree": self.agree.to_json(),
             "cascade_as_big": self.as_big.to_json(),
             "ways": {name: way.to_json() for name, way in self.ways.items()},
-            "f1_over_small": asdict(self.over_small),
-            "f1_over_big": asdict(self.over_big),
+            **{f"f1_over_{name}": asdict(gain) for name, gain in self.over.items()},
             "chosen": self.chosen and asdict(self.chosen),
+            "in_vain": self.in_vain,
         }
 
 
@@ -187,27 +202,32 @@ def measure_cascade(
     together = np.where(asked, big, both.small >= band.high)
     seconds = both.small_seconds + np.where(asked, both.big_seconds, 0)
     usd = _usd(prices[0], both.small_seconds), _usd(prices[1], both.big_seconds)
-    more = _usd(prices[1], both.big_seconds[asked])
+    usd_together = None if usd[0] is None or usd[1] is None else usd[0] + np.where(asked, usd[1], 0)
     ways = {
         "small": _way(small, both.labels, both.small_seconds, usd[0]),
         "big": _way(big, both.labels, both.big_seconds, usd[1]),
-        "cascade": _way(
-            together, both.labels, seconds, None if usd[0] is None or more is None else usd[0] + more * asked.mean()
-        ),
+        "cascade": _way(together, both.labels, seconds, usd_together),
     }
-    over_small, over_big = (gains_over_first(both.labels, [alone, together])[0] for alone in (small, big))
+    alone = {"small": small, "big": big}
+    if chosen:
+        best = alone["small_at_best"] = both.small >= chosen.small_threshold
+        ways["small_at_best"] = _way(best, both.labels, both.small_seconds, usd[0])
+    over = {name: gains_over_first(both.labels, [one, together])[0] for name, one in alone.items()}
     n, positives = len(asked), int(both.labels.sum())
     agree = _rate(small == big), _rate(together == big)
-    return Cascade(band, n, positives, _rate(asked), *agree, ways, over_small, over_big, chosen)
+    return Cascade(band, n, positives, _rate(asked), *agree, ways, over, chosen)
 
 
-def choose_band(both: Both, threshold: float, want: Want) -> tuple[Chosen, Band, Both]:
+def choose_band(
+    both: Both, threshold: float, want: Want, prices: tuple[Price | None, Price | None] = (None, None)
+) -> tuple[Chosen, Band, Both]:
     """Find on one half of the texts the band that does what is wanted, and leave the other half to be measured on.
 
     Halves are drawn by label, always the same ones; a text that comes twice is in one of them.
 
     Args:
         threshold: of the big guard.
+        prices: of the small guard, then of the big one; both are there where a cost is wanted.
 
     Returns:
         how it does on the half that it was chosen on; the band; the other half.
@@ -216,8 +236,8 @@ def choose_band(both: Both, threshold: float, want: Want) -> tuple[Chosen, Band,
         CannotChoose: there are too few texts, or no band does it.
     """
     first, second = halves(both)
-    band, f1, escalated = best_band(both.at(first), threshold, want)
-    return Chosen(want, len(first), f1, escalated), band, both.at(second)
+    band, f1, escalated = best_band(both.at(first), threshold, want, prices)
+    return Chosen(want, len(first), f1, escalated, *best_alone(both.at(first))), band, both.at(second)
 
 
 def refuse_few(labels: ArrayLike) -> None:
@@ -247,14 +267,26 @@ def halves(both: Both) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return first, second
 
 
-def best_band(both: Both, threshold: float, want: Want) -> tuple[Band, float, float]:
-    """Return the band that reaches an F1 with the fewest texts for the big guard, or the best F1 for a share of them.
+def best_alone(both: Both) -> tuple[float, float]:
+    """Return the threshold from which on the small guard alone has the best F1, and that."""
+    cuts = cuts_of(both.small)
+    flagged = both.small >= cuts[:, None]  # (cuts, n)
+    f1 = 2 * (flagged & both.labels).sum(axis=1) / (flagged.sum(axis=1) + both.labels.sum())
+    return float(cuts[f1.argmax()]), float(f1.max())
+
+
+def best_band(
+    both: Both, threshold: float, want: Want, prices: tuple[Price | None, Price | None] = (None, None)
+) -> tuple[Band, float, float]:
+    """Return the band that reaches an F1 with the fewest texts for the big guard, or the best F1 for a share of them,
+    or for what it costs.
 
     Returns:
         it, its F1 and its share.
 
     Raises:
         CannotChoose: no band does it; the message says what the nearest does.
+        ValueError: a cost is wanted, and a guard has no price.
     """
     cuts = cuts_of(both.small)
     order = np.argsort(both.small, kind="stable")
@@ -269,14 +301,24 @@ def best_band(both: Both, threshold: float, want: Want) -> tuple[Band, float, fl
     flagged = big_yes[end] - big_yes[start] + len(score) - end
     f1 = 2 * right / (flagged + positive[-1])
     share = (end - start) / len(score)
+    spent = share
+    if want.what == "cost":
+        small_usd, big_usd = _usd(prices[0], both.small_seconds), _usd(prices[1], both.big_seconds)
+        if small_usd is None or big_usd is None:
+            raise ValueError("what a cascade costs is known only where both guards have a price")
+        paid = np.concatenate([[0], np.cumsum(big_usd[order])])
+        spent = small_usd.mean() + (paid[end] - paid[start]) / len(score)
     if want.what == "f1":
         fit, ranked, nearest = f1 >= want.value, np.lexsort((-f1, share)), int(f1.argmax())
     else:
-        fit, ranked, nearest = share <= want.value, np.lexsort((share, -f1)), int(share.argmin())
+        fit, ranked, nearest = spent <= want.value, np.lexsort((spent, -f1)), int(spent.argmin())
     if not fit.any():
+        alone, alone_f1 = best_alone(both)
+        costs = f" for {spent[nearest]:,.2f} USD a million" if want.what == "cost" else ""
         raise CannotChoose(
             f"no band comes to {want}: the nearest, {cuts[low[nearest]]:g} to {cuts[high[nearest]]:g}, has an F1 of "
             f"{f1[nearest]:.3f} on the half that is chosen on, and asks the big guard about {share[nearest]:.1%}"
+            f"{costs}; the small one alone, from {alone:g} on, has an F1 of {alone_f1:.3f}"
         )
     at = ranked[fit[ranked]][0]
     return Band(float(cuts[low[at]]), float(cuts[high[at]])), float(f1[at]), float(share[at])
@@ -291,11 +333,9 @@ def cuts_of(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.unique(np.round([0.0, *between, 1.0], 4))
 
 
-def _usd(price: Price | None, seconds: NDArray[np.float64]) -> float | None:
-    """Return what a million of such texts cost; nothing where there are none."""
-    if price is None:
-        return None
-    return price.of(float(seconds.mean())) if len(seconds) else 0.0
+def _usd(price: Price | None, seconds: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Return of each text what a million like it cost (n,)."""
+    return None if price is None else np.array([price.of(one) for one in seconds])
 
 
 def _rate(which: NDArray[np.bool_]) -> Rate:
@@ -303,7 +343,10 @@ def _rate(which: NDArray[np.bool_]) -> Rate:
 
 
 def _way(
-    verdicts: NDArray[np.bool_], labels: NDArray[np.bool_], seconds: NDArray[np.float64], usd: float | None
+    verdicts: NDArray[np.bool_],
+    labels: NDArray[np.bool_],
+    seconds: NDArray[np.float64],
+    usd: NDArray[np.float64] | None,
 ) -> Way:
     scored = Scored(verdicts.astype(float).tolist(), labels.astype(int).tolist(), (seconds * 1_000).tolist())
-    return Way(report_on(scored), 1_000 * float(seconds.mean()), usd)
+    return Way(report_on(scored), 1_000 * float(seconds.mean()), None if usd is None else float(usd.mean()))

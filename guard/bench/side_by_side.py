@@ -206,6 +206,20 @@ def answered_by(guards: Collection[Sequence[Answer]]) -> list[int]:
     return [at for at, row in enumerate(zip(*guards, strict=True)) if all(one.score is not None for one in row)]
 
 
+def comparable(items: Sequence[Item], answers: Mapping[str, Sequence[Answer]]) -> tuple[list[str], list[int]]:
+    """Return guards that have answered texts of both labels together, and the places of those.
+
+    Where all of them have not, those that answered least are left out; where nothing helps, nobody is left.
+    """
+    kept = dict(answers)
+    while kept:
+        places = answered_by(kept.values())
+        if len({items[at].label for at in places}) == 2:
+            return list(kept), places
+        del kept[min(kept, key=lambda name: len(answered_by([kept[name]])))]
+    return [], []
+
+
 def failures_of(answers: Sequence[Answer]) -> Mapping[str, int]:
     """Count the reasons why there is no answer, the most frequent first."""
     return dict(Counter(one.why for one in answers if one.score is None).most_common())

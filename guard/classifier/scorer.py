@@ -84,10 +84,14 @@ class Heads:
         (folder / HEADS_FILE).write_bytes(save({"weight": self.weight, "bias": self.bias}))
 
     def logits(self, features: Features) -> Logits:
-        """Return logits (n, heads) of features (n, W); a row's are the same whatever rows are beside it."""
+        """Return logits (n, heads) of features (n, W); a row's are the same whatever rows are beside it.
+
+        Raises:
+            WeightsError: one is not a number.
+        """
         # einsum, as a matrix product would add in another order for another number of rows
         logits: Logits = np.einsum("nw,hw->nh", features, self.weight) + self.bias
-        return logits
+        return numbers(logits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +198,13 @@ class Scorer:
     def read(
         self, texts: Sequence[tuple[str, str | None]], until: float | None = None
     ) -> Iterator[tuple[Features, list[Window], bool]]:
-        """Yield for each text the features of its windows, the windows, and whether some of it is in none."""
+        """Yield for each text the features of its windows, the windows, and whether some of it is in none.
+
+        Raises:
+            WeightsError: what the encoder gives are no numbers.
+        """
         read = [cut(self._tokenizer, text, prompt) for text, prompt in texts]
-        features = self._encoder.features([window for windows, _ in read for window in windows], until)
+        features = numbers(self._encoder.features([window for windows, _ in read for window in windows], until))
         at = 0
         for windows, cut_off in read:
             yield features[at : at + len(windows)], windows, cut_off
@@ -226,6 +234,17 @@ class Scorer:
 def weights_folder(named: Path | None = None) -> Path:
     """Return the folder of weights to use: the one named, else that of `RINGFENCE_WEIGHTS`, else the shipped one."""
     return named or Path(os.environ.get(ELSEWHERE) or WEIGHTS)
+
+
+def numbers(found: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what a network gave.
+
+    Raises:
+        WeightsError: some of it is not a number, which every comparison would take for low.
+    """
+    if np.isnan(found).any():
+        raise WeightsError("the guard model gives something else than numbers; reinstall, or train anew")
+    return found
 
 
 def fingerprint(text: str, prompt: str | None) -> bytes:

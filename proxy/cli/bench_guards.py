@@ -72,7 +72,8 @@ Wanted = Annotated[
     str | None,
     typer.Option(
         "--want",
-        help="Find the band: `f1=0.8`, the cheapest that reaches it; `escalated=0.1`, the best that asks so few.",
+        help="Find the band: `f1=0.8`, the one that reaches it and asks least; `escalated=0.1`, the best that asks so "
+        "few; `cost=20`, the best for so many US dollars a million texts, by --price and --hour.",
     ),
 ]
 
@@ -181,6 +182,7 @@ def measure(options: Options, items: Sequence["Item"], target: "Target", about: 
         scores = Scores(options.scores)
         asked = find_guards(names, load_draft(policy_path(options.policy) or SHIPPED), target, options.weights)
         prices = prices_of(options, asked, names)
+        refuse_priceless(wish, prices, names)
         with kept() as raised, tracked() as track:
             found = ask_all(asked, items, target, scores, track)
         for check, why in raised.items():
@@ -270,15 +272,29 @@ def band_of(written: str) -> "Band":
 
 
 def want_of(written: str) -> "Want":
-    """Read `f1=0.8` or `escalated=0.1`."""
+    """Read `f1=0.8`, `escalated=0.1` or `cost=20`."""
     from ringfence.guard.bench.cascade import Want
 
     what, _, value = written.partition("=")
-    if what == "f1":
-        return Want("f1", number_of("--want", value))
-    if what == "escalated":
-        return Want("escalated", number_of("--want", value))
-    raise Misuse(f"--want takes f1=0.8 or escalated=0.1, got '{written}'")
+    match what:
+        case "f1" | "escalated":
+            return Want(what, number_of("--want", value))
+        case "cost":
+            return Want(what, number_of("--want", value, most=inf))
+    raise Misuse(f"--want takes f1=0.8, escalated=0.1 or cost=20, got '{written}'")
+
+
+def refuse_priceless(wish: "Band | Want", prices: Mapping[str, "Price"], names: Sequence[str]) -> None:
+    """Refuse to look for what costs so much where it is not known what a guard costs.
+
+    Raises:
+        Misuse: of one that is not known.
+    """
+    from ringfence.guard.bench.cascade import Want
+
+    unknown = [name for name in names if name not in prices]
+    if isinstance(wish, Want) and wish.what == "cost" and unknown:
+        raise Misuse(f"--want cost needs what {unknown[0]} costs: --price {unknown[0]}=USD, or --hour {unknown[0]}=USD")
 
 
 @contextmanager
@@ -290,7 +306,7 @@ def tracked() -> Iterator[Callable[[Sequence["Item"], str], Iterable["Item"]]]:
 
 def show_guards(options: Options, run: Run) -> None:
     """Print guards side by side, and write the files that were asked for."""
-    from ringfence.guard.bench.side_by_side import answered_by, compare
+    from ringfence.guard.bench.side_by_side import comparable, compare
     from ringfence.proxy.cli import bench_guards_shown as shown
 
     found = compare(run.items, run.answers, run.revisions, run.thresholds, run.prices)
@@ -302,9 +318,13 @@ def show_guards(options: Options, run: Run) -> None:
         rows = "".join(json.dumps(one.to_json()) + "\n" for one in found.disagreements)
         options.disagreements_to.write_text(rows)
     if options.png:
-        places = answered_by(run.answers.values())
+        drawn, places = comparable(run.items, run.answers)
         refuse_picture(options.png, [run.items[at].label for at in places])
-        shown.draw(options.png, run.items, run.answers, places, found.sides)
+        missing = [name for name in run.answers if name not in drawn]
+        if missing:
+            typer.echo(visible(f"{options.png} is without {', '.join(missing)}: too few texts were answered"), err=True)
+        sides = [side for side in found.sides if side.name in drawn]
+        shown.draw(options.png, run.items, run.answers, places, sides, missing)
 
 
 def show_cascade(options: Options, run: Run, wish: "Band | Want") -> None:
@@ -324,11 +344,11 @@ def show_cascade(options: Options, run: Run, wish: "Band | Want") -> None:
     both, chosen = both_of(run.items, run.target, run.answers[small], run.answers[big]), None
     if not len(both.rows):
         raise Misuse(f"there is no row that both guards answered\n{shown.failures(failed)}")
+    thresholds, prices = (run.thresholds[small], run.thresholds[big]), (run.prices.get(small), run.prices.get(big))
     if isinstance(wish, Want):
-        chosen, band, both = choose_band(both, run.thresholds[big], wish)
+        chosen, band, both = choose_band(both, run.thresholds[big], wish, prices)
     else:
         band = wish
-    thresholds, prices = (run.thresholds[small], run.thresholds[big]), (run.prices.get(small), run.prices.get(big))
     found = measure_cascade(both, thresholds, prices, band, chosen)
     line = escalate_line(band, category_of(big, run.target), run.thresholds[big])
     if options.as_json:

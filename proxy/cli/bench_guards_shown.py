@@ -45,7 +45,10 @@ def show_cascade(found: Cascade, target: str, names: tuple[str, str], failed: Ma
     console.print(title(found, target))
     if any(failed.values()):
         console.print(failures(failed))
-    console.print(ways(found, {"small": names[0], "big": names[1]}))
+    alone = {"small": f"{names[0]} alone", "big": f"{names[1]} alone"}
+    if found.chosen:
+        alone["small_at_best"] = f"{names[0]} alone, from {found.chosen.small_threshold:g} on"
+    console.print(ways(found, alone))
     for line in told(found, names[1]):
         console.print(line)
 
@@ -56,9 +59,14 @@ def draw(
     answers: Mapping[str, Sequence[Answer]],
     places: Sequence[int],
     sides: Sequence[Side],
+    missing: Sequence[str] = (),
 ) -> None:
     """Draw precision over recall of each guard, on the texts at some places, which all answered; a dot stands for its
-    threshold. There must be texts of both labels."""
+    threshold. There must be texts of both labels.
+
+    Args:
+        missing: guards that are not drawn, which the legend says.
+    """
     from matplotlib.figure import Figure
 
     labels = [items[at].label for at in places]
@@ -69,6 +77,8 @@ def draw(
         measures = measure(scores_of(answers[side.name], places), labels, side.threshold)
         (line,) = panel.step(recall, precision, where="post", label=f"{side.name}: AUPRC {measures.auprc:.3f}")
         panel.plot([measures.recall or 0], [measures.precision or 0], "o", color=line.get_color())
+    for name in missing:
+        panel.plot([], [], " ", label=f"{name}: not drawn, too few answers")
     title = f"{len(places):,} texts, {sum(labels):,} positive"
     panel.set(title=title, xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
     panel.legend()
@@ -111,7 +121,7 @@ def costs(found: SideBySide) -> Table:
 
 
 def ways(found: Cascade, names: Mapping[str, str]) -> Table:
-    """Return a row for each guard alone and for both together."""
+    """Return a row for each guard alone, as it is called then, and for both together."""
     table = table_of("F1", "95 %", "prec.", "recall", "FPR", "p50 ms", "p95 ms", "s/1000", "USD/million")
     for key, way in found.ways.items():
         one = way.measures
@@ -122,7 +132,7 @@ def ways(found: Cascade, names: Mapping[str, str]) -> Table:
         ]
         speed = [amount(way.report.latency_ms[at]) for at in ("p50", "p95")] + [amount(way.seconds_per_1000)]
         money = "–" if way.usd_per_million is None else f"{way.usd_per_million:,.2f}"
-        table.add_row(f"{names[key]} alone" if key in names else key, *quality, *speed, money)
+        table.add_row(names.get(key, key), *quality, *speed, money)
     return table
 
 
@@ -133,12 +143,15 @@ def told(found: Cascade, big: str) -> Iterator[str]:
     yield f"{big} is asked about {asked.n:,} of {asked.of:,}, {share}: {band.low:g} ≤ score < {band.high:g}"
     as_big = percent(found.as_big.share)
     yield f"the two agree on {percent(found.agree.share)} % of all; the cascade agrees with {big} on {as_big} %"
-    for name, gain in (("small", found.over_small), ("big", found.over_big)):
-        yield f"F1 of the cascade − that of the {name} one: {signed(gain.f1)} ({signed_between(gain.ci95)})"
+    called = {"small": "small one", "big": "big one", "small_at_best": "small one at its best"}
+    for name, gain in found.over.items():
+        yield f"F1 of the cascade − that of the {called[name]}: {signed(gain.f1)} ({signed_between(gain.ci95)})"
     if chosen := found.chosen:
         did = f"F1 {percent(chosen.f1)}, {percent(chosen.escalated)} % asked"
         missed = "" if chosen.kept_by(found) else f"; here it misses {chosen.want}"
         yield f"the band was chosen for {chosen.want} on {chosen.n:,} other texts ({did}){missed}"
+    if chosen and found.in_vain:
+        yield f"the small one alone does as well from {chosen.small_threshold:g} on: {big} is asked in vain"
 
 
 def failures(failed: Mapping[str, Mapping[str, int]]) -> Text:

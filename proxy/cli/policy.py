@@ -229,7 +229,7 @@ def fit(
     """
     # Imported here: scipy is slow to load, and the other commands do without.
     from ringfence.guard.labelled import digest, read_labelled, score
-    from ringfence.policies.fit import CannotPromise
+    from ringfence.policies.fit import CannotPromise, refuse_verdicts
     from ringfence.policies.fit import fit as threshold_of
     from ringfence.proxy.cli.curve import Curves, NoPlots, draw, require_plots
 
@@ -255,6 +255,7 @@ def fit(
     for rule in rules:
         assert rule.target
         try:
+            refuse_verdicts(scored[rule.id])
             threshold, samples = threshold_of(rule.target, scored[rule.id])
         except CannotPromise as error:
             reasons += [f"{rule.written_at('target')}: rule '{rule.id}', {line}" for line in str(error).splitlines()]

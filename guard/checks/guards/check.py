@@ -12,7 +12,7 @@ from itertools import dropwhile, groupby
 from operator import itemgetter
 from typing import Protocol
 
-from ringfence.guard.check import TEXTS, CannotAnswer, Findable, Finding, Form, Passage, Span
+from ringfence.guard.check import TEXTS, CannotAnswer, Findable, Finding, Form, Passage, Span, refuse_nan
 from ringfence.guard.checks.guards.family import Family, Judgement, Question, Turn, Wording
 from ringfence.guard.checks.guards.hazards import below
 from ringfence.guard.classifier.heads import HAZARDS
@@ -35,6 +35,10 @@ class Oracle(Protocol):
 
     def warm(self) -> object:
         """Get ready."""
+        ...
+
+    def away(self) -> str | None:
+        """Return why it cannot be asked at present; see `Distant`."""
         ...
 
     def clear(self, text: str) -> str:
@@ -92,6 +96,10 @@ class GuardCheck:
         """Load the weights, or see whether the server is there."""
         return self._oracle.warm()
 
+    def away(self) -> str | None:
+        """Return why the server cannot be asked at present; None where it can, or the weights are here."""
+        return self._oracle.away()
+
     def find(self, passage: Passage) -> Sequence[Finding]:
         """Return the verdict on a passage and on each category, over all of it. Scores have four decimals.
 
@@ -106,6 +114,7 @@ class GuardCheck:
         judged = self._oracle.judge(questions, list(self._wordings), passage.until)
         if len(judged) != len(questions):
             raise CannotAnswer(f"{self._spec.kind} gave {len(judged)} verdicts on {len(questions)} questions")
+        refuse_nan((score for one in judged for score in (*one.unsafe.values(), *one.codes.values())), self._spec.kind)
         span = (Span(passage.part, 0, len(passage.text)),)
         how = "" if all(one.calibrated for one in judged) else "calibrated: false"
         return [

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import Any
 
-from ringfence.guard.check import Findable, Finding, Passage, Span
+from ringfence.guard.check import Findable, Finding, Passage, Span, refuse_nan
 from ringfence.guard.checks.guards.batches import Batches, Row, due, padded
 from ringfence.guard.checks.guards.family import neutral
 from ringfence.guard.checks.guards.local import Running, seams_of
@@ -79,7 +79,7 @@ class ClassifierModelCheck:
 
         Raises:
             TimeoutError: it took longer than `timeout_s`, or than anybody waits.
-            CannotAnswer: memory ran out.
+            CannotAnswer: memory ran out, or a score is not a number.
         """
         if not passage.text.strip():
             return ()
@@ -101,6 +101,7 @@ class ClassifierModelCheck:
 
     def _scores(self, probabilities: Any) -> Mapping[str, float]:
         chosen = {index: float(probabilities[index]) for index in self._labels}
+        refuse_nan(chosen.values(), f"the {self._spec.kind} of '{self.name}'")
         together = max(chosen.values()) if self._many else min(1.0, sum(chosen.values()))
         scores = {self.name: together}
         for index, name in self._labels.items():

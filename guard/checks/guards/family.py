@@ -8,11 +8,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from ringfence.guard.images import Image
-
-ENTRY_POINTS = "ringfence.guards"
+from ringfence.policies.own import FAMILIES
 
 CONTROL = r"<(?=\|)|\|(?=>)"
 """Where a control token of the form `<|…|>` comes apart."""
@@ -144,13 +143,36 @@ class Judgement:
     calibrated: bool = True
 
 
+class UnusableFamily(LookupError):
+    """A family of guards that is installed cannot be used; the message says why."""
+
+
 class NoVerdict(Exception):
     """An answer is not of the family's form; it is not told, as it may quote the text."""
 
 
 def find_families() -> Mapping[str, Family]:
-    """Return every installed family by name: `ringfence.guards` entry points name them."""
-    return {point.name: cast(Family, point.load()) for point in entry_points(group=ENTRY_POINTS)}
+    """Return every installed family by name; see `find_family`."""
+    return {name: find_family(name) for name in sorted(entry_points(group=FAMILIES).names)}
+
+
+def find_family(name: str) -> Family:
+    """Load an installed family; it may be anybody's.
+
+    Raises:
+        UnusableFamily: what its package has in its place is none.
+    """
+    (point, *others) = entry_points(group=FAMILIES, name=name)
+    if others:
+        packages = " and ".join(sorted(str(one.dist and one.dist.name) for one in (point, *others)))
+        raise UnusableFamily(f"the packages {packages} both have a family '{name}'; uninstall one")
+    try:
+        family = point.load()
+    except Exception as error:
+        raise UnusableFamily(f"'{point.value}' cannot be loaded ({type(error).__name__}: {error})") from error
+    if not isinstance(family, Family) or family.name != name:
+        raise UnusableFamily(f"'{point.value}' is no Family of the name '{name}'")
+    return family
 
 
 def neutral(text: str, seams: re.Pattern[str]) -> str:

@@ -112,6 +112,9 @@ class LocalGuard:
                 self._running = Running(loaded, batches, seams_of(loaded.tokenizer), processor)
             return self._running
 
+    def away(self) -> None:
+        """It is here."""
+
     def clear(self, text: str) -> str:
         """Return a text without what the family or the tokenizer takes for control tokens."""
         return neutral(neutral(text, self._family.seams), self.warm().specials)

@@ -4,7 +4,7 @@ The check's category is what is not safe, the strict reading of the model card; 
 Of a reply it also says whether that refuses, which is read and not reported. Its categories cannot be changed.
 
 Source: the model card, and the prompts that the chat template of the 8B weights was seen to write. Of several turns,
-the joining follows a published port of that template, which was not compared with it here.
+the joining follows two published ports of that template, of which one was compared with it by its authors.
 """
 
 import re

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
-from ringfence.guard.check import Findable, Finding, Form, Passage, Span
+from ringfence.guard.check import Findable, Finding, Form, Passage, Span, refuse_nan
 from ringfence.guard.checks.guards.batches import Batches, Row, due
 from ringfence.guard.checks.guards.check import refuse_without_pillow
 from ringfence.guard.checks.guards.hazards import below
@@ -85,14 +85,16 @@ class ShieldGemma2Check:
 
         Raises:
             TimeoutError: it took longer than `timeout_s`, or than anybody waits.
-            CannotAnswer: memory ran out.
+            CannotAnswer: memory ran out, or a score is not a number.
         """
         if passage.image is None:
             return ()
         running = self.warm()  # before the clock starts: loading takes long
         until = due(passage.until, self._spec.timeout_s)
         row = Row((), shown=opened(passage.image))
-        (scores,) = run_in_time(running.batches, [row], until, KIND, f"the {KIND} of '{self.name}'")
+        who = f"the {KIND} of '{self.name}'"
+        (scores,) = run_in_time(running.batches, [row], until, KIND, who)
+        refuse_nan(scores.values(), who)
         span = (Span(passage.part, 0, 0),)
         found = {self.name: max(scores.values())} | {self._below[policy]: score for policy, score in scores.items()}
         return [
