@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ TEXT = "language_model."
 
 REPEATED = re.compile(r"rotary_emb\.inv_freq$|^lm_head\.weight$")
 """What older checkpoints keep beside their configuration, and tied ones beside the embedding."""
+
+PACKED = {"U8": 2, "I32": 8}
+"""Weights in a number, where numbers are kept that are none: four bits each, as in MXFP4 and GPTQ."""
 
 
 class CheckpointDamaged(RuntimeError):
@@ -42,6 +46,13 @@ class Tensors:
         self.seeing = tuple(name for name in files if sees and not name.startswith(TEXT))
         self._where = {short: place for short, place in own.items() if not sees or place[1].startswith(TEXT)}
         self._read = set[str]()
+        self._files = files
+
+    @property
+    def weights(self) -> int:
+        """How many weights there are, of the part that sees as well, by what the files say of their tensors."""
+        told = (file.get_slice(name) for name, file in self._files.items())
+        return sum(prod(one.get_shape()) * PACKED.get(one.get_dtype(), 1) for one in told)
 
     @property
     def unread(self) -> Sequence[str]:

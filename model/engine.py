@@ -13,6 +13,7 @@ from torch import Tensor
 from ringfence.model.cache import Cache, OutOfPages
 from ringfence.model.draft import Draft, DraftDiffers
 from ringfence.model.llama4 import Network
+from ringfence.model.memory import LONGEST
 from ringfence.model.sampler import Chosen, Constraint, Sampler, Sampling, SamplingError
 from ringfence.model.scheduler import Share, share
 from ringfence.model.sequence import Advance, End, Sequence
@@ -87,7 +88,7 @@ class Engine:
             raise DraftDiffers(
                 f"the draft has a vocabulary of {draft.vocabulary} tokens, the network {self.vocabulary}"
             )
-        self.context = min(network.config.context, cache.tokens)
+        self.context = min(network.config.context, cache.tokens, LONGEST)
         self.ends = ends
         self._guessers = guessers
         self._draft = draft

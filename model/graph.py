@@ -130,16 +130,19 @@ class Both:
     Attributes:
         decoder: its products are `Int8`.
         graph: of one lane.
+        together: whether there is memory for a graph of many lanes; if not, the decoder does its work.
     """
 
-    def __init__(self, decoder: Decoder, graph: Graph, tokens: int, threads: int) -> None:
+    def __init__(self, decoder: Decoder, graph: Graph, tokens: int, threads: int, together: bool = True) -> None:
         """Keep both; the graph of many lanes is built when it is needed first, which takes a second.
 
         Args:
             tokens, threads: as `Graph`'s.
+            together: as the attribute.
         """
         self.config = decoder.config
         self.decoder, self.graph = decoder, graph
+        self.together = together
         self._tokens, self._threads = tokens, threads
         self._many: Graph | None = None
 
@@ -158,6 +161,8 @@ class Both:
             for index in able:
                 ((hidden, logits),) = self.graph([new[index]], cache)
                 yield index, (hidden, logits[len(logits) - asked[index] :])
+            return
+        if not self.together:
             return
         able = [index for index in able if len(new[index][1]) == 1 and asked[index] == 1]
         for start in range(0, len(able), LANES):

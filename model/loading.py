@@ -22,7 +22,7 @@ from ringfence.model.graph import Both, Graph, drawable
 from ringfence.model.grouped import Grouped
 from ringfence.model.linear import Form, Int4, Int8, Plain
 from ringfence.model.llama4 import Network
-from ringfence.model.memory import fitting, size_in
+from ringfence.model.memory import LONGEST, fits, fitting, size_in
 from ringfence.model.service import Service
 from ringfence.model.weights import DELTA, WeightsDamaged, WeightsMissing, revision
 
@@ -40,6 +40,12 @@ FORMS: Mapping[Bits, tuple[Form, torch.dtype]] = {
     16: (Plain, torch.bfloat16),
     32: (Plain, torch.float32),
 }
+
+KEPT: Mapping[Bits, int] = {4: 13, 8: 8, 16: 16, 32: 32}
+"""Bits that a weight takes in each: what is kept in four, with scale and offset of each group, is kept in eight too."""
+
+TOGETHER = 16
+"""Bits that a weight takes more in the graph of many lanes: in eight as it is drawn, and once more as it is run."""
 
 FOUR = Forms(Grouped.exact, Grouped.fine)
 """Of what a graph computes a token at a time. On replies held out this costs a thousandth of the loss; the head in four
@@ -130,7 +136,8 @@ def read(path: Path, config: Config, bits: Bits, threads: int, beside: int = 0) 
     (form, dtype), delta = FORMS[bits], experts_of(path)
     drawn = bits == 4 and drawable(config, delta)
     kept = torch.float32 if drawn else dtype
-    cache = Cache(config, room(path, config, bits, drawn, kept, beside), kept)
+    tokens, together = room(path, config, bits, drawn, kept, beside)
+    cache = Cache(config, tokens, kept)
     try:
         with opened(path) as take:
             if left_out := describe_seeing(take.seeing):
@@ -147,7 +154,7 @@ def read(path: Path, config: Config, bits: Bits, threads: int, beside: int = 0) 
         raise CheckpointDamaged(f"there is no tensor {error}") from error
     except ValueError as error:
         raise CheckpointDamaged(str(error)) from error
-    return Both(decoder, Graph(few, cache.tokens, threads), cache.tokens, threads), cache
+    return Both(decoder, Graph(few, cache.tokens, threads), cache.tokens, threads, together), cache
 
 
 def experts_of(path: Path) -> Delta | None:
@@ -165,14 +172,23 @@ def experts_of(path: Path) -> Delta | None:
     return delta
 
 
-def room(path: Path, config: Config, bits: Bits, drawn: bool, dtype: torch.dtype, beside: int) -> int:
-    """Return for how many tokens to keep keys and values: one context at least, where memory is enough for that."""
+def room(path: Path, config: Config, bits: Bits, drawn: bool, dtype: torch.dtype, beside: int) -> tuple[int, bool]:
+    """Return for how many tokens to keep keys and values: one context at least, where memory is enough for that.
+
+    And whether it is enough for the graph of many lanes as well, with a whole context.
+    """
     per_token = 2 * len(config.layers) * config.kv_heads * config.head * dtype.itemsize
-    context = min(config.context, 1 << 17)
-    weights = size_in(path, bits + 8 if drawn else bits)  # what is drawn is kept in eight bits as well
+    context = min(config.context, LONGEST)
+    if context < config.context:
+        log.warning("%s: of its context of %d tokens %d are used at most", path.name, config.context, context)
+    weights = size_in(path, KEPT[bits]) + beside
+    if bits < 16:  # the words stay as they are, beside the head, and each network that is drawn has its own
+        weights += config.vocabulary * config.width * dtype.itemsize
+    many = size_in(path, TOGETHER) if drawn else 0
+    together = drawn and fits(weights + many + context * per_token)
     most = max(context, CACHE // per_token // PAGE * PAGE)
     what = f"{path.name} at {bits} bits" + (" beside its draft" if beside else "")
-    return fitting(what, weights + beside, per_token, context, most)
+    return fitting(what, weights + (many if together else 0), per_token, context, most), together
 
 
 def cores() -> int:

@@ -4,17 +4,32 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from ringfence.model.weights import NotEnoughMemory, weight_files
+from ringfence.model.checkpoint import opened
+from ringfence.model.weights import NotEnoughMemory
 
 log = logging.getLogger(__name__)
 
 LEAST = 2048
 """Tokens of context without which a checkpoint is not worth its memory, unless it was made for fewer."""
 
+LONGEST = 1 << 17
+"""Tokens of context that our own engine uses, of however long a one a checkpoint was made for."""
+
 
 def size_in(path: Path, bits: int) -> int:
-    """Return what a checkpoint's weights take in memory with so many bits each; they are stored with sixteen."""
-    return sum(file.stat().st_size for file in weight_files(path)) * bits // 16
+    """Return what a checkpoint's weights take in memory with so many bits each, however many they are stored with.
+
+    Raises:
+        CheckpointDamaged: its files cannot be read.
+    """
+    with opened(path) as tensors:
+        return tensors.weights * bits // 8
+
+
+def fits(size: int) -> bool:
+    """Say whether so many bytes are free; where the system does not say, they are."""
+    free = available()
+    return free is None or size <= free
 
 
 def fitting(what: str, weights: int, per_token: int, context: int, most: int) -> int:

@@ -42,6 +42,7 @@ class Service:
 
         Raises:
             ContextOverflow, ValueError: at once, before anything is computed.
+            RuntimeError: the thread has ended.
         """
         check(prompt, self.vocabulary, self.context)
         left = threading.Event()
@@ -51,7 +52,7 @@ class Service:
                 return
             try:
                 joined.append(self._engine.add(prompt, sampling, constraint))
-            except ValueError as error:
+            except Exception as error:  # noqa: BLE001 — the caller must hear of it, whatever it was
                 tell(error)
             else:
                 self._tells[joined[0]] = tell
@@ -87,33 +88,40 @@ class Service:
         if self._thread:
             self._thread.join()
 
+    def problem(self) -> str | None:
+        """Say why nothing would be computed any more; None where it would."""
+        return "the engine's thread has ended" if self._thread and not self._thread.is_alive() else None
+
     def _start(self) -> None:
+        if problem := self.problem():
+            raise RuntimeError(problem)
         with self._starting:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name="engine", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def _work(self) -> None:
         while True:
-            while not self._engine.busy or not self._orders.empty():
-                order = self._orders.get()
-                if order is None:
-                    return
-                order()
             try:
-                advances = self._engine.step()
+                while not self._engine.busy or not self._orders.empty():
+                    order = self._orders.get()
+                    if order is None:
+                        return
+                    order()
+                for advance in self._engine.step():
+                    over = advance.end or advance.error
+                    (self._tells.pop if over else self._tells.__getitem__)(advance.id)(advance)
             except Exception as error:  # noqa: BLE001 — every caller must hear of it, whatever it was
                 self._give_up(error)
-                continue
-            for advance in advances:
-                over = advance.end or advance.error
-                (self._tells.pop if over else self._tells.__getitem__)(advance.id)(advance)
 
     def _give_up(self, error: Exception) -> None:
-        for id, tell in self._tells.items():
-            self._engine.abort(id)
+        """Tell everybody, first of all: an engine that cannot even let them go ends the thread."""
+        tells, self._tells = self._tells, {}
+        for tell in tells.values():
             tell(error)
-        self._tells.clear()
+        for id in tells:
+            self._engine.abort(id)
 
 
 class Submits(Protocol):

@@ -42,7 +42,6 @@ class StockService:
         self.ends = ends
         self.vocabulary = int(model.config.get_text_config().vocab_size)
         self._model = model
-        self._head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self._workers = ThreadPoolExecutor(SEQUENCES, thread_name_prefix="engine")
         # One step at a time: two of them would only fight over the same cores.
         self._turn = threading.Lock()
@@ -109,6 +108,10 @@ class StockService:
         """End the threads when the sequences under way are over."""
         self._workers.shutdown(wait=False, cancel_futures=True)
 
+    def problem(self) -> str | None:
+        """As `Service.problem`: what goes wrong with a sequence ends no thread."""
+        return None
+
     def _reply(
         self, prompt: Tokens[int], sampling: Sampling, constraint: Constraint | None, left: threading.Event
     ) -> Iterator[Advance]:
@@ -134,10 +137,15 @@ class StockService:
     def _step(self, ids: Tokens[int], cache: "DynamicCache") -> tuple[torch.Tensor, torch.Tensor]:
         """Return the last hidden states of some tokens (n, width), and the logits of what follows them (V,)."""
         with self._turn, torch.inference_mode():
-            body: Any = self._model.base_model
-            said = body(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True)
-            hidden: torch.Tensor = said.last_hidden_state[0]
-            return hidden, self._head(hidden[-1]).float()
+            model: Any = self._model  # the whole: some scale what the head says, or cap it
+            said = model(
+                input_ids=torch.tensor([ids]),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+                output_hidden_states=True,
+            )
+            return said.hidden_states[-1][0], said.logits[0, -1].float()
 
 
 def _context(path: Path, config: Any, dtype: torch.dtype) -> int:

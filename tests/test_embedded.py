@@ -193,9 +193,12 @@ def test_words_that_were_not_said_are_refused_and_not_left_out_silently(
     [
         ({"messages": [{"role": "user", "content": "ba zu"}]}, f"token id {len(WORDS)} is outside the vocabulary"),
         ({"response_format": {"type": "json_object"}}, "the checkpoint has no end token"),
+        ({"stop": ["ba"] * 17}, "stop takes up to 16 strings of up to 200 characters"),
+        ({"stop": "b" * 201}, "stop takes up to 16 strings of up to 200 characters"),
+        ({"logit_bias": {"1": 10**400}}, "logit_bias must map token ids to numbers"),
     ],
 )
-def test_what_the_checkpoint_has_no_token_for_is_a_bad_request(
+def test_what_the_engine_cannot_do_is_a_bad_request(
     served: tuple[str, str], asked: dict[str, object], says: str
 ) -> None:
     name, url = served

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import (
     Llama4Config,
+    Llama4ForCausalLM,
     Llama4ForConditionalGeneration,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
@@ -23,8 +25,10 @@ from transformers import (
 from typer.testing import CliRunner
 
 from ringfence.model import memory
+from ringfence.model.checkpoint import read_shape
 from ringfence.model.config import Config, UnknownArchitecture, read_config
-from ringfence.model.loading import load
+from ringfence.model.loading import load, read
+from ringfence.model.memory import size_in
 from ringfence.model.sampler import Sampling
 from ringfence.model.weights import NotEnoughMemory, WeightsDamaged
 from ringfence.proxy.cli.bench import app as bench
@@ -231,10 +235,72 @@ def test_transformers_makes_nothing_up(copy, kind, changes, says):
 
 @pytest.mark.parametrize("kind", ["llama", "mixtral"])
 def test_what_does_not_fit_with_its_keys_and_values_is_refused(made, kind, monkeypatch):
-    stored = (made / kind / "model.safetensors").stat().st_size
-    monkeypatch.setattr(memory, "available", lambda: stored + 100)
+    weights = size_in(made / kind, 16)
+    monkeypatch.setattr(memory, "available", lambda: weights + 100)
     with pytest.raises(NotEnoughMemory, match="keys and values of 128 tokens"):
         load(made / kind, bits=16, threads=1)
+
+
+def held_by(something):
+    """Bytes of every tensor that something is made of."""
+    match something:
+        case torch.Tensor():
+            return something.nbytes
+        case list() | tuple():
+            return sum(map(held_by, something))
+    names = getattr(something, "__dict__", None) or getattr(something, "__slots__", ())
+    return sum(held_by(getattr(something, name)) for name in names)
+
+
+def test_mixture_in_four_bits_takes_no_more_than_what_it_is_weighed_at(tmp_path, monkeypatch):
+    """Stored in float32; each weight is kept in four bits and in eight, and the words as they are."""
+    torch.manual_seed(0)
+    Llama4ForCausalLM(Llama4TextConfig(**TEXT | {"intermediate_size": 128, "vocab_size": 512})).save_pretrained(
+        tmp_path
+    )
+    keys_and_values = 2 * 4 * 2 * 16 * 2 * 128
+    weights = size_in(tmp_path, 13) + 512 * 64 * 2
+    monkeypatch.setattr(memory, "available", lambda: weights + keys_and_values - 1)
+    with pytest.raises(NotEnoughMemory, match="keys and values of 128 tokens"):
+        read(tmp_path, read_shape(tmp_path), 4, 1)
+    monkeypatch.setattr(memory, "available", lambda: weights + keys_and_values)
+    network, _ = read(tmp_path, read_shape(tmp_path), 4, 1)
+    assert size_in(tmp_path, 12) < held_by([network.blocks, network.head, network.words]) <= weights
+
+
+@pytest.mark.parametrize(
+    ("stored", "weights"),
+    [
+        (torch.ones(6, 8), 48),
+        (torch.ones(6, 8, dtype=torch.bfloat16), 48),
+        (torch.ones(6, 8, dtype=torch.float8_e4m3fn), 48),
+        (torch.ones(6, 4, dtype=torch.uint8), 48),
+        (torch.ones(6, 1, dtype=torch.int32), 48),
+    ],
+)
+def test_weights_are_counted_and_not_how_many_bits_they_are_stored_with(stored, weights, tmp_path):
+    save_file({"one": stored}, tmp_path / "model.safetensors")
+    assert size_in(tmp_path, 16) == 2 * weights
+
+
+def test_graph_of_many_lanes_is_left_out_where_only_one_context_fits(made, monkeypatch):
+    path = made / "llama"
+    free = size_in(path, 13) + 64 * 64 * 4 + 128 * 2 * 4 * 2 * 16 * 4
+    for more, together in ((0, False), (size_in(path, 16), True)):
+        monkeypatch.setattr(memory, "available", lambda more=more: free + more)
+        network, cache = read(path, read_shape(path), 4, 1)
+        assert (network.together, cache.tokens) == (together, 128)
+
+
+def test_context_that_is_not_used_to_its_end_is_said_by_load_and_info(copy, caplog):
+    path = copy("llama", max_position_embeddings=1 << 20)
+    with caplog.at_level(logging.WARNING, "ringfence"):
+        service = load(path, threads=1)
+    service.close()
+    assert service.context == 1 << 17
+    assert caplog.messages == ["llama: of its context of 1048576 tokens 131072 are used at most"]
+    shown = CliRunner().invoke(engine, ["info", str(path)])
+    assert "1048576 tokens, of which 131072 are used at most" in shown.stdout
 
 
 @pytest.mark.parametrize(("file", "content"), [("tokenizer.json", '{"a'), ("tokenizer_config.json", "[")])

@@ -1,5 +1,6 @@
 """A checkpoint at work: loaded from disk in every form, for callers on many threads; and the stock way for other kinds."""
 
+import asyncio
 import json
 import shutil
 import socket
@@ -10,7 +11,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from ringfence.model import memory
 from ringfence.model.checkpoint import opened, read_shape
@@ -22,6 +34,7 @@ from ringfence.model.service import Service
 from ringfence.model.stock import PREFILL, StockService
 from ringfence.model.upcycle import start, upcycle
 from ringfence.model.weights import DELTA, NotEnoughMemory, WeightsDamaged, WeightsMissing, revision
+from ringfence.proxy.upstreams.embedded import EmbeddedUpstream
 
 CONTEXT = 700
 GREEDY = Sampling(temperature=0, max_tokens=24)
@@ -169,6 +182,63 @@ def test_failure_of_a_step_reaches_everybody_in_it_and_the_engine_serves_on(chec
         assert both.wait(10)
     assert len(tokens(service.generate(PROMPT, GREEDY))) == GREEDY.max_tokens
     service.close()
+
+
+def broken(*args):
+    raise MemoryError("no room")
+
+
+def test_failure_of_joining_reaches_its_caller_and_the_engine_serves_on(checkpoints, monkeypatch):
+    service = load(checkpoints / "own", bits=32, threads=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(service._engine, "add", broken)
+        with pytest.raises(MemoryError, match="no room"):
+            tokens(service.generate(PROMPT, GREEDY))
+    assert len(tokens(service.generate(PROMPT, GREEDY))) == GREEDY.max_tokens
+    assert service.problem() is None
+    service.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_engine_that_has_ended_tells_everybody_and_is_not_ready(checkpoints, monkeypatch):
+    service = load(checkpoints / "own", bits=32, threads=1)
+    upstream = EmbeddedUpstream("own", "", service, None)
+    assert asyncio.run(upstream.ready()) is None
+    for name in ("step", "abort"):
+        monkeypatch.setattr(service._engine, name, broken)
+    with pytest.raises(MemoryError, match="no room"):
+        tokens(service.generate(PROMPT, GREEDY))
+    service._thread.join(60)
+    assert asyncio.run(upstream.ready()) == "the engine's thread has ended"
+    with pytest.raises(RuntimeError, match="has ended"):
+        service.submit(PROMPT, GREEDY, print)
+
+
+TWISTS = {
+    "granite": (GraniteConfig, GraniteForCausalLM, {"logits_scaling": 8.0}),
+    "cohere": (CohereConfig, CohereForCausalLM, {"logit_scale": 0.25}),
+    "gemma2": (Gemma2Config, Gemma2ForCausalLM, {"final_logit_softcapping": 3.0, "head_dim": 16}),
+}
+
+
+@pytest.mark.parametrize("twist", TWISTS)
+def test_what_a_network_does_to_its_logits_after_the_head_is_done(twist, tmp_path):
+    config, kind, more = TWISTS[twist]
+    torch.manual_seed(1)
+    model = kind(config(**SIZES | {"pad_token_id": 0} | more)).eval()
+    model.save_pretrained(tmp_path)
+    service = load(tmp_path, bits=32, threads=1)
+    first, *_ = service.generate(PROMPT, Sampling(temperature=0, max_tokens=2, logprobs=5))
+    service.close()
+    with torch.inference_mode():
+        said = model(torch.tensor([PROMPT]), output_hidden_states=True)
+        last = model.base_model(torch.tensor([PROMPT])).last_hidden_state[0]
+        bare = model.get_output_embeddings()(last[-1]).log_softmax(-1)
+    expected = said.logits[0, -1].log_softmax(-1)
+    assert (first.hidden - last).abs().max() < 1e-4
+    for token, told in first.chosen[0].top:
+        assert told == pytest.approx(float(expected[token]), abs=1e-3)
+    assert (bare - expected).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("wrap", [lambda id: id, lambda id: [299, id]])

@@ -186,6 +186,19 @@ def test_sequence_in_pieces_and_prompts_are_left_to_the_decoder_beside_those_who
     assert alike.count(False) <= may_differ(both.decoder, alike * 2)
 
 
+@torch.inference_mode()
+def test_where_there_is_no_memory_for_many_lanes_the_decoder_does_their_work(both):
+    alone = Both(both.decoder, both.graph, TOKENS, 1, together=False)
+    cache, exact = (Cache(both.config, 4 * PAGE, torch.float32) for _ in range(2))
+    told, true = [], []
+    for pages, network, said in ((cache, alone, told), (exact, both.decoder, true)):
+        new = [(Held(), [id]) for id in (5, 6, 7)]
+        for held, _ in new:
+            pages.make_room(held, 1)
+        said += network.compute(new, pages, [1, 1, 1])
+    assert all(torch.equal(logits, same) for (_, logits), (_, same) in zip(told, true, strict=True))
+
+
 @settings(max_examples=15)
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=3))
 def test_engine_on_both_says_the_reply_that_the_graph_alone_says(both, lengths):

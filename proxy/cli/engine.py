@@ -121,10 +121,12 @@ def network_in(path: Path) -> Iterator[tuple[str, str]]:
     """Yield what a checkpoint's configuration says of its network, who computes it, and what of it nobody does."""
     from ringfence.model.checkpoint import CheckpointDamaged, describe_seeing, opened, read_shape
     from ringfence.model.config import UnknownArchitecture
+    from ringfence.model.memory import LONGEST
 
-    left_out = ""
+    left_out, most = "", ""
     try:
         context, who = read_shape(path).context, "ringfence's own engine"
+        most = f", of which {LONGEST} are used at most" if context > LONGEST else ""
         with opened(path) as tensors:
             left_out = describe_seeing(tensors.seeing)
     except UnknownArchitecture as error:
@@ -138,7 +140,7 @@ def network_in(path: Path) -> Iterator[tuple[str, str]]:
     context = context or told.get("max_position_embeddings")
     yield "dtype", str(told.get("dtype") or told.get("torch_dtype") or "not said")
     yield "computed by", who
-    yield "context", f"{context} tokens" if context else "not said"
+    yield "context", f"{context} tokens{most}" if context else "not said"
     if left_out:
         yield "left out", left_out
 

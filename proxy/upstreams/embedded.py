@@ -35,6 +35,9 @@ MAX_NEW_TOKENS = 512
 CHOICES = 8
 """Replies to one prompt at most."""
 
+STOPS, STOP_LENGTH = 16, 200
+"""Strings that may stop a reply, and characters of each: all are looked for at every token."""
+
 
 def open_upstream(choice: UpstreamChoice) -> "EmbeddedUpstream":
     """Load the engine that stands after `embedded:`, by a name or as a folder; the default one where nothing does.
@@ -198,8 +201,8 @@ class EmbeddedUpstream:
         return [{"id": self._name, "object": "model", "created": 0, "owned_by": "ringfence"}]
 
     async def ready(self) -> str | None:
-        """Always, once loaded."""
-        return None
+        """Say why not, where the engine has ended."""
+        return self._service.problem()
 
     async def aclose(self) -> None:
         """Let the engine's thread go."""
@@ -284,7 +287,7 @@ def _sampling(body: Mapping[str, Any]) -> Sampling:
             raise BadRequest(f"{name} must be {'a whole' if NUMBERS[name] is int else 'a'} number", param=name)
     try:
         bias = {int(token): float(value) for token, value in (body.get("logit_bias") or {}).items()}
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise BadRequest("logit_bias must map token ids to numbers", param="logit_bias") from error
     logprobs = _logprobs(body)
     try:
@@ -312,6 +315,8 @@ def _stops(body: Mapping[str, Any]) -> tuple[str, ...]:
     stops = (told,) if isinstance(told, str) else tuple(told) if isinstance(told, list) else None
     if stops is None or not all(isinstance(stop, str) and stop for stop in stops):
         raise BadRequest("stop must be a string or a list of strings, none of them empty", param="stop")
+    if len(stops) > STOPS or any(len(stop) > STOP_LENGTH for stop in stops):
+        raise BadRequest(f"stop takes up to {STOPS} strings of up to {STOP_LENGTH} characters", param="stop")
     return stops
 
 
