@@ -144,7 +144,7 @@ class GuardCategory:
     """What a guard model is asked about.
 
     Attributes:
-        code: the model's own name of a category (`S6`, `violence`), or a new one.
+        code: the model's own name of a category (`S6`, `violence`), or a new one, which is no S-code.
         text: what a new category is, as the model is told; for one of the model's own, left out.
     """
 
@@ -246,6 +246,7 @@ class ClassifierModel:
         category: what its findings are called.
         model: a folder of weights, or their name on the hub.
         labels: those that speak for the category.
+        multi_label: whether a text may have several labels; None for what the model's `config.json` says.
         bits: 8 or 4 a number in place of those the weights come with.
         timeout_s: seconds until a verdict counts as failed.
         why: the reason, for the reader and the auditor.
@@ -257,6 +258,7 @@ class ClassifierModel:
     category: Root
     model: Text
     labels: tuple[Label, ...] = ()
+    multi_label: bool | None = None
     bits: Literal[4, 8] | None = None
     timeout_s: Annotated[float, Gt(0), Le(600)] = 10.0
     why: str = ""

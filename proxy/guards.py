@@ -144,26 +144,29 @@ class ServedGuard:
         return await asyncio.gather(*(self._one(question, codes) for question in questions))
 
     async def _one(self, question: Question, codes: Sequence[str]) -> Judgement:
-        with_logprobs = self._logprobs
+        logprobs = self._logprobs
         try:
-            return self._read(question, await self._answer(question), codes)
+            return self._read(question, await self._answer(question, logprobs), codes)
         except UpstreamError as error:
-            if with_logprobs and error.status < 500 and "logprob" in error.told.lower():
-                self._logprobs = False  # it has none to give, and says so
-            elif error.status < 500 or error.code in HOPELESS or not self._retries.take():
+            refused = logprobs and error.status < 500 and "logprob" in error.told.lower()
+            if not refused and (error.status < 500 or error.code in HOPELESS or not self._retries.take()):
                 raise
-        return self._read(question, await self._answer(question), codes)
+        judged = self._read(question, await self._answer(question, logprobs and not refused), codes)
+        if refused:  # only now: an error that quotes the text may have the word from there
+            self._logprobs = False
+        return judged
 
-    async def _answer(self, question: Question) -> Any:
-        path, body = self._chat(question) if self._spec.api == "chat" else self._completion(question)
+    async def _answer(self, question: Question, logprobs: bool) -> Any:
+        ask = self._chat if self._spec.api == "chat" else self._completion
+        path, body = ask(question, logprobs)
         return await self._upstream.ask(path, {"model": self._spec.model, "temperature": 0, "stream": False, **body})
 
-    def _chat(self, question: Question) -> tuple[str, Mapping[str, Any]]:
-        more = {"logprobs": True, "top_logprobs": TOP} if self._logprobs else {}
+    def _chat(self, question: Question, logprobs: bool) -> tuple[str, Mapping[str, Any]]:
+        more = {"logprobs": True, "top_logprobs": TOP} if logprobs else {}
         return "chat/completions", {"messages": question.messages, "max_tokens": self._family.longest, **more}
 
-    def _completion(self, question: Question) -> tuple[str, Mapping[str, Any]]:
-        more = {"logprobs": TOP} if self._logprobs else {}
+    def _completion(self, question: Question, logprobs: bool) -> tuple[str, Mapping[str, Any]]:
+        more = {"logprobs": TOP} if logprobs else {}
         prompt = f"{question.prompt}{self._family.begins}"
         return "completions", {"prompt": prompt, "max_tokens": self._family.longest, **more}
 

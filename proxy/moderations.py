@@ -29,7 +29,7 @@ KIND = "openai-moderation"
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What the endpoint says of a text, by its own categories."""
+    """What the endpoint says of a text, by its own categories: all of OpenAI's, and any others."""
 
     flagged: bool
     by_category: Mapping[str, float]
@@ -84,7 +84,7 @@ class ModerationsCheck:
         found: dict[str, float] = {self.name: max(scores.by_category.values())}
         for name in SOURCES:
             full = f"{self.name}.{below(KIND, name, own=False)}"
-            found[full] = max(found.get(full, 0.0), scores.by_category.get(name, 0.0))
+            found[full] = max(found.get(full, 0.0), scores.by_category[name])
         told = {self.name: "flagged by the endpoint" if scores.flagged else ""}
         told |= {name: HAZARDS.get(name.removeprefix(f"{self.name}."), "") for name in found if name != self.name}
         return [Finding(self.name, name, round(score, 4), span, told[name]) for name, score in found.items()]
@@ -96,7 +96,9 @@ class ModerationsCheck:
         try:
             return self._server.ask(hashlib.sha256(text.encode()).digest(), ask, until)
         except NoScores:
-            what = f"{self._server.who}: the answer of '{self._spec.model}' holds no scores"
+            what = (
+                f"{self._server.who}: the answer of '{self._spec.model}' does not score all categories, or flags none"
+            )
             raise CannotAnswer(f"{what}; check that {self._spec.use} has a moderation endpoint") from None
 
 
@@ -118,14 +120,18 @@ def read_scores(body: Any) -> Scores:
     """Return the scores in an answer about one text.
 
     Raises:
-        NoScores: they are not there, or are no numbers from 0 to 1; the answer is not told, as it may quote the text.
+        NoScores: one of OpenAI's categories has none, one is no number from 0 to 1, or the text is flagged for no
+            category; the answer is not told, as it may quote the text.
     """
     try:
         (result,) = body["results"]
         flagged, scores = result["flagged"], dict(result["category_scores"])
+        names = [name for name, found in dict(result["categories"]).items() if found]
     except (KeyError, TypeError, ValueError):
         raise NoScores from None
-    if not scores or not isinstance(flagged, bool) or not all(map(_is_score, scores.values())):
+    if not (isinstance(flagged, bool) and scores.keys() >= SOURCES.keys() and all(map(_is_score, scores.values()))):
+        raise NoScores
+    if flagged and not names:
         raise NoScores
     return Scores(flagged, scores)
 

@@ -89,13 +89,33 @@ def check_windows(check):
 
 
 def test_labels_that_exclude_each_other_add_up_and_those_that_do_not_count_by_the_likeliest(attack, toxic):
-    both = scores(open_check("classifier-model", attack, Label("BENIGN"), Label("MALICIOUS", "attack")), "hello")
+    labels = (Label("BENIGN"), Label("MALICIOUS", "attack"))
+    both = scores(open_check("classifier-model", attack, *labels, multi_label=False), "hello")
     assert both["c"] == pytest.approx(1.0, abs=1e-4)
     assert both["c.attack"] == pytest.approx(float(plain(attack, "hello").softmax(-1)[1]), abs=1e-4)
     found = scores(open_check("classifier-model", toxic, Label("toxic"), Label("threat", "threat")), "hello")
     single = plain(toxic, "hello").sigmoid()
     assert found["c"] == pytest.approx(float(single[:2].max()), abs=1e-4)
     assert found["c.threat"] == pytest.approx(float(single[1]), abs=1e-4)
+
+
+def test_where_no_config_says_whether_labels_exclude_each_other_the_policy_has_to(attack, tmp_path):
+    folder = TINY["save_classifier"](tmp_path, "roberta", TOXIC)
+    for labels in ([Label("toxic"), Label("threat", "threat")], [Label("toxic")]):
+        with pytest.raises(
+            PolicyError, match=r"p.yaml:7:5: the classifier of 'c'.*say `multi_label: true` where it may"
+        ):
+            open_check("classifier-model", folder, *labels)
+    with pytest.raises(PolicyError, match="`multi_label: true` where it may"):
+        open_check("classifier-model", attack, Label("BENIGN"), Label("MALICIOUS"))
+    open_check("classifier-model", attack, Label("MALICIOUS"))
+    with pytest.raises(PolicyError, match="`labels` and `multi_label` are known for prompt-guard-2"):
+        open_check("prompt-guard-2", attack, multi_label=False)
+    logits = plain(folder, "hello")
+    checks = [open_check("classifier-model", folder, Label("threat"), multi_label=many) for many in (True, False)]
+    found = [scores(check, "hello")["c"] for check in checks]
+    assert found == pytest.approx([float(logits.sigmoid()[1]), float(logits.softmax(-1)[1])], abs=1e-4)
+    assert checks[0].revision != checks[1].revision
 
 
 def test_special_tokens_in_a_text_are_read_as_letters(attack):
@@ -157,7 +177,7 @@ def test_nobody_waits_longer_than_the_passage_does(attack):
         ("classifier-model", [], r"has the labels toxic, threat, insult; name under `labels`"),
         ("classifier-model", ["toxc"], r"has no label 'toxc'; did you mean 'toxic'\?"),
         ("prompt-guard-2", [], "Prompt Guard 2 has two; say `kind: classifier-model`"),
-        ("prompt-guard-2", ["toxic"], "`labels` are known for prompt-guard-2"),
+        ("prompt-guard-2", ["toxic"], "`labels` and `multi_label` are known for prompt-guard-2"),
     ],
 )
 def test_labels_that_a_model_has_not_are_a_located_error(toxic, kind, labels, told):
@@ -178,7 +198,7 @@ def test_an_encoder_without_its_head_is_never_given_a_random_one(tmp_path):
     AutoModelForSequenceClassification.from_pretrained(folder).base_model.save_pretrained(folder / "base")
     AutoTokenizer.from_pretrained(folder).save_pretrained(folder / "base")
     (folder / "base" / "config.json").write_text((folder / "config.json").read_text())
-    check = open_check("classifier-model", folder / "base", Label("toxic"))
+    check = open_check("classifier-model", folder / "base", Label("toxic"), multi_label=True)
     with pytest.raises(PolicyError, match=r"tensors are missing, as classifier\."):
         check.warm()
 

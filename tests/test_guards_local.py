@@ -3,6 +3,7 @@
 import gc
 import json
 import math
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -361,12 +362,41 @@ def test_findings_cover_the_text_and_say_which_hazard_they_are(guards):
 
 
 def test_a_policys_own_categories_are_scored_under_their_own_names(checkpoints):
-    ours = (GuardCategory("A1", "Salaries."), GuardCategory("S9", "Travel."), GuardCategory("S2"))
+    ours = (GuardCategory("A1", "Salaries."), GuardCategory("S 9", "Travel."), GuardCategory("S2"))
     check = open_guard(GuardModel("llama-guard-3", "g", "local", str(checkpoints["llama-guard-3"]), ours))
     found = check.find(SAID[0])
-    assert set(scores(found)) == {"g", "g.A1", "g.S9", "g.S2"} == {one.category for one in check.finds}
+    assert set(scores(found)) == {"g", "g.A1", "g.S-9", "g.S2"} == {one.category for one in check.finds}
     details = {finding.category: finding.detail for finding in found}
-    assert (details["g.S9"], details["g.S2"]) == ("", "Non-Violent Crimes")
+    assert (details["g.S-9"], details["g.S2"]) == ("", "Non-Violent Crimes")
+
+
+@pytest.mark.parametrize(
+    ("codes", "told"),
+    [
+        (["a, b"], "a new category cannot have the code 'a, b': no answer could name it; leave out commas"),
+        (["A1."], "a new category cannot have the code 'A1.': no answer could name it"),
+        (["A\n1"], "no answer could name it; leave out commas, line breaks"),
+        (["給料"], "a new category cannot have the code '給料': rules name it by its letters"),
+        (["S9"], "a new category cannot have the code 'S9': an S-code is that of a hazard; choose another"),
+        (["-S9"], "an S-code is that of a hazard"),
+        (["pay rises", "pay-rises"], "'pay rises' and 'pay-rises' would both be 'g.pay-rises'; rename one"),
+    ],
+)
+def test_a_code_that_no_answer_or_no_rule_could_name_is_a_located_error(codes, told):
+    ours = tuple(GuardCategory(code, "Salaries.") for code in codes)
+    given = GuardModel(
+        "llama-guard-3", "g", "http://127.0.0.1:1/v1", "m", ours, "completions", origin=Origin("p.yaml", 9, 5)
+    )
+    with pytest.raises(PolicyError, match=f"p.yaml:9:5: the guard of 'g': .*{re.escape(told)}"):
+        open_guard(given)
+
+
+def test_a_code_of_another_packages_family_is_titled_as_no_hazard():
+    family = replace(FAMILIES["llama-guard-3"], name="house-guard")
+    check = GuardCheck(spec("llama-guard-3", "m"), family, Sure())
+    found = check.find(SAID[0])
+    assert {finding.detail for finding in found} == {""}
+    assert "g.S9" in scores(found)
 
 
 def test_a_guard_of_one_question_a_category_reports_the_worst_and_each(checkpoints):
@@ -536,6 +566,23 @@ def test_weights_that_answer_something_else_are_never_taken_for_a_verdict(checkp
         check.find(SAID[0])
 
 
+@pytest.mark.parametrize(
+    ("safe", "unsafe", "score"), [(0.3, 0.21, 0.21 / 0.51), (0.3, 0.19, None), (0.001, 0.001, None)]
+)
+def test_words_that_decide_have_at_least_half_of_all_probability(checkpoints, safe, unsafe, score):
+    check = open_guard(GuardModel("llama-guard-3", "g", "local", str(checkpoints["llama-guard-3"])))
+    network, reading = check.warm().loaded.network, check._oracle.reading(check._family.form, ())
+    size = network.config.vocab_size
+    told = torch.full((size,), (1 - safe - unsafe) / (size - 2))
+    told[[reading.safe, reading.unsafe["unsafe"]]] = torch.tensor([safe, unsafe])
+    network.lm_head.register_forward_hook(lambda _, __, out: told.log().expand_as(out))
+    if score is None:
+        with pytest.raises(CannotAnswer, match="does not answer as a llama-guard-3 does; check `model`"):
+            check.find(SAID[0])
+    else:
+        assert scores(check.find(SAID[0]))["g"] == pytest.approx(score, abs=1e-4)
+
+
 class Broken:
     """Whose network overflows behind the word that decides: it is no number how likely a category is."""
 
@@ -545,6 +592,13 @@ class Broken:
 
     def judge(self, questions, codes, until):
         return [Judgement({"unsafe": 0.2}, {code: math.nan if code == "S9" else 0.1 for code in codes})]
+
+
+class Sure(Broken):
+    """Who gives numbers."""
+
+    def judge(self, questions, codes, until):
+        return [Judgement({"unsafe": 0.2}, dict.fromkeys(codes, 0.1))]
 
 
 def test_a_category_whose_probability_is_not_a_number_is_a_failure():

@@ -1,6 +1,7 @@
 """OpenAI's moderation endpoint as a check: its scores are findings, and whatever else it answers is a failure."""
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -31,6 +32,19 @@ def answer(**scores):
     whole = {"id": "modr-1", "model": "omni", "results": [{**result, "category_applied_input_types": types}]}
     ModerationCreateResponse.model_validate(whole, strict=True)
     return whole
+
+
+def scoring(**scores):
+    """An answer that is as it should be but for these scores."""
+    (result,) = answer()["results"]
+    return {"results": [result | {"category_scores": result["category_scores"] | scores}]}
+
+
+def without(name):
+    """An answer that is as it should be but for one score, which is missing."""
+    (result,) = answer()["results"]
+    rest = {other: score for other, score in result["category_scores"].items() if other != name}
+    return {"results": [result | {"category_scores": rest}]}
 
 
 @dataclass
@@ -103,11 +117,16 @@ def test_a_category_that_nobody_knows_counts_for_the_highest(check_of):
         {"results": []},
         {"results": [answer()["results"][0]] * 2},
         {"results": [{"flagged": False, "category_scores": {}}]},
-        {"results": [{"flagged": "no", "category_scores": {"hate": 0.1}}]},
-        {"results": [{"flagged": False, "category_scores": {"hate": "low"}}]},
-        {"results": [{"flagged": False, "category_scores": {"hate": True}}]},
-        {"results": [{"flagged": False, "category_scores": {"hate": 1.5}}]},
-        {"results": [{"flagged": False, "category_scores": {"hate": None}}]},
+        {"results": [answer()["results"][0] | {"flagged": True}]},
+        {"results": [answer()["results"][0] | {"categories": None}]},
+        without("illicit"),
+        without("sexual/minors"),
+        {"results": [answer()["results"][0] | {"flagged": "no"}]},
+        scoring(hate="low"),
+        scoring(hate=True),
+        scoring(hate=1.5),
+        scoring(hate=None),
+        scoring(sarcasm=None),
         {"results": [{"flagged": False, "category_scores": [0.1]}]},
         {"results": {"flagged": False}},
         [],
@@ -115,7 +134,7 @@ def test_a_category_that_nobody_knows_counts_for_the_highest(check_of):
         None,
         lambda _: HTMLResponse("<html>safe</html>"),
         lambda _: PlainTextResponse('{"results": [{"flag', media_type="application/json"),
-        lambda _: PlainTextResponse('{"results": [{"flagged": false, "category_scores": {"hate": NaN}}]}'),
+        lambda _: PlainTextResponse(json.dumps(scoring(hate=math.nan)), media_type="application/json"),
         lambda _: PlainTextResponse("0" * 2_000_000),
         lambda _: JSONResponse({"error": {"message": "no such model"}}, 404),
         lambda _: JSONResponse({"error": {"message": "overloaded"}}, 503),

@@ -206,7 +206,7 @@ def test_where_a_server_tells_probabilities_they_are_the_score(guard_of, kind, u
     check = guard_of(Server(answer), kind, api=api)
     found = check.find(passage())
     assert found[0].score == pytest.approx(unsafe, abs=1e-4)
-    assert not any("calibrated" in finding.detail for finding in found)
+    assert "calibrated" not in found[0].detail
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -222,6 +222,24 @@ def test_the_categories_that_an_answer_lists_are_findings_below(guard_of):
     found = scores(guard_of(Server(sure_of("llama-guard-3", 0.9))))
     assert {name: score for name, score in found.items() if score} == {"g": 0.9, "g.S2": 0.9, "g.S9": 0.9}
     assert len(found) == 15
+
+
+def test_an_answer_that_names_no_category_leaves_each_as_likely_as_the_verdict_and_says_that_this_is_a_guess(guard_of):
+    check = guard_of(Server(sure_of("llama-guard-3", 0.45)))
+    verdict, *below = check.find(passage())
+    assert (verdict.score, verdict.detail) == (0.45, "")
+    assert {finding.score for finding in below} == {0.45}
+    assert len(below) == 14
+    assert all(finding.detail.endswith("calibrated: false") for finding in below)
+    rules = (Rule("r", "g.S9", Action.BLOCK, threshold=0.3),)
+    assert Pipeline(Policy("house", rules), {"g": check}).judge(Stage.INPUT, [passage()]).action is Action.BLOCK
+    unsafe = guard_of(Server(said("unsafe"))).find(passage())
+    assert {finding.score for finding in unsafe} == {1.0}
+
+
+def test_a_question_about_one_category_leaves_nothing_to_guess(guard_of):
+    found = guard_of(Server(sure_of("shieldgemma", 0.2)), "shieldgemma").find(passage())
+    assert not any("calibrated" in finding.detail for finding in found)
 
 
 def test_a_chat_is_asked_with_the_exchange_and_leaves_the_prompt_to_the_server(guard_of):
@@ -493,6 +511,21 @@ def test_a_server_that_knows_no_probabilities_is_asked_without(guard_of):
     assert check.find(passage())[0].detail == "calibrated: false"
     check.find(passage("another"))
     assert ["logprobs" in asked for asked in server.asked] == [True, False, False]
+
+
+def test_an_error_that_quotes_a_text_about_logprobs_says_nothing_of_the_server(guard_of):
+    def answer(body: dict) -> Response:
+        text = body["messages"][-1]["content"]
+        return (
+            JSONResponse({"error": {"message": f"refused: {text}"}}, 400) if "logprobs" in text else said("safe")(body)
+        )
+
+    server = Server(answer)
+    check = guard_of(server)
+    with pytest.raises(CannotAnswer, match="answered 400"):
+        check.find(passage("What are logprobs?"))
+    check.find(passage())
+    assert ["logprobs" in asked for asked in server.asked] == [True, False, True]
 
 
 def test_that_it_knows_no_probabilities_is_learnt_by_all_questions_at_once(guard_of):

@@ -80,10 +80,33 @@ def save_guard(folder: Path, family: Family, template: str, architecture: str = 
     # Wider than a random start has them, so that probabilities differ from text to text.
     with torch.no_grad():
         network.get_output_embeddings().weight.normal_(0, 0.1)
+        decide(network, tokenizer, family)
     if family.name in WRITES:
         network.generation_config.sequence_bias = writing(tokenizer, family.begins, WRITES[family.name])
     network.save_pretrained(folder)
     return folder
+
+
+def decide(
+    network: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, family: Family, steady: float = 4, likelier: float = 3
+) -> None:
+    """Have the words that decide follow whatever is read, likelier than all else together, but for an `S`.
+
+    The first number of every token is the same but for that one's: nothing else in a network without biases is certain.
+
+    Args:
+        steady: how large it is beside all others of a token; what the layers add must not hide it.
+        likelier: how much of it those words take.
+    """
+    read, said = network.get_input_embeddings().weight, network.get_output_embeddings().weight
+    read[:, 0] = steady * read.norm(dim=-1).mean()
+    read[tokenizer.convert_tokens_to_ids("S"), 0] = 0
+    first = set()
+    for lead in (family.begins, WRITES.get(family.name, "")):
+        begun = len(tokenizer(lead, add_special_tokens=False)["input_ids"])
+        words = tokenizer([f"{lead}{word}" for word in (family.safe, *family.unsafe)], add_special_tokens=False)
+        first |= {ids[begun] for ids in words["input_ids"]}
+    said[list(first), 0] += likelier
 
 
 def writing(tokenizer: PreTrainedTokenizerFast, begins: str, text: str) -> list[tuple[list[int], float]]:

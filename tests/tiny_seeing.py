@@ -18,6 +18,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from ringfence.guard.checks.guards.family import Family
+
 TINY = run_path(str(Path(__file__).parent / "tiny_guards.py"))
 SMALL, SPECIALS, tokenizer_of = TINY["SMALL"], TINY["SPECIALS"], TINY["tokenizer_of"]
 
@@ -46,9 +48,10 @@ def picture(kind: str = "PNG", size: tuple[int, int] = (40, 24), seed: int = 0, 
     return file.getvalue()
 
 
-def save_llama_guard_4(folder: Path, words: tuple[str, ...], template: str) -> Path:
+def save_llama_guard_4(folder: Path, family: Family, template: str) -> Path:
     """Save a Llama 4 with vision, whose processor has a chat template. Needs torchvision."""
-    tokenizer = tokenizer_of((*SPECIALS["llama-guard-4"], *LLAMA_4), words)
+    words = (family.safe, *family.unsafe, *family.categories)
+    tokenizer = tokenizer_of((*SPECIALS[family.name], *LLAMA_4), words)
     ids = tokenizer.convert_tokens_to_ids
     processor = transformers.Llama4Processor(
         transformers.Llama4ImageProcessor(size={"height": SIDE, "width": SIDE}, max_patches=4),
@@ -73,7 +76,11 @@ def save_llama_guard_4(folder: Path, words: tuple[str, ...], template: str) -> P
         eoi_token_index=ids("<|image_end|>"),
         image_token_index=ids("<|patch|>"),
     )
-    return _saved(Llama4ForConditionalGeneration(config), folder)
+    network = _random(Llama4ForConditionalGeneration(config))
+    with torch.no_grad():
+        TINY["decide"](network, tokenizer, family, steady=8, likelier=6)
+    network.save_pretrained(folder)
+    return folder
 
 
 def save_shieldgemma_2(folder: Path, template: str) -> Path:
@@ -106,15 +113,15 @@ def save_shieldgemma_2(folder: Path, template: str) -> Path:
         image_token_index=ids("<image_soft_token>"),
     )
     config.yes_token_index, config.no_token_index = (tokenizer(one)["input_ids"][-1] for one in ("Yes", "No"))
-    return _saved(ShieldGemma2ForImageClassification(config), folder)
+    _random(ShieldGemma2ForImageClassification(config)).save_pretrained(folder)
+    return folder
 
 
-def _saved(network: torch.nn.Module, folder: Path) -> Path:
+def _random(network: torch.nn.Module) -> torch.nn.Module:
     torch.manual_seed(0)
     # Wider than a random start has them, so that probabilities differ from image to image.
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.3)
-    network.save_pretrained(folder)
-    return folder
+    return network

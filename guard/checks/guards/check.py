@@ -5,7 +5,7 @@ Knows no family and nobody who answers: a family says how it is asked, an `Oracl
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import dropwhile, groupby
@@ -13,15 +13,15 @@ from operator import itemgetter
 from typing import Protocol
 
 from ringfence.guard.check import TEXTS, CannotAnswer, Findable, Finding, Form, Passage, Span, refuse_nan
-from ringfence.guard.checks.guards.family import Family, Judgement, Question, Turn, Wording
-from ringfence.guard.checks.guards.hazards import below
+from ringfence.guard.checks.guards.family import Family, Judgement, Question, Turn, Wording, listed
+from ringfence.guard.checks.guards.hazards import HAZARD_OF, below
 from ringfence.guard.classifier.heads import HAZARDS
 from ringfence.policies.document import PolicyError, Problem, did_you_mean
 from ringfence.policies.own import GuardModel
 from ringfence.policies.types import Stage
 from ringfence.policies.words import Origin
 
-METHOD = 2
+METHOD = 3
 """Part of a check's revision: raised when the same guard comes to be asked or read otherwise."""
 
 
@@ -76,10 +76,11 @@ class GuardCheck:
         self._wordings = wordings_of(spec, family)
         own = {one.code for one in spec.categories if one.text is not None}
         self._below = {code: below(family.name, code, code in own) for code in self._wordings}
+        mapped = HAZARD_OF.get(family.name, {})
         self._titles = {
             f"{spec.category}.{name}": HAZARDS[name]
             for code, name in self._below.items()
-            if code not in own and name in HAZARDS
+            if code not in own and code in mapped
         }
         words = [word.strip().lower() for word in family.unsafe] if len(family.unsafe) > 1 else []
         names = dict.fromkeys([*words, *self._below.values()])
@@ -116,11 +117,11 @@ class GuardCheck:
             raise CannotAnswer(f"{self._spec.kind} gave {len(judged)} verdicts on {len(questions)} questions")
         refuse_nan((score for one in judged for score in (*one.unsafe.values(), *one.codes.values())), self._spec.kind)
         span = (Span(passage.part, 0, len(passage.text)),)
-        how = "" if all(one.calibrated for one in judged) else "calibrated: false"
-        return [
-            Finding(self.name, name, round(score, 4), span, ", ".join(filter(None, (self._titles.get(name), how))))
-            for name, score in self._scores(questions, judged).items()
-        ]
+        scores = self._scores(questions, judged)
+        guessed = self._bounds(questions, judged) if all(one.calibrated for one in judged) else scores
+        how = dict.fromkeys(guessed, "calibrated: false")
+        told = {name: ", ".join(filter(None, (self._titles.get(name), how.get(name)))) for name in scores}
+        return [Finding(self.name, name, round(score, 4), span, told[name]) for name, score in scores.items()]
 
     def _scores(self, questions: Sequence[Question], judged: Sequence[Judgement]) -> Mapping[str, float]:
         """Return scores by category, the check's own first; where several questions give one, the highest."""
@@ -139,7 +140,12 @@ class GuardCheck:
         if question.code:
             yield self._below[question.code], unsafe
         else:
-            yield from ((self._below[code], unsafe * share) for code, share in one.codes.items())
+            yield from ((self._below[code], unsafe * (share if one.named else 1)) for code, share in one.codes.items())
+
+    def _bounds(self, questions: Sequence[Question], judged: Sequence[Judgement]) -> Collection[str]:
+        """Return the categories that score as the verdict does, and may be less: its answer does not name them."""
+        loose = [one for question, one in zip(questions, judged, strict=True) if not (question.code or one.named)]
+        return {f"{self.name}.{self._below[code]}" for one in loose for code in one.codes}
 
 
 def conversation(passage: Passage) -> Sequence[Turn]:
@@ -173,22 +179,44 @@ def wordings_of(spec: GuardModel, family: Family) -> Mapping[str, Wording]:
     """Return what a policy has a guard asked about.
 
     Raises:
-        PolicyError: the guard knows no such category, or cannot be asked about new ones; one is named twice.
+        PolicyError: the guard knows no such category, or cannot be asked about new ones; one is named twice, two would
+            have one name, or a new one has a code that cannot be a name.
     """
     what = f"the guard of '{spec.category}'"
     if spec.categories and not family.custom:
         told = f"{what}: {family.name} always answers about its own categories; leave `categories` out"
         raise PolicyError([Problem(spec.origin, told)])
     chosen: dict[str, Wording] = {}
+    names: dict[str, str] = {}
     for one in spec.categories:
         if one.code in chosen:
             raise PolicyError([Problem(spec.origin, f"{what} is asked about '{one.code}' twice; leave one out")])
         if one.text is None and one.code not in family.categories:
             told = f"{what}: {family.name} knows no category '{one.code}'{did_you_mean(one.code, family.categories)}"
             raise PolicyError([Problem(spec.origin, f"{told}; a new one needs a 'text'")])
+        if one.text is not None and (why := _unfit(one.code)):
+            told = f"{what}: a new category cannot have the code {one.code!r}: {why}"
+            raise PolicyError([Problem(spec.origin, told)])
+        name = below(family.name, one.code, one.text is not None)
+        if name in names:
+            told = f"{what}: '{names[name]}' and '{one.code}' would both be '{spec.category}.{name}'; rename one"
+            raise PolicyError([Problem(spec.origin, told)])
+        names[name] = one.code
         chosen[one.code] = family.categories[one.code] if one.text is None else Wording(one.text, one.text)
     if family.custom and not (chosen or family.categories):
         told = f"{what}: {family.name} judges by policies of yours; write one under `categories`, as its 'text'"
         raise PolicyError([Problem(spec.origin, told)])
     default = family.default or tuple(family.categories)
     return chosen or {code: family.categories[code] for code in default}
+
+
+def _unfit(code: str) -> str:
+    """Return why a new category cannot have a code, that an answer and a rule have to name; empty where it can."""
+    name = below("", code, own=True)
+    if not name:
+        return "rules name it by its letters A to Z, digits and underscores, and it has none"
+    if name in HAZARDS:
+        return "an S-code is that of a hazard; choose another"
+    if listed(code) != {code} or len(code.splitlines()) > 1:
+        return "no answer could name it; leave out commas, line breaks, and a dot at the end"
+    return ""

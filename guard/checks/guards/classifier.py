@@ -33,6 +33,9 @@ LONGEST = 512
 SHARED = 64
 """Tokens that a window has of the one before it."""
 
+MANY = "multi_label_classification"
+"""What `problem_type` in a `config.json` says where a text may have many labels."""
+
 ATTACK = ("MALICIOUS", "LABEL_1")
 """What the second class of Prompt Guard 2 is called."""
 
@@ -52,12 +55,13 @@ class ClassifierModelCheck:
         self.categories = frozenset({spec.category})
         names = dict.fromkeys(f"{spec.category}.{name}" for name in labels.values() if name)
         self.finds = tuple(map(Findable, [spec.category, *names]))
-        asked = [METHOD, spec.kind, weights.revision, spec.bits, sorted(labels.items())]
+        config = weights.config.problem_type
+        self._many = config == MANY if spec.multi_label is None else spec.multi_label
+        asked = [METHOD, spec.kind, weights.revision, spec.bits, sorted(labels.items()), self._many]
         self.revision = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
         self._spec = spec
         self._weights = weights
         self._labels = labels
-        self._many = weights.config.problem_type == "multi_label_classification"
         self._lock = Lock()
         self._running: Running | None = None
 
@@ -116,7 +120,8 @@ def open_classifier(spec: ClassifierModel) -> ClassifierModelCheck:
     """Make the check for a sequence classifier; its weights are found, and not loaded yet.
 
     Raises:
-        PolicyError: the weights are not there, are no classifier's, or have no such label.
+        PolicyError: the weights are not there, are no classifier's, have no such label, or nobody says how their
+            labels are to be read.
     """
     weights = find_weights(f"the classifier of '{spec.category}'", spec.model, spec.bits, spec.origin)
     if not weights.architecture.endswith(SUFFIX):
@@ -135,6 +140,10 @@ def open_classifier(spec: ClassifierModel) -> ClassifierModelCheck:
     ]
     if problems:
         raise PolicyError(problems)
+    several = len(spec.labels) > 1 or len(known) > 2
+    if several and spec.multi_label is None and weights.config.problem_type is None:
+        told = "whether a text may have several of its labels, its config.json does not say (`problem_type`)"
+        raise weights.refused(f"{told}; say `multi_label: true` where it may, `false` where they exclude each other")
     return ClassifierModelCheck(spec, weights, {known[one.label]: one.category or "" for one in spec.labels})
 
 
@@ -169,8 +178,9 @@ def run_windows(loaded: Loaded, rows: Sequence[Row], many: bool) -> Sequence[Any
 
 
 def _attack(spec: ClassifierModel, weights: Weights, known: Mapping[str, int]) -> Mapping[int, str]:
-    if spec.labels:
-        raise weights.refused("`labels` are known for prompt-guard-2; leave them out, or say `kind: classifier-model`")
+    if spec.labels or spec.multi_label is not None:
+        what = "`labels` and `multi_label` are known for prompt-guard-2"
+        raise weights.refused(f"{what}; leave them out, or say `kind: classifier-model`")
     index = next((known[name] for name in ATTACK if name in known), None)
     if len(known) != 2 or index != 1:
         raise weights.refused(

@@ -136,11 +136,13 @@ class Judgement:
         unsafe: the probability of each of the family's unsafe words.
         codes: that of each category, given that something is unsafe.
         calibrated: False where the guard only said a word, and every probability is 0 or 1.
+        named: False where an answer names none of them, as a safe one does not: whichever it would be, nobody knows.
     """
 
     unsafe: Mapping[str, float]
     codes: Mapping[str, float]
     calibrated: bool = True
+    named: bool = True
 
 
 class UnusableFamily(LookupError):
@@ -195,10 +197,15 @@ def read_answer(family: Family, form: Form, written: str, codes: Sequence[str]) 
     if found is None:
         raise NoVerdict
     said = found["verdict"]  # none where it is the safe one and stands for itself
-    listed = (found.groupdict().get("codes") or "").split(",")
-    named = {one.strip().rstrip(".") for one in listed}
+    named = listed(found.groupdict().get("codes") or "")
     unsafe = {word: float(word.strip() == said) for word in family.unsafe}
-    return Judgement(unsafe, {code: float(code in named) for code in codes}, calibrated=False)
+    told = {code: float(code in named) for code in codes}
+    return Judgement(unsafe, told, calibrated=False, named=any(told.values()))
+
+
+def listed(written: str) -> set[str]:
+    """Return the categories that a list in an answer names."""
+    return {one.strip().rstrip(".") for one in written.split(",")}
 
 
 def written_roles(*names: str) -> str:

@@ -35,8 +35,11 @@ log = logging.getLogger(__name__)
 LONGEST_END = 40
 """Tokens: one a character would do for `"Response Safety": "`, and for everything else that is waited for."""
 
-LEAST = 0.001
-"""The share of all probability that the deciding words must have: less, and the model does not answer as its family."""
+LEAST = 0.5
+"""The share of all probability that the deciding words must have: less, and the model does not answer as its family.
+
+Of a guard it is nearly all. What is divided by a small share looks sure whatever it is.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,8 +115,8 @@ def open_shieldgemma_2(spec: ClassifierModel) -> ShieldGemma2Check:
     if weights.architecture != ARCHITECTURE:
         has = weights.architecture or "no architecture in its config.json"
         raise weights.refused(f"it is {has}, and {KIND} is {ARCHITECTURE}; check `model` and `kind`")
-    if spec.labels:
-        raise weights.refused(f"`labels` are known for {KIND}; leave them out")
+    if spec.labels or spec.multi_label is not None:
+        raise weights.refused(f"`labels` and `multi_label` are known for {KIND}; leave them out")
     return ShieldGemma2Check(spec, weights)
 
 
