@@ -25,7 +25,7 @@ FIELDS: Mapping[tuple[str, Stage], str] = MappingProxyType(
 """Which field says whether a text is of a category. Else the field called like the category, `response_` before it for
 the response; `harm.S9` is what `category` or `categories` say of a text that is harmful."""
 
-WORDS: Mapping[object, int] = MappingProxyType({"none": 0, "jailbreak": 1, "injection": 1})
+WORDS: Mapping[str, int] = MappingProxyType({"none": 0, "jailbreak": 1, "injection": 1})
 """What `attack` may be called in place of 0 and 1."""
 
 Find = Callable[[Passage], Sequence[Finding]]
@@ -68,16 +68,27 @@ def read_labelled(path: Path, rules: Sequence[Rule]) -> list[Labelled]:
     return list(found.values())
 
 
+def read_label(row: Row, name: str) -> int | None:
+    """Read a label of our own rows: 0, 1 or null, `attack` also by its words.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    word = row.get(name)
+    if name != "attack" or not isinstance(word, str) or word in ("", "0", "1"):
+        return zero_or_one(row, name)
+    if word not in WORDS:
+        raise ValueError(f"attack must be 0, 1, null or one of {', '.join(WORDS)}, got {word!r}")
+    return WORDS[word]
+
+
 def label_of(row: Row, category: str, stage: Stage) -> int | None:
     """Return whether the text of a stage is of a category, 1 or 0; None where the row does not say.
 
     Raises:
         ValueError: a label is neither 0, 1 nor null.
     """
-    name = field_of(category, stage)
-    if name == "attack" and isinstance(row.get(name), str) and row[name] in WORDS:
-        return WORDS[row[name]]
-    label = zero_or_one(row, name)
+    label = read_label(row, field_of(category, stage))
     if not category.startswith("harm.") or label != 1:
         return label
     one, several = row.get("category"), row.get("categories")

@@ -1,6 +1,7 @@
 """Fitting the heads to somebody's own rows: what it changes, what it leaves alone, and what it refuses."""
 
 import json
+import shutil
 from dataclasses import replace
 from random import Random
 
@@ -10,10 +11,11 @@ from typer.testing import CliRunner
 
 from ringfence.guard.classifier import adapt as adapting
 from ringfence.guard.classifier.adapt import Labelled, adapt, compare, read_labelled
-from ringfence.guard.classifier.correction import Line, Texts
+from ringfence.guard.classifier.calibrate import PRIORS
+from ringfence.guard.classifier.correction import Line, Texts, fit_texts
 from ringfence.guard.classifier.heads import HEADS
 from ringfence.guard.classifier.rows import RowError
-from ringfence.guard.classifier.scorer import GRAPH, WEIGHTS, Scorer
+from ringfence.guard.classifier.scorer import CALIBRATION, GRAPH, WEIGHTS, Scorer
 from ringfence.proxy.cli.root import app
 
 CLOSED = ("the merger", "project Heron", "the layoffs", "the audit", "the recall", "the lawsuit", "the Q3 numbers")
@@ -58,7 +60,36 @@ def test_labels_without_sense_show_as_such(tmp_path):
     random = Random(5)
     rows = [Labelled(row.text, None, {"prompt_harm": random.randint(0, 1)}) for row in house_rows()]
     change = adapt(rows, WEIGHTS, tmp_path)["prompt_harm"]
-    assert change.loss[1] > 0.6  # of a coin at 0.4: 0.67; a head that learnt the rows by heart would be near 0
+    assert change.loss[1] > 0.6  # of a coin: 0.69; a head that learnt the rows by heart would be near 0
+
+
+def test_a_head_that_is_right_already_stays_as_it_is():
+    logits = np.log([1 / 9, 1.0, 9.0]).repeat(10)
+    truth = np.array([0] * 9 + [1] + [0, 1] * 5 + [0] + [1] * 9)  # as often as the logits say, half of them in all
+    windows = [np.array([[logit]]) for logit in logits]
+    texts = Texts(windows, truth, [str(index) for index in range(30)], prior=0.5)
+    line = Line(np.ones(1), 0.0)
+    found = fit_texts(line, texts, np.eye(2), penalty=0.01)
+    assert abs(found.c) + abs(found.v[0]) < 1e-3
+    assert fit_texts(line, replace(texts, prior=0.4), np.eye(2), penalty=0.01).c < -0.2
+
+
+def test_every_head_is_weighed_as_its_curve_is(tmp_path, monkeypatch):
+    start, seen = tmp_path / "start", []
+    shutil.copytree(WEIGHTS, start)
+    calibration = json.loads((start / CALIBRATION).read_text())
+    del calibration["priors"]["attack"]
+    calibration["priors"]["prompt_harm"] = 0.7
+    (start / CALIBRATION).write_text(json.dumps(calibration))
+
+    def still(line, texts, root, seed):
+        seen.append(texts.prior)
+        return 1.0, line.of_texts(texts.windows)
+
+    monkeypatch.setattr(adapting, "cross_validate", still)
+    rows = [replace(row, labels=dict.fromkeys(("prompt_harm", "attack"), *row.labels.values())) for row in house_rows()]
+    adapt(rows, start, tmp_path / "out")
+    assert seen == [0.7, PRIORS["attack"]]
 
 
 def test_a_gain_that_chance_could_bring_changes_nothing():
@@ -110,11 +141,13 @@ def test_rows_teach_the_text_they_label(tmp_path):
     path.write_text(
         '{"text": "q", "response": "a", "prompt_label": 1, "response_label": 0, "refusal": 1, "attack": 0}\n'
         '{"text": "only a prompt", "prompt_label": 0, "attack": 1}\n'
+        '{"text": "in words", "attack": "jailbreak"}\n'
     )
     assert read_labelled(path) == [
         Labelled("q", None, {"prompt_harm": 1, "attack": 0}),
         Labelled("a", "q", {"response_harm": 0, "refusal": 1}),
         Labelled("only a prompt", None, {"prompt_harm": 0, "attack": 1}),
+        Labelled("in words", None, {"attack": 1}),
     ]
 
 
@@ -124,6 +157,7 @@ def test_rows_teach_the_text_they_label(tmp_path):
         ('{"text": 3, "prompt_label": 1}', "text must be a string"),
         ('{"text": "a", "prompt_label": "yes"}', "prompt_label must be 0, 1 or null, got 'yes'"),
         ('{"text": "a", "prompt_label": true}', "prompt_label must be 0, 1 or null"),
+        ('{"text": "a", "attack": "DAN"}', "attack must be 0, 1, null or one of none, jailbreak, injection, got 'DAN'"),
         ('{"text": "a"}', "no row has a label"),
         ("[1]", "one JSON object a line"),
         ('{"text": "a", "response": null, "refusal": 1}', "need a response"),

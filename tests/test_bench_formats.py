@@ -20,6 +20,8 @@ CASES = [
     ("rows", "own.csv", "prompt", [{"text": A, "prompt_label": 0}, {"text": B, "prompt_label": 1}], [(A, None, 0), (B, None, 1)], 0),
     ("rows", "own.jsonl", "attack", [{"text": A, "prompt_label": 1, "attack": 0}, {"text": B, "prompt_label": None, "attack": 1}], [(A, None, 0), (B, None, 1)], 0),
     ("rows", "own.jsonl", "attack", [{"text": A, "prompt_label": 0}, {"text": B, "prompt_label": 1}], [(A, None, 0), (B, None, 1)], 0),
+    ("rows", "own.csv", "attack", [{"text": A, "prompt_label": 1, "attack": 0}, {"text": B, "prompt_label": 0, "attack": 1}, {"text": C, "prompt_label": 1, "attack": ""}], [(A, None, 0), (B, None, 1), (C, None, 1)], 0),
+    ("rows", "own.jsonl", "attack", [{"text": A, "prompt_label": 1, "attack": "none"}, {"text": B, "prompt_label": 0, "attack": "jailbreak"}, {"text": C, "prompt_label": 1, "attack": None}], [(A, None, 0), (B, None, 1), (C, None, 1)], 0),
     ("rows", "own.jsonl", "response", [{"text": A, "response": C, "response_label": 0, "prompt_label": None}], [(C, A, 0)], 0),
     (
         "toxicchat", "chat.csv", "prompt",
@@ -200,6 +202,8 @@ def test_target_that_a_set_says_nothing_of_is_refused(tmp_path):
         ("w.json", "prompt", '[{"prompt": "a",\n}]', "w.json:2: "),
         ("b.jsonl", "response", '{"prompt": "a", "response": "b", "is_safe": "maybe"}', "b.jsonl:1: is_safe must be true, false, 0 or 1, got 'maybe'"),
         ("t.csv", "attack", 'text,label\n"two\nlines",0\nlast,5\n', "t.csv:4: label must be true, false, 0 or 1, got '5'"),
+        ("r.jsonl", "attack", '{"text": "a", "prompt_label": 0, "attack": true}', "r.jsonl:1: attack must be 0, 1 or null, got True"),
+        ("r.csv", "attack", "text,prompt_label,attack\na,0,DAN\n", "r.csv:2: attack must be 0, 1, null or one of none, jailbreak, injection, got 'DAN'"),
         ("t.csv", "attack", "text,label\na,0,9\n", "t.csv:2: 2 cells are expected"),
         ("t.csv", "attack", 'text,label\n"a"b,0\n', "t.csv:2: "),
         ("t.csv", "attack", "text,label\n,1\n", "t.csv: every row that has a label has an empty text"),

@@ -339,6 +339,14 @@ def test_scores_name_the_language_where_it_can_be_told(scorer, text, language):
     assert scorer.score(text).language == language
 
 
+def test_another_language_after_a_long_beginning_is_told(scorer):
+    english = "Please read what my landlord wrote to me last week, and tell me what I should answer him. "
+    german = "Bitte lies, was mein Vermieter mir letzte Woche geschrieben hat, und sag mir, was ich antworten soll. "
+    assert scorer.score(english * 25 + german * 10).language == "de"
+    assert scorer.score(german * 10 + english * 25).language == "de"
+    assert scorer.score(english * 25).language == "en"
+
+
 def test_finding_in_a_language_that_the_model_never_learnt_says_so():
     passage = Passage(Stage.INPUT, "user", "Schreib mir bitte einen Brief an die Bank, dass ich umziehe.")
     assert {finding.detail for finding in ClassifierCheck().find(passage) if finding.category == "harm"} == {

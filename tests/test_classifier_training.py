@@ -3,7 +3,9 @@
 import gzip
 import json
 import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -13,18 +15,22 @@ import torch
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from transformers import MPNetConfig, MPNetModel
+from typer.testing import CliRunner
 
+from ringfence.guard.classifier import make as making
 from ringfence.guard.classifier import sources as reading
 from ringfence.guard.classifier.calibrate import calibrate, temper
-from ringfence.guard.classifier.corpus import distinct, load_corpus, style_weights
+from ringfence.guard.classifier.corpus import Corpus, distinct, load_corpus, load_own, style_weights
 from ringfence.guard.classifier.encoder import feed
 from ringfence.guard.classifier.examples import Example, Recipe, Source, Use
 from ringfence.guard.classifier.export import build
 from ringfence.guard.classifier.heads import HEADS
+from ringfence.guard.classifier.make import Order
 from ringfence.guard.classifier.network import Network, Shape, load_base
+from ringfence.guard.classifier.ordinary import ORDINARY
 from ringfence.guard.classifier.plan import Plan
 from ringfence.guard.classifier.rows import RowError
-from ringfence.guard.classifier.scorer import TOKENIZER, WEIGHTS, Heads
+from ringfence.guard.classifier.scorer import CALIBRATION, FILES, TOKENIZER, WEIGHTS, Heads, Scorer, WeightsError
 from ringfence.guard.classifier.sources import (
     SOURCES,
     annotated_dialogues,
@@ -38,6 +44,7 @@ from ringfence.guard.classifier.sources import (
 from ringfence.guard.classifier.tokens import cut, load_tokenizer
 from ringfence.guard.classifier.train import Targets, collate, fit, predict
 from ringfence.guard.classifier.views import embed, look, view
+from ringfence.proxy.cli.root import app
 
 TINY = Shape(positions=256, width=64, layers=2, attention_heads=2, inner=128)
 WORDS = re.findall(
@@ -180,6 +187,35 @@ def test_broken_line_of_a_pool_is_named(pool):
     (pool / "own.jsonl").write_text('{"id": "own-1", "text": "x", "prompt_label": 0}\n{nonsense\n')
     with pytest.raises(RowError, match=r"own\.jsonl:2: "):
         load_corpus(pool, Recipe.SHIPPED, own=pool, sources=POOL)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ({"text": "x"}, "the field 'prompt_label' is missing"),
+        ({"text": None, "prompt_label": 1}, "text must be a string"),
+        ({"text": "x", "prompt_label": "harmful", "attack": None}, "could not convert"),
+    ],
+)
+def test_row_of_a_pool_that_cannot_be_read_is_named(pool, line, says):
+    (pool / "free" / "train.jsonl").write_text(json.dumps(line) + "\n")
+    compress(pool / "free" / "train.jsonl")
+    with pytest.raises(RowError, match=rf"free/train\.jsonl\.gz:1: .*{says}"):
+        load_corpus(pool, Recipe.SHIPPED, own=pool, sources=POOL)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ({"text": "x", "prompt_label": 0}, "the field 'id' is missing"),
+        ({"id": "own-one", "text": "x", "prompt_label": 0}, "a field is not as expected"),
+        ({"id": "own-1", "text": None, "prompt_label": 0}, "text must be a string"),
+    ],
+)
+def test_own_row_that_cannot_be_read_is_named(tmp_path, line, says):
+    (tmp_path / "own.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(RowError, match=rf"own\.jsonl:1: .*{says}"):
+        load_own(tmp_path)
 
 
 def test_missing_source_is_named(tmp_path):
@@ -427,3 +463,73 @@ def test_refusal_counts_against_harm_where_that_tells_answers_apart_and_not_wher
             assert after > before + 0.1
         else:
             assert abs(tempered.weight[harm, 1]) < 0.1
+
+
+def small_corpus():
+    random = Random(4)
+    alone = [Example(text, {"prompt_harm": float(index % 2)}, "one") for index, text in enumerate(texts(8, random))]
+    answered = [replace(example, prompt="ask", labels={"response_harm": 0.0}) for example in alone]
+    return Corpus([*alone, *answered], alone, {"apart": alone})
+
+
+@pytest.fixture
+def order(tmp_path):
+    for name in ("out", "work"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    shutil.copy(WEIGHTS / CALIBRATION, tmp_path / "out")
+    return Order(tmp_path / "pool", tmp_path / "out", tmp_path / "work", taught=False)
+
+
+def test_weights_that_are_there_stay_until_the_new_ones_are_whole(network, tokenizer, order, monkeypatch):
+    def out():
+        return {path.name: path.read_bytes() for path in order.out.iterdir() if path.is_file()}
+
+    def stop(*_):
+        assert out() == before
+        raise KeyboardInterrupt
+
+    before = out()
+    with monkeypatch.context() as patch:
+        patch.setattr(making, "calibrate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            making.finish(network, tokenizer, small_corpus(), order)
+    assert out() == before
+    making.finish(network, tokenizer, small_corpus(), order)
+    assert {path.name for path in order.out.iterdir()} == {*FILES, ORDINARY, "card.json", "notes.txt"}
+    assert Scorer.load(order.out).revision == json.loads((order.out / "card.json").read_text())["revision"]
+
+
+def test_weights_of_which_only_some_are_in_place_do_not_load(tmp_path, monkeypatch):
+    made, out = tmp_path / "made", tmp_path / "out"
+    for folder in (made, out):
+        shutil.copytree(WEIGHTS, folder)
+    move = Path.replace
+    left = list(FILES)
+
+    def replace_some(path, target):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return move(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace_some)
+    with pytest.raises(KeyboardInterrupt):
+        making.place(made, out)
+    with pytest.raises(WeightsError, match=CALIBRATION):
+        Scorer.load(out)
+
+
+def test_what_cannot_be_trained_on_or_written_to_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    def refused(*arguments):
+        result = CliRunner().invoke(app, ["train", "guard", "--pool", str(tmp_path / "nothing"), *arguments])
+        assert result.exit_code == 2
+        return result.output
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    work = ("--work", str(tmp_path / "work"))
+    assert "--device cuda: no GPU is found here that torch can use" in refused("--device", "cuda", *work)
+    assert not (tmp_path / "work").exists()
+    (tmp_path / "file").write_text("")
+    assert str(tmp_path / "file") in refused("--out", str(tmp_path / "file" / "weights"), *work).replace("\n", "")
+    assert "nothing" in refused(*work)

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from ringfence.guard.classifier.rows import Row, zero_or_one
+from ringfence.guard.classifier.rows import Row
+from ringfence.guard.labelled import read_label
 
 Target = Literal["prompt", "response", "attack"]
 """What is measured: harm of prompts, harm of responses given their prompts, or attacks."""
@@ -138,13 +139,8 @@ def flag(key: str, *, true: int = 1) -> Label:
 
 
 def strict(key: str) -> Label:
-    """Label 0, 1 or null and nothing else, as in our own rows."""
-    return lambda row: zero_or_one(row, key)
-
-
-def number(key: str) -> Label:
-    """Label 0 or 1; anything else under this name is no label."""
-    return lambda row: int(row[key]) if type(row.get(key)) is int and row[key] in (0, 1) else None
+    """Label as in our own rows, and nothing else."""
+    return lambda row: read_label(row, key)
 
 
 def any_of(*keys: str) -> Label:
@@ -222,7 +218,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             frozenset({"text"}),
             {
                 "prompt": (Reading("text", strict("prompt_label")),),
-                "attack": (Reading("text", first_of(number("attack"), strict("prompt_label"))),),
+                "attack": (Reading("text", first_of(strict("attack"), strict("prompt_label"))),),
                 "response": (Reading("response", strict("response_label"), ("text",)),),
             },
             "ringfence's own: {text, response, prompt_label, response_label}",

@@ -7,7 +7,7 @@ told as well, by rows of the project's own that the shipped weights never learnt
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.metrics import f1_score
 
+from ringfence.guard.classifier.calibrate import PRIOR, PRIORS
 from ringfence.guard.classifier.corpus import OWN_DATA, load_own
 from ringfence.guard.classifier.correction import Line, Texts, Vector, cross_validate, fit_texts, log_losses, root_of
 from ringfence.guard.classifier.files import read_path
 from ringfence.guard.classifier.heads import HEADS, TASKS
 from ringfence.guard.classifier.ordinary import ALONE, ANSWERS, ORDINARY, read_ordinary
-from ringfence.guard.classifier.rows import RowError, exchange_of, zero_or_one
+from ringfence.guard.classifier.rows import RowError, exchange_of
 from ringfence.guard.classifier.scorer import CALIBRATION, GRAPH, TOKENIZER, Curve, Heads, Scorer
+from ringfence.guard.labelled import read_label
 
 FEWEST = 20
 """A head with fewer rows of either label is left alone."""
@@ -74,7 +76,8 @@ class Change:
 def read_labelled(path: Path) -> list[Labelled]:
     """Read rows `{text, response, prompt_label, response_label, refusal, attack, toxicity}` from a file or a folder.
 
-    Labels are 0, 1 or null. `response_label` and `refusal` are those of the response, all others those of the text.
+    Labels are 0, 1 or null, `attack` also by its words. `response_label` and `refusal` are those of the response, all
+    others those of the text.
 
     Raises:
         RowError: a row is not as expected; the message begins with `FILE:line`.
@@ -83,7 +86,7 @@ def read_labelled(path: Path) -> list[Labelled]:
     for where, row in read_path(path):
         text, response = exchange_of(row, where)
         try:
-            read = {head: zero_or_one(row, LABELS.get(head, head)) for head in TASKS}
+            read = {head: read_label(row, LABELS.get(head, head)) for head in TASKS}
         except ValueError as error:
             raise RowError(f"{where}: {error}") from error
         labels = {head: label for head, label in read.items() if label is not None}
@@ -125,7 +128,8 @@ def adapt(rows: Sequence[Labelled], start: Path, out: Path, *, seed: int = 13) -
     for head in enough:
         at, curve = HEADS.index(head), scorer.curves.get(head, Curve())
         line = Line(curve.slope * weight[at].astype(np.float64), curve.slope * float(bias[at]) + curve.offset)
-        texts = texts_of(head, rows, features)
+        prior = calibration.get("priors", {}).get(head, PRIORS.get(head, PRIOR))
+        texts = replace(texts_of(head, rows, features), prior=prior)
         root = roots[ANSWERS if head in OF_RESPONSES else ALONE]
         penalty, held_out = cross_validate(line, texts, root, seed)
         fitted = line.plus(fit_texts(line, texts, root, penalty))
@@ -179,7 +183,7 @@ def compare(line: Line, held_out: Vector, fitted: Line, texts: Texts, others: Te
         held_out: the logit of each text under the correction that was fitted without it.
     """
     before, after = expit(line.of_texts(texts.windows)), expit(held_out)
-    losses = log_losses(before, texts.truth), log_losses(after, texts.truth)
+    losses = log_losses(before, texts), log_losses(after, texts)
     groups = np.array(texts.groups)
     gains = [(losses[0] - losses[1])[groups == group].mean() for group in dict.fromkeys(texts.groups)]
     flagged = [one.of_texts(others.windows) >= 0 for one in (line, fitted)]

@@ -7,14 +7,15 @@ refusal, source, lang}`; `sources` knows what their labels mean.
 import re
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from random import Random
 
 from ringfence.guard.classifier.examples import Example, Recipe, Source, Use
-from ringfence.guard.classifier.rows import read_rows
+from ringfence.guard.classifier.rows import Row, RowError, exchange_of, read_rows
 from ringfence.guard.classifier.sources import SOURCES, own_rows
 
 OWN_DATA = Path(__file__).parent / "data"
@@ -49,14 +50,14 @@ def load_corpus(
     prompt is calibrated on, nor either reported.
 
     Raises:
-        RowError: the pool lacks a source, or a line cannot be read.
+        RowError: the pool lacks a source, or a line cannot be read or lacks a field.
     """
     random = Random(seed)  # noqa: S311
     by_use: dict[Use, list[Example]] = {Use.TRAIN: [], Use.CALIBRATE: []}
     report: dict[str, list[Example]] = defaultdict(list)
     licences: dict[str, str] = {}
     for source in sources or SOURCES:
-        examples = [example for _, row in read_rows(pool / f"{source.file}.jsonl.gz") for example in source.read(row)]
+        examples = list(read_examples(pool / f"{source.file}.jsonl.gz", source.read))
         family = source.family or source.file.split("/")[0]
         examples = [replace(example, family=family) for example in examples]
         apart = source.use is Use.REPORT or not (source.free or recipe is Recipe.EVERYTHING)
@@ -87,21 +88,49 @@ def load_corpus(
     return Corpus(train, calibrate, reported, licences)
 
 
+def read_examples(path: Path, read: Callable[[Row], Iterable[Example]]) -> Iterator[Example]:
+    """Read the examples of a file of the pool."""
+    for where, row in read_rows(path):
+        with expecting(row, where):
+            yield from read(row)
+
+
+@contextmanager
+def expecting(row: Row, where: str) -> Iterator[None]:
+    """See that a row holds a text, unless it is one of messages, and name the row whose fields cannot be read.
+
+    Raises:
+        RowError: they cannot.
+    """
+    if "messages" not in row:
+        exchange_of(row, where)
+    try:
+        yield
+    except KeyError as error:
+        raise RowError(f"{where}: the field {error} is missing") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise RowError(f"{where}: a field is not as expected ({error})") from error
+
+
 def load_own(folder: Path) -> tuple[list[Example], list[Example]]:
     """Read the project's own rows; one block in nine is kept for calibration.
 
     Blocks of twenty, because rows that belong together (a matched pair, one aim in several wordings) stand next to each
     other and must not be parted. All answers to one prompt go together, and a row made from another goes where that one
     goes.
+
+    Raises:
+        RowError: a line cannot be read or lacks a field.
     """
     train: list[Example] = []
     calibrate: list[Example] = []
     for path in sorted((*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz"))):
-        for _, row in read_rows(path):
+        for where, row in read_rows(path):
             family = f"own_{path.name.split('.')[0]}"
-            file, _, number = (row.get("made_from") or row["id"]).rpartition("-")
-            block = row["text"] if row.get("response") else f"{file}/{(int(number) - 1) // 20}"
-            examples = [replace(example, family=family) for example in own_rows(row)]
+            with expecting(row, where):
+                file, _, number = (row.get("made_from") or row["id"]).rpartition("-")
+                block = row["text"] if row.get("response") else f"{file}/{(int(number) - 1) // 20}"
+                examples = [replace(example, family=family) for example in own_rows(row)]
             (calibrate if zlib.crc32(block.encode()) % 9 == 0 else train).extend(examples)
     return train, calibrate
 

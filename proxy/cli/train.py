@@ -119,7 +119,7 @@ def make_weights(
                 loss = "" if math.isnan(step.loss) else f", loss {step.loss:.3f}"
                 progress.update(bar, completed=step.done, total=step.total, description=step.part + loss)
             progress.update(bar, description="done")
-    except (RowError, BaseError, ValueError) as error:
+    except (RowError, BaseError, ValueError, OSError) as error:
         refuse(str(error))
     typer.echo(f"weights, calibration and card: {out}")
 
