@@ -153,6 +153,17 @@ def test_hostile_text_gets_a_score_between_0_and_1(scorer, text):
         assert all(0 <= start <= end <= len(text) for start, end in scores.spans.values())
 
 
+def test_text_in_characters_that_the_model_lacks_is_told(scorer):
+    braille = "".join(chr(0x2800 + ord(letter) % 64) if letter.isalpha() else letter for letter in REQUEST)
+    assert scorer.score(braille).unknown > 0.6
+    assert scorer.score(braille, REQUEST).unknown > 0.6
+    assert scorer.score(REQUEST).unknown == scorer.score(REQUEST, braille).unknown == 0
+    told = {
+        finding.category: finding.detail for finding in ClassifierCheck().find(Passage(Stage.INPUT, "user", braille))
+    }
+    assert "characters that the model does not know" in told["harm"]
+
+
 def test_text_without_a_visible_character_scores_nothing(scorer):
     assert set(scorer.score(" \u200b\n").tasks.values()) == {0.0}
 

@@ -18,6 +18,9 @@ from ringfence.policies.types import Stage
 LEAST = 0.05
 """A hazard less likely than this is no finding."""
 
+MOSTLY = 0.5
+"""Share of a text's tokens that the model has no words for from which on the scores are told to say nothing."""
+
 
 class Judge(Protocol):
     """What the check needs of a model."""
@@ -98,6 +101,8 @@ def findings(scores: Scores, part: int, response: bool) -> Iterator[Finding]:
     """Yield what the scores say, and an error for each category where some of the text was not read."""
     harm = "response_harm" if response else "prompt_harm"
     foreign = f"in {scores.language}; the model knows little but English" if scores.language not in (None, "en") else ""
+    if scores.unknown >= MOSTLY:
+        foreign = "mostly in characters that the model does not know, which all look alike to it"
     span = {task: (Span(part, *place),) for task, place in scores.spans.items()}
     yield Finding("classifier", "harm", rounded(scores.harm), span[harm], foreign)
     for hazard, title in HAZARDS.items():

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from ringfence.guard.classifier.encoder import Encoder, Features
 from ringfence.guard.classifier.heads import HAZARDS, HEADS, TASKS
 from ringfence.guard.classifier.language import identifier, language
-from ringfence.guard.classifier.tokens import Window, cut, load_tokenizer
+from ringfence.guard.classifier.tokens import UNKNOWN, Window, cut, load_tokenizer
 
 WEIGHTS = Path(__file__).parent / "weights"
 ELSEWHERE = "RINGFENCE_WEIGHTS"
@@ -50,6 +50,8 @@ class Scores:
         truncated: some of the text was not read, because it is longer than `tokens.READ_LIMIT` allows.
         language: ISO 639 code of the text's language, None where it cannot be told. The model knows little but
             English: of text in another language the scores say little.
+        unknown: share of the tokens that stand for characters the model has no words for, 0 … 1. Whatever they say,
+            they look alike to it.
     """
 
     harm: float
@@ -58,6 +60,7 @@ class Scores:
     spans: Mapping[str, tuple[int, int]]
     truncated: bool
     language: str | None = None
+    unknown: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,12 +231,19 @@ class Scorer:
             spans={task: (windows[at].start, windows[at].end) for task, at in worst.items()},
             truncated=cut_off,
             language=language(text),
+            unknown=unknown(windows),
         )
 
 
 def weights_folder(named: Path | None = None) -> Path:
     """Return the folder of weights to use: the one named, else that of `RINGFENCE_WEIGHTS`, else the shipped one."""
     return named or Path(os.environ.get(ELSEWHERE) or WEIGHTS)
+
+
+def unknown(windows: Sequence[Window]) -> float:
+    """Return which share of the judged text's tokens, markers included, stands for what the vocabulary lacks."""
+    own = [window.ids[-window.kinds.count(window.kinds[-1]) :] for window in windows]  # without the prompt
+    return sum(ids.count(UNKNOWN) for ids in own) / sum(map(len, own))
 
 
 def numbers(found: NDArray[np.float32]) -> NDArray[np.float32]:

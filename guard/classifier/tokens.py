@@ -23,7 +23,7 @@ WINDOW_LIMIT = 512
 LONGEST_WORD = 90
 """Characters of one word that are read together; WordPiece gives up on words of more than a hundred."""
 
-START, END = 101, 102  # [CLS], [SEP] of BERT's vocabulary
+UNKNOWN, START, END = 100, 101, 102  # [UNK], [CLS], [SEP] of BERT's vocabulary
 SURROGATE = re.compile("[\ud800-\udfff]")
 INVISIBLE = "[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e007f]"
 
