@@ -419,7 +419,13 @@ def _unmet(policy: Policy) -> Iterator[Problem]:
 
 
 def _unsettled(policy: Policy) -> Iterator[Problem]:
-    """Yield every rule, as it is or as an overlay has it, that escalates to where nobody else can settle it."""
+    """Yield every rule, as it is or as an overlay has it, whose score or target nobody can settle."""
+    for overlay in policy.overlays:
+        aimed = {name: overlay.written_at(f"override.{name}") for name, one in overlay.override.items() if one.target}
+        aimed |= {rule.id: rule.written_at("target") for rule in overlay.rules if rule.target}
+        for name, origin in aimed.items():
+            what = f"overlay '{overlay.id}' has a 'target' for rule '{name}': only the policy's own are fitted"
+            yield Problem(origin, f"{what}; write a 'threshold'")
     for rule in as_any_overlay_has_them(policy):
         if rule.escalate and root(rule.escalate.to) == root(rule.category):
             what = f"rule '{rule.id}' escalates to '{rule.escalate.to}', which the check behind '{rule.category}' finds"

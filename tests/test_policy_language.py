@@ -251,6 +251,15 @@ class TestOverlays:
                 "overlays: [{id: x, scope: {model: [m]}, override: {pij: {shadow: true}}}]",
                 "overlay 'x' names rule 'pij'",
             ),
+            (
+                "overlays: [{id: x, scope: {model: [m]}, override: {pii: {target: {min_recall: 0.9}}}}]",
+                "overlay 'x' has a 'target' for rule 'pii': only the policy's own are fitted",
+            ),
+            (
+                "overlays: [{id: x, scope: {model: [m]}, rules: [{id: r, category: harm, action: log,"
+                " target: {min_recall: 0.9}}]}]",
+                "overlay 'x' has a 'target' for rule 'r': only the policy's own are fitted",
+            ),
             ("overlays: [{id: x, scope: {tenants: [a]}}]", "unknown key 'tenants'; did you mean 'tenant'?"),
             ("exceptions: [{id: x, rules: [pij], until: 2030-01-01, why: y, pattern: z}]", "'x' names rule 'pij'"),
             ("exceptions: [{id: x, rules: [pii], until: soon, why: y, pattern: z}]", "'until'"),
