@@ -141,7 +141,7 @@ def _grown(block: Block, index: int, config: Config, delta: Delta, form: Form, d
         router=added(ROUTER, experts, config.width).float(),
         routed=routed.repeat(2).to(dtype),
         into=product(added(f"{GATE_UP}.a", experts, config.width, rank).transpose(1, 2).flatten(0, 1)),
-        out=product(out.view(experts * rank, -1).T),
+        out=product(out.view(experts * rank, -1).T / 2),
         into_down=product(into_down.transpose(1, 2).flatten(0, 1)),
         out_down=product(added(f"{DOWN}.b", experts, rank, config.width).flatten(0, 1).T),
         mine=torch.eye(experts, dtype=dtype).repeat_interleave(rank, 1),

@@ -96,17 +96,23 @@ class Drawing:
     def grown(self, x: str, layer: Grown) -> str:
         """Draw experts of low rank."""
         says = self._node("MatMul", x, self.constant(layer.router.T))
-        chosen = self._node("ArgMax", says, axis=-1, keepdims=0)
-        share = self._node("Sigmoid", self._node("ReduceMax", says, self._whole(-1), keepdims=1))
-        mine = self._node("Gather", self.constant(layer.mine), chosen)
-        scale = self._node("Sub", self._node("Add", share, share), self._number(1))
-        scale = self._node("Add", self._node("Mul", scale, self.constant(layer.routed)), self._number(1))
-        own = self.product(x, layer.into)
-        own = self.product(self._node("Mul", own, self._node("Mul", mine, share)), layer.out)
-        pair = self._node("Add", self._node("Mul", self.product(x, layer.parent.gate_up), scale), own)
+        most, chosen = self._new("most"), self._new("chosen")
+        self._add("TopK", [says, self._whole(1)], [most, chosen], axis=-1)
+        mine = self._node("GatherND", self.constant(layer.mine), chosen)
+        share = self._node("Mul", self._node("Sigmoid", most), self.constant(2 * layer.routed))
+        scale = self._node("Add", share, self.constant(1 - layer.routed))
+        own = self._node("Mul", self.product(x, layer.into), mine)
+        pair = self._node("Mul", self.summed(x, layer.parent.gate_up, own, layer.out), scale)
         inner = self.gated(pair)
-        own = self.product(self._node("Mul", self.product(inner, layer.into_down), mine), layer.out_down)
-        return self._node("Add", self.product(inner, layer.parent.down), own)
+        own = self._node("Mul", self.product(inner, layer.into_down), mine)
+        return self.summed(inner, layer.parent.down, own, layer.out_down)
+
+    def summed(self, x: str, product: Linear, y: str, more: Linear) -> str:
+        """Draw the sum of two products; in four and eight bits as one product, which takes less than two and a sum."""
+        match product, more:
+            case Grouped(bits=4), Grouped(bits=8):
+                return self.grouped(x, product.behind(more), [y, y])
+        return self._node("Add", self.product(x, product), self.product(y, more))
 
     def gated(self, pair: str) -> str:
         """Draw what a gate lets through, of both in one."""
@@ -130,11 +136,14 @@ class Drawing:
                 return self.by_rows(x, product)
         raise TypeError(f"there is no graph of {product!r}")
 
-    def grouped(self, x: str, product: Grouped) -> str:
-        """Draw a product with weights that are rounded in groups."""
+    def grouped(self, x: str, product: Grouped, before: Sequence[str] = ()) -> str:
+        """Draw a product with weights that are rounded in groups; what it is given before x is of whole groups."""
         rows, groups = product.scale.shape
-        if product.sums:
-            x = self.with_sums(x, groups)
+        given = [*before, x]
+        if product.means:  # of (1, N, inputs) a channel a token
+            given.append(self._node("AveragePool", x, kernel_shape=[GROUP], strides=[GROUP]))
+        if len(given) > 1:
+            x = self._node("Concat", *given, axis=-1)
         zero: NDArray[Any] = product.zero
         if product.bits == 4:
             zero = np.pad(zero, ((0, 0), (0, groups % 2)))
@@ -142,7 +151,7 @@ class Drawing:
         weights: Sequence[NDArray[Any]] = (product.steps, product.scale, zero)
         self.size += sum(weight.nbytes for weight in weights)
         bias = () if product.bias is None else ("", self.constant(product.bias))
-        settings = {"K": groups * GROUP, "N": rows, "bits": product.bits, "block_size": GROUP, "accuracy_level": 4}
+        settings = {"K": product.inputs, "N": rows, "bits": product.bits, "block_size": GROUP, "accuracy_level": 4}
         return self._node("MatMulNBits", x, *map(self._weight, weights), *bias, domain=MICROSOFT, **settings)
 
     def by_rows(self, x: str, product: Int8) -> str:
@@ -159,15 +168,6 @@ class Drawing:
         said = self._node("Mul", said, scale)
         return said if product.bias is None else self._node("Add", said, self.constant(product.bias))
 
-    def with_sums(self, x: str, wanted: int) -> str:
-        """Put the sum of each group of x (1, N, K) behind it, and something to fill up the groups that are wanted."""
-        groups = wanted * GROUP // (GROUP + 1)  # of these one in so many, rounded up, is for the sums
-        apart = self._node("Reshape", x, self._whole(0, 0, groups, GROUP))
-        parts = [x, self._node("ReduceSum", apart, self._whole(-1), keepdims=0)]
-        if groups % GROUP:  # whatever it is, its weights are zero
-            parts.append(self._node("Slice", "x", self._whole(0), self._whole(-groups % GROUP), self._whole(2)))
-        return self._node("Concat", *parts, axis=-1)
-
     def _output(self, name: str, value: str, width: int) -> None:
         self._add("Identity", [value], [name])
         self.outputs.append(_value(name, [self.lanes, "N", width]))
@@ -183,13 +183,18 @@ class Drawing:
         written: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
         return written
 
-    def _node(self, kind: str, *inputs: str, domain: str = "", **settings: float | int) -> str:
+    def _node(self, kind: str, *inputs: str, domain: str = "", **settings: float | Sequence[int]) -> str:
         name = self._new(kind)
         self._add(kind, inputs, [name], domain, **settings)
         return name
 
     def _add(
-        self, kind: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **settings: float | int
+        self,
+        kind: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        domain: str = "",
+        **settings: float | Sequence[int],
     ) -> None:
         self.nodes.append(helper.make_node(kind, list(inputs), list(outputs), domain=domain, **settings))  # type: ignore[arg-type]  # its stub takes them for the name
 

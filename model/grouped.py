@@ -1,6 +1,6 @@
 """Weights rounded in groups, as ONNX Runtime's MatMulNBits takes them. Knows no graph."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -17,25 +17,27 @@ class Grouped:
     """Weights (out, in) in four or eight bits: `(step - zero) · scale`, group by group.
 
     Attributes:
+        inputs: numbers that it is given; the last group may have places for more.
         bits: of a step.
         steps: one a byte (out, groups, GROUP), or two.
         scale: float32 (out, groups).
         zero: the step that stands for 0: uint8 (out, groups).
-        sums: whether there are weights for the sum of each group of the input as well, filled up to whole groups.
+        means: whether the mean of each group of the input is among the inputs, behind the others.
     """
 
+    inputs: int
     bits: int
     steps: NDArray[np.uint8]
     scale: NDArray[np.float32]
     zero: NDArray[np.uint8]
-    sums: bool = False
+    means: bool = False
     bias: Tensor | None = None
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None = None, bits: int = 4) -> Self:
         """Round weights (out, in), in whole groups, to steps between a group's least and largest, one of them 0."""
         steps, scale, zero, _ = _sliced(weight, bits, exact=False)
-        return cls(bits, steps, scale, zero, bias=bias)
+        return cls(weight.shape[1], bits, steps, scale, zero, bias=bias)
 
     @classmethod
     def fine(cls, weight: Tensor, bias: Tensor | None = None) -> Self:
@@ -46,12 +48,28 @@ class Grouped:
     def exact(cls, weight: Tensor, bias: Tensor | None = None) -> Self:
         """Round them to 16 steps of which none need be 0, so that what has been in 16 steps, as in GGUF's Q4_1, stays.
 
-        What a group's steps are off by then, all alike, is the weight of its input's sum.
+        What a group's steps are off by then, all alike, is for the mean of its input.
         """
         steps, scale, zero, off = _sliced(weight, 4, exact=True)
-        more = _sliced(pad(torch.from_numpy(off), (0, -off.shape[1] % GROUP)), 4, exact=False)
+        groups = off.shape[1]
+        more = _sliced(pad(torch.from_numpy(GROUP * off), (0, -groups % GROUP)), 4, exact=False)
         steps, zero = np.concatenate([steps, more[0]], 1), np.concatenate([zero, more[2]], 1)
-        return cls(4, steps, np.concatenate([scale, more[1]], 1), zero, sums=True, bias=bias)
+        scale = np.concatenate([scale, more[1]], 1)
+        return cls(weight.shape[1] + groups, 4, steps, scale, zero, means=True, bias=bias)
+
+    def behind(self, other: "Grouped") -> Self:
+        """Return one product in four bits that is the sum of two: of this one, and of one in eight bits.
+
+        It is given the other's inputs twice, for the upper and the lower half of each step, and then its own.
+        """
+        halves = [other.steps >> 4, other.steps & 15]
+        return replace(
+            self,
+            inputs=2 * other.inputs + self.inputs,
+            steps=np.concatenate([*(_paired(half) for half in halves), self.steps], 1),
+            scale=np.concatenate([16 * other.scale, other.scale, self.scale], 1),
+            zero=np.concatenate([other.zero >> 4, other.zero & 15, self.zero], 1),
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return (N, out), computed with the weights that these steps stand for."""
@@ -59,10 +77,9 @@ class Grouped:
         steps_ = torch.from_numpy(steps).reshape(len(steps), -1, GROUP).float()
         weight = (steps_ - torch.from_numpy(self.zero)[..., None]) * torch.from_numpy(self.scale)[..., None]
         weight = weight.flatten(1).to(x.dtype)
-        if self.sums:
-            sums = x.view(len(x), -1, GROUP).sum(-1)
-            x = torch.cat([x, pad(sums, (0, -sums.shape[1] % GROUP))], 1)
-        return linear(x, weight, self.bias)
+        if self.means:
+            x = torch.cat([x, x.view(len(x), -1, GROUP).mean(-1)], 1)
+        return linear(x, weight[:, : self.inputs], self.bias)
 
 
 def _sliced(weight: Tensor, bits: int, *, exact: bool) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -82,5 +99,10 @@ def _rounded(weight: Tensor, bits: int, exact: bool) -> tuple[Tensor, Tensor, Te
     start = least if exact else -zero * scale
     steps = ((groups - start) / scale).round().clamp(0, last).to(torch.uint8)
     if bits == 4:
-        steps = steps[..., 0::2] | steps[..., 1::2] << 4
+        steps = _paired(steps)
     return steps, scale[..., 0], zero[..., 0].to(torch.uint8), (start + zero * scale)[..., 0]
+
+
+def _paired(steps: Any) -> Any:
+    """Return steps of four bits two a byte, as arrays or tensors."""
+    return steps[..., 0::2] | steps[..., 1::2] << 4

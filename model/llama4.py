@@ -238,7 +238,7 @@ class Grown:
         parent: all neurons, in the parent's order.
         router: float32 (experts, width).
         routed: 1 for gate and up of each neuron that is not shared, else 0 (2 · neurons,).
-        into, out: of gate and up, from width to experts · rank, and on.
+        into, out: of gate and up, from width to experts · rank, and on; halved, as what comes of it is doubled below.
         into_down, out_down: of the product back.
         mine: 1 for what is each expert's (experts, experts · rank).
     """
@@ -257,7 +257,7 @@ class Grown:
         says, chosen = (x.float() @ self.router.T).max(-1)
         share, mine = says.sigmoid()[:, None].to(x.dtype), self.mine[chosen]
         # Undecided, the router halves what experts are given, and so their neurons count double.
-        pair = self.parent.gate_up(x) * (1 + self.routed * (2 * share - 1)) + self.out(self.into(x) * mine * share)
+        pair = (self.parent.gate_up(x) + self.out(self.into(x) * mine)) * (1 + self.routed * (2 * share - 1))
         gate, up = pair.chunk(2, -1)
         inner = silu(gate) * up
         return self.parent.down(inner) + self.out_down(self.into_down(inner) * mine)

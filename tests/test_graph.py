@@ -1,19 +1,22 @@
 """The graph says what the network says with the same weights: wherever its sequence lies, alone or in turns."""
 
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ringfence.model.assemble import assemble
 from ringfence.model.cache import PAGE, Cache, Held
 from ringfence.model.config import read_config
 from ringfence.model.delta import Delta
+from ringfence.model.drawing import Drawing
 from ringfence.model.engine import Engine
 from ringfence.model.graph import LANES, Both, Graph, drawable, whole
 from ringfence.model.grouped import Grouped
-from ringfence.model.linear import FEW, Int8
+from ringfence.model.linear import FEW, GROUP, Int8
 from ringfence.model.llama4 import Grown
 from ringfence.model.loading import FOUR
 from ringfence.model.sampler import Sampling
@@ -113,6 +116,28 @@ def test_what_the_graph_wrote_the_network_reads_and_the_other_way_round(both):
     pages.make_room(whole, PAGE)
     ((exact, _),) = both.decoder.compute([(whole, list(range(5, 17)))], pages, [1])
     assert near(after, exact[-5:])
+
+
+@pytest.mark.parametrize("means", [False, True])
+def test_two_products_in_one_are_their_sum(means):
+    torch.manual_seed(4)
+    form = Grouped.exact if means else Grouped.of
+    product, more = form(torch.randn(48, 96) + 0.5), Grouped.fine(torch.randn(48, 64))
+    # Rounding to eight bits leaves them: each group has the same whole numbers, so that its mean is the others', too.
+    steps = torch.arange(GROUP) * 8.0 - 121
+    x, y = (torch.stack([steps[torch.randperm(GROUP)] for _ in range(3 * k)]).view(1, 3, k * GROUP) for k in (3, 2))
+    drawing = Drawing(made()[0], 1)
+    for name, value in (("x", x), ("y", y)):
+        drawing.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(value.shape)))
+    said = drawing.summed("x", product, "y", more)
+    drawing.outputs.append(helper.make_tensor_value_info(said, TensorProto.FLOAT, None))
+    options = onnxruntime.SessionOptions()
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in drawing.weights.values()]
+    options.add_external_initializers(list(drawing.weights), values)
+    session = onnxruntime.InferenceSession(drawing.model(), options)
+    (one,) = session.run(None, {"x": x.numpy(), "y": y.numpy()})
+    two = product(x[0]) + more(y[0])
+    assert torch.allclose(torch.from_numpy(one[0]), two, atol=1e-4 * float(two.abs().max()))
 
 
 @torch.inference_mode()

@@ -25,6 +25,18 @@ def test_product_is_as_near_as_its_bits_allow(form, error, count):
     assert (said - exact).norm() / exact.norm() < error
 
 
+@pytest.mark.parametrize("count", [1, 2, FEW, FEW + 1])
+@pytest.mark.parametrize("biased", [False, True])
+def test_plain_product_of_few_rows_is_the_plain_product(count, biased):
+    weight, x = made(96, 128).float(), made(count, 128, 1).float()
+    bias = made(96, 1, 2)[:, 0].float() if biased else None
+    said = Plain(weight, bias)(x)
+    exact = x.double() @ weight.double().T + (bias if biased else 0)
+    assert said.is_contiguous()
+    assert said.shape == exact.shape
+    assert torch.allclose(said.double(), exact, atol=1e-4)
+
+
 @given(st.integers(FEW + 1, 60), st.integers(FEW + 1, 60), st.sampled_from(sorted(FORMS)))
 def test_what_a_token_gives_does_not_depend_on_the_tokens_beside_it(one, other, form):
     product, x = FORMS[form](made(64, 96)), made(60, 96, 1)
