@@ -30,6 +30,7 @@ from ringfence.policies.types import (
     Action,
     Condition,
     Counter,
+    Degrade,
     Escalate,
     Exemption,
     Overlay,
@@ -54,12 +55,19 @@ class WarCheck:
     name = "classifier"
     categories = frozenset({"harm", "attack", "toxicity", "refusal"})
 
+    def __init__(self, revision="now", weight=0.3):
+        self.revision = revision
+        self.weight = weight
+
     def find(self, passage):
-        score = min(1.0, 0.3 * passage.text.count("war"))
+        score = min(1.0, self.weight * passage.text.count("war"))
         return [Finding("classifier", "harm", score, (Span(0, 0, len(passage.text)),))]
 
 
 CHECKS = {check.name: check for check in (WarCheck(), PiiCheck(), HiddenCheck())}
+ELDER = {**CHECKS, "classifier": WarCheck("elder", 0.45)}
+"""The same with other weights."""
+
 HARM = Rule("harm", "harm", Action.BLOCK, threshold=0.8)
 PII = Rule("pii", "pii", Action.REWRITE)
 
@@ -74,10 +82,10 @@ def db(tmp_path):
     return tmp_path / "log.db"
 
 
-def say(db, by, *texts, reply="Fine.", key="k", role=None, day=20):
+def say(db, by, *texts, reply="Fine.", key="k", role=None, day=20, checks=CHECKS):
     """Send each text through a guard, as the proxy would, and keep the records."""
     store = Store.open(db)
-    guard = Guard(by, checks=CHECKS, store=store)
+    guard = Guard(by, checks=checks, store=store)
     for text in texts:
         parts = [Part(Kind.TEXT, "user", ("messages", 0, "content"), text)]
         if role:
@@ -114,7 +122,7 @@ rules = st.builds(
     when=st.none() | conditions,
     replacement=st.sampled_from(["[{category}]", "x"]),
     escalate=st.none() | st.builds(Escalate, st.sampled_from(["pii", "harm.S4"]), st.just((0.3, 0.8)), scores),
-    on_error=st.sampled_from([Action.ALLOW, Action.LOG, Action.BLOCK]),
+    on_error=st.sampled_from([Action.ALLOW, Action.LOG, Action.BLOCK, Degrade("pii"), Degrade("harm")]),
     shadow=st.booleans(),
 )
 rule_sets = st.lists(rules, max_size=5, unique_by=lambda rule: rule.id).map(tuple)
@@ -154,6 +162,7 @@ def recorded(db, by, traffic):
             exchange.reply.append(Part(Kind.TEXT, "assistant", ("r", 0), "y" * 90))
             exchange.decisions.append(decide(by, Stage.OUTPUT, made(answered, Stage.OUTPUT)))
         exchange.coverage += [Coverage(part.where, Judged.JUDGED) for part in (*request, *exchange.reply)]
+        exchange.revisions["classifier"] = CHECKS["classifier"].revision
         store.append(record_of(exchange, text="masked"))
     bodies = [kept.body for kept in store.list(limit=1000)]
     store.close()
@@ -364,6 +373,45 @@ def test_what_a_third_policy_looked_for_in_some_exchanges_by_an_overlay_it_did_n
     assert (found.exchanges, found.undecided) == (3, 2)
 
 
+def test_what_other_weights_said_then_is_not_what_those_in_use_say(db):
+    old = policy(HARM, PII, text="none")
+    say(db, old, "war", f"peace {MAIL}", checks=ELDER)
+    say(db, old, "war and war")
+    new = policy(replace(HARM, threshold=0.4), PII, revision="new", text="none")
+    found = replay(db, old, new, CHECKS)
+    assert counted(found) == {(Stage.INPUT, Action.ALLOW, Action.BLOCK): 1}
+    assert found.undecided == 2
+    assert "another version of the check" in next(iter(found.reasons))
+    assert counted(replay(db, old, new, ELDER)) == {(Stage.INPUT, Action.ALLOW, Action.BLOCK): 1}
+
+
+def test_rules_that_other_weights_do_not_matter_to_are_decided(db):
+    old = policy(HARM, PII, text="none")
+    say(db, old, f"peace {MAIL}", checks=ELDER)
+    new = policy(HARM, replace(PII, replacement="x"), revision="new", text="none")
+    found = replay(db, old, new, CHECKS)
+    assert (found.undecided, counted(found)) == (0, {(Stage.INPUT, Action.REWRITE, Action.REWRITE): 1})
+
+
+def test_text_that_other_weights_judged_is_judged_again_by_those_in_use(db):
+    old = policy(HARM, text="full")
+    say(db, old, "war", "peace", checks=ELDER)
+    new = policy(replace(HARM, threshold=0.4), revision="new", text="full")
+    found = replay(db, old, new, CHECKS)
+    assert (found.rejudged, found.undecided, counted(found)) == (2, 0, {})
+    assert counted(replay(db, old, new, ELDER)) == {(Stage.INPUT, Action.ALLOW, Action.BLOCK): 1}
+
+
+def test_second_opinion_of_other_weights_is_none(db):
+    rule = Rule("pii", "pii", Action.LOG, escalate=Escalate("harm", (0.1, 1.0), 0.4))
+    old = policy(rule, text="none")
+    say(db, old, f"war {MAIL}", checks=ELDER)
+    new = policy(replace(rule, escalate=Escalate("harm", (0.1, 1.0), 0.5)), revision="new", text="none")
+    found = replay(db, old, new, ELDER)
+    assert (found.undecided, found.changed) == (0, 1)
+    assert replay(db, old, new, CHECKS).undecided == 1
+
+
 def test_exception_of_a_scope_spares_only_until_its_day(db):
     old = policy(HARM)
     say(db, old, "war war war", day=20)
@@ -397,7 +445,7 @@ def test_exchange_of_which_nothing_was_judged_is_left_out_and_counted(db):
 def test_traffic_of_the_shipped_policy_is_reproduced_by_it(db):
     shipped = load_policy()
     store = Store.open(db)
-    for exchange in exchanges(shipped, 200):
+    for exchange in exchanges(shipped, 200, revision=CHECKS["classifier"].revision):
         store.append(record_of(exchange, text="masked"))
     store.close()
     found = replay(db, shipped, shipped, {**CHECKS, **others()})
@@ -454,6 +502,10 @@ overlays = st.builds(
     st.booleans(),
     scores,
 )
+more_overlays = st.builds(
+    lambda stand_in: Overlay("t", Scope(key=("strict", "other")), override={"b": Override(on_error=stand_in)}),
+    st.sampled_from([Action.LOG, Degrade("pii"), Degrade("hidden")]),
+)
 exceptions = st.builds(
     RuleException,
     id=st.just("e"),
@@ -478,7 +530,7 @@ def policies(draw, revision, kept=()):
         text=draw(st.sampled_from(["full", "full", "masked", "none"])),
         checks=(RED,) if red else (),
         exempt=draw(st.sampled_from([(), (), (Exemption("system", "ours"),), (Exemption("tool", "ours"),)])),
-        overlays=draw(st.just(()) | st.tuples(overlays)),
+        overlays=draw(st.just(()) | st.tuples(overlays) | st.tuples(overlays, more_overlays)),
         exceptions=draw(st.just(()) | st.tuples(exceptions)),
     )
 
@@ -490,6 +542,7 @@ def traffics(draw):
     turns = st.tuples(st.sampled_from(ROLES), st.sampled_from(KINDS), texts)
     one = st.tuples(
         st.sampled_from(["old", "old", "new", "third"]),
+        st.sampled_from(["now", "now", "elder"]),
         st.lists(turns, max_size=4),
         st.lists(texts, max_size=2),
         st.sampled_from(["strict", "other"]),
@@ -556,9 +609,14 @@ def test_log_of_anything_comes_to_what_each_of_its_records_comes_to(tmp_path_fac
     exchanged(
         Guard(third, checks=CHECKS, store=records), [("user", Kind.TEXT, everything)], [everything], "k", 20, False
     )
-    guards = {by.revision: Guard(by, checks=CHECKS, store=records) for by in (old, new, third)}
-    for by, *sent in traffic:
-        exchanged(guards[by], *sent)
+    versions = {"now": CHECKS, "elder": ELDER}
+    guards = {
+        (by.revision, version): Guard(by, checks=checks, store=records)
+        for by in (old, new, third)
+        for version, checks in versions.items()
+    }
+    for by, version, *sent in traffic:
+        exchanged(guards[by, version], *sent)
     first, *others = records
 
     def replayed(name, bodies):

@@ -24,10 +24,13 @@ FORMS = (
 START = datetime(2026, 11, 1, tzinfo=UTC)
 
 
-def exchanges(policy: Policy, number: int, seed: int = 0) -> Iterator[Exchange]:
+def exchanges(policy: Policy, number: int, seed: int = 0, revision: str = "0" * 64) -> Iterator[Exchange]:
     """Yield chats of a system message, a question and an answer, decided by the policy: one every second.
 
     As in real traffic most score low, a few in between and fewer high, and one text in twenty has a form in it.
+
+    Args:
+        revision: which version of the classifier the record has as theirs.
     """
     random = Random(seed)  # noqa: S311
     for index in range(number):
@@ -46,11 +49,11 @@ def exchanges(policy: Policy, number: int, seed: int = 0) -> Iterator[Exchange]:
             exchange.decisions.append(decide(policy, Stage.OUTPUT, [*_findings(random, 0, reply), refusal]))
         exchange.coverage += [Coverage(one.where, Judged.JUDGED) for one in (*request, *exchange.reply)]
         exchange.timings |= {"input_s": 0.02, "upstream_first_s": 0.3, "output_s": 0.1, "total_s": 1.2}
-        exchange.revisions["classifier"] = "0" * 64
+        exchange.revisions["classifier"] = revision
         yield exchange
 
 
-def write_log(path: Path, policy: Policy, number: int) -> Iterator[int]:
+def write_log(path: Path, policy: Policy, number: int, revision: str = "0" * 64) -> Iterator[int]:
     """Write an audit log of so many made-up exchanges, and yield each one's number.
 
     In one transaction: `Store.append` makes sure of each record by itself, which takes twice as long.
@@ -58,7 +61,7 @@ def write_log(path: Path, policy: Policy, number: int) -> Iterator[int]:
     Store.open(path).close()
     with closing(sqlite3.connect(path)) as log, log:
         prev = GENESIS
-        for seq, exchange in enumerate(exchanges(policy, number), 1):
+        for seq, exchange in enumerate(exchanges(policy, number, revision=revision), 1):
             sealed = seal(record_of(exchange, text="masked"), seq, prev)
             row = (seq, sealed.hash, sealed.canonical.decode())
             log.execute("INSERT INTO records (seq, hash, body) VALUES (?, ?, ?)", row)

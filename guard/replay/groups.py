@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date
 from hashlib import sha256
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class Past:
         who: tenant, key, model and route.
         day: when it was received.
         images: of those that came with it, whether checks read some, and whether nobody read some.
+        revisions: which version of a check had looked, by its name, where it has versions.
     """
 
     decisions: tuple[Decision, ...]
@@ -58,6 +60,7 @@ class Past:
     who: Mapping[str, str]
     day: date
     images: frozenset[bool] = frozenset()
+    revisions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,10 @@ class Looked:
     everywhere: frozenset[Source] = frozenset()
     where_unsure: frozenset[Source] = frozenset()
     by: str = ""
+
+    def without(self, some: frozenset[Source]) -> "Looked":
+        """Return who had looked, but for some."""
+        return replace(self, everywhere=self.everywhere - some, where_unsure=self.where_unsure - some)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +179,7 @@ def past_of(body: Body) -> Past:
         who_in(body),
         _day(body),
         _images(body),
+        dict(body["revisions"]),
     )
 
 
@@ -245,10 +253,15 @@ class _Lens:
 
 
 def _forms(policy: Policy) -> Iterator[list[Rule]]:
-    """Yield each rule with all that overlays may make of it."""
+    """Yield each rule with all that overlays, of which several may be about one exchange, may make of it."""
     for rule in policy.every_rule:
         changes = [overlay.override[rule.id] for overlay in policy.overlays if rule.id in overlay.override]
-        yield [rule, *(changed(rule, change, lambda _: Origin()) for change in changes)]
+        forms = [rule, *(changed(rule, change, lambda _: Origin()) for change in changes)]
+        # Each of these may come from another overlay; every other key decides by itself.
+        together = ("threshold", "escalate", "on_error")
+        values = [dict.fromkeys(getattr(form, key) for form in forms) for key in together]
+        mixed = (dict(zip(together, ways, strict=True)) for ways in product(*values))
+        yield [*forms, *(replace(rule, **given) for given in mixed)]
 
 
 def _levels(rule: Rule) -> Iterator[tuple[str, float]]:
@@ -291,9 +304,9 @@ def _key(body: Body, lens: _Lens) -> tuple[Any, ...]:
         )
         for one in body["decisions"]
     )
-    exempt, images = _exempt(body), _images(body)
+    alike = (decisions, _exempt(body), _images(body), tuple(sorted(body["revisions"].items())))
     if not lens.scoped:
-        return (decisions, exempt, images)
+        return alike
     who, day = who_in(body), _day(body)
     scopes = tuple(
         (
@@ -302,7 +315,7 @@ def _key(body: Body, lens: _Lens) -> tuple[Any, ...]:
         )
         for policy in lens.policies
     )
-    return (decisions, exempt, images, scopes)
+    return (*alike, scopes)
 
 
 def _marks(decision: Body, parts: Sequence[Body], lens: _Lens) -> Iterator[Mark]:

@@ -6,7 +6,7 @@ What nobody looked for is put to `decide` as a check that failed, for it knows w
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ringfence.guard.check import Check, own_checks
+from ringfence.guard.check import Check, Versioned, own_checks
 from ringfence.guard.pipeline import Pipeline, Pipelines, categories_of
 from ringfence.guard.replay.groups import Looked, Past, Source
 from ringfence.policies.decide import about_the_same, decide, escalations, strongest
@@ -115,11 +115,17 @@ class Side:
         exempt = {one.role for one in policy.exempt}
         decisions, most, left_open = [], [], []
         lacking, excepted = [], []
-        for recorded, looked, decider in zip(past.decisions, ran, then, strict=True):
+        for recorded, had_looked, decider in zip(past.decisions, ran, then, strict=True):
             sources, second = self.sources(past.who, recorded.stage), self.second(past.who, recorded.stage)
+            stale = {
+                name: source
+                for name, source in {**sources, **second}.items()
+                if source in had_looked.everywhere | had_looked.where_unsure and self._was_another(past, name)
+            }
+            looked = had_looked.without(frozenset(stale.values()))
             missing = {name: source for name, source in sources.items() if source not in looked.everywhere}
             unread = past.exempt - exempt if recorded.stage is Stage.INPUT else frozenset()
-            asked = second.values() if looked.by == self.policy.revision else looked.everywhere
+            asked = {*second.values()} - {*stale.values()} if looked.by == self.policy.revision else looked.everywhere
             strange = {name: one for name, one in second.items() if one not in {*asked, *looked.where_unsure}}
             found, unsure = self._standing(past, recorded, missing | strange, decider)
             unasked = list(_unasked(policy, recorded, found, {n for n, one in second.items() if one not in asked}))
@@ -137,7 +143,7 @@ class Side:
             opened = [rule for rule in opened if rule.action.strength > decision.action.strength]
             decisions.append(decision)
             most += [decision.action, without.action, *(one.action for one in opened)]
-            left_open += [_opened(recorded.stage, rule, {**missing, **unseen}, unread) for rule in opened]
+            left_open += [_opened(recorded.stage, rule, {**missing, **unseen}, unread, stale) for rule in opened]
             lacking.append({**sources, **second} if unread else missing)
             if recorded.stage is Stage.INPUT and decision.action is Action.BLOCK:
                 break
@@ -158,6 +164,11 @@ class Side:
             unread=past.exempt - exempt,
             excepted=() if settled else tuple(dict.fromkeys(excepted)),
         )
+
+    def _was_another(self, past: Past, category: str) -> bool:
+        """Whether another version looked for a category then than would now, other weights say, or nobody knows."""
+        check = self.pipeline(past.who).check_of(category)
+        return isinstance(check, Versioned) and past.revisions.get(check.name) != check.revision
 
     def _sees_otherwise(self, past: Past, recorded: Decision) -> Mapping[str, Source]:
         """Return what is not known, where an image was read then and would not be now, or the other way round."""
@@ -272,12 +283,17 @@ def _always(_: Rule) -> bool:
     return True  # what a minute's budget was then is not on record
 
 
-def _opened(stage: Stage, rule: Rule, missing: Mapping[str, Source], unread: frozenset[str]) -> Open:
+def _opened(
+    stage: Stage, rule: Rule, missing: Mapping[str, Source], unread: frozenset[str], stale: Mapping[str, Source]
+) -> Open:
     looked_at = {root(one.category) for one in sought(rule)}
     absent = {name: source for name, source in missing.items() if root(name) in looked_at}
     if absent:
         names = ", ".join(f"'{name}'" for name in sorted(absent))
-        return Open(stage, bare(rule), tuple(absent.values()), f"nobody looked for {names} then, in the same way")
+        why = f"nobody looked for {names} then, in the same way"
+        if absent.keys() <= stale.keys():
+            why = f"another version of the check, with other weights or settings, looked for {names} then"
+        return Open(stage, bare(rule), tuple(absent.values()), why)
     roles = ", ".join(sorted(unread))
     return Open(stage, bare(rule), (), f"text of the role {roles} was exempt then")
 

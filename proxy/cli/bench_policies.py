@@ -50,14 +50,16 @@ def replay_of(records: int) -> "Pace":
     from ringfence.guard.bench.policies import measure_replay
     from ringfence.guard.bench.traffic import write_log
     from ringfence.guard.check import load_checks
+    from ringfence.guard.pipeline import revision_of
     from ringfence.policies.load import SHIPPED, load_policy
 
-    policy = load_policy(SHIPPED)
+    policy, checks = load_policy(SHIPPED), load_checks()
+    revision = revision_of(checks["classifier"]) or ""
     with TemporaryDirectory() as folder, Progress(console=Console(stderr=True), transient=True) as progress:
         log = Path(folder) / "log.db"
-        for _ in progress.track(write_log(log, policy, records), total=records, description="records"):
+        for _ in progress.track(write_log(log, policy, records, revision), total=records, description="records"):
             pass
-        return measure_replay(log, policy, load_checks())
+        return measure_replay(log, policy, checks)
 
 
 def written(milliseconds: float) -> str:
