@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from ringfence.guard import normalise
 from ringfence.guard.bench.checks import replies_and_prompts
 from ringfence.guard.bench.spans import load_corpus_of
-from ringfence.guard.checks import exfiltration, formats, hidden, identity, leakage, phones, pii, repetition, words  # noqa: F401 - patched by name
+from ringfence.guard.checks import (  # noqa: F401 - patched by name
+    exfiltration,
+    formats,
+    hidden,
+    identity,
+    leakage,
+    phones,
+    pii,
+    repetition,
+    secrets,
+    words,
+)
 from ringfence.guard.checks.secret_forms import EXACT, FORMS, LIKELY
 from ringfence.guard.checks.secret_values import is_meant, is_strewn
 from ringfence.guard.normalise import variants
@@ -195,6 +206,14 @@ def test_no_key_is_passed_over(text):
     for what, (pattern, valid) in SLOW_FORMS.items():
         row = [row for row in FORMS if row.what == what][-1]
         assert list(row.find(text)) == list(formats.by_pattern(pattern, row_score(what), valid)(text))
+
+
+@settings(max_examples=150)
+@given(ANY_TEXT | st.lists(TOKENS, max_size=3).map(" ".join))
+def test_rows_that_one_pass_over_a_text_rules_out_find_nothing_in_it(text):
+    possible = secrets.FORMATS.possible(text)
+    assert [row for row in secrets.FORMATS.rows if row in possible] == possible
+    assert not [row.what for row in secrets.FORMATS.rows if row not in possible and list(row.find(text))]
 
 
 def row_score(what):

@@ -1,6 +1,8 @@
 import random
+import re
 import string
 from base64 import b64encode
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,6 +16,8 @@ CHECK = SecretsCheck()
 WORD = string.ascii_letters + string.digits
 HEX = "0123456789abcdef"
 UPPER = string.ascii_uppercase + string.digits
+LOWER = string.ascii_lowercase + string.digits
+SAFE = WORD + "-_"
 PEM = "PRIVATE KEY-----"
 
 
@@ -33,7 +37,6 @@ def seen(text):
 KEYS = [
     ("openai_key", "sk-" + "proj-" + drawn(48)),
     ("openai_key", "sk-" + drawn(20) + "T3Blbk" + "FJ" + drawn(20)),
-    ("openai_key", "sk-" + "or-v1-" + drawn(64, HEX)),
     ("anthropic", "sk-" + "ant-api03-" + drawn(93) + "-AA"),
     ("aws_access_key", "AKIA" + drawn(16, string.ascii_uppercase)),
     ("github", "ghp" + "_" + drawn(36)),
@@ -93,8 +96,94 @@ def test_key_is_found_to_the_character_wherever_it_stands(category, key, around)
     assert (category, key) in seen(around.format(key))
 
 
+OF_ONE_LENGTH = [
+    ("adafruit", "aio" + "_" + drawn(28)),
+    ("artifactory", "AKCp" + drawn(69)),
+    ("artifactory", "cmVmd" + "Gtu" + drawn(56)),
+    ("atlassian", "ATATT3" + "xFfGF0" + drawn(171, SAFE) + "=" + drawn(8, UPPER)),
+    ("atlassian", "ATCTT3" + "xFfGN0" + drawn(171, SAFE) + "=" + drawn(8, UPPER)),
+    ("brevo", "xkeysib" + "-" + drawn(64, HEX) + "-" + drawn(16)),
+    ("clojars", "CLOJARS" + "_" + drawn(60, HEX)),
+    ("cloudflare", "v1.0" + "-" + drawn(24, HEX) + "-" + drawn(146, HEX)),
+    ("duffel", "duffel" + "_live_" + drawn(43, SAFE)),
+    ("dynatrace", "dt0" + "c01." + drawn(24, UPPER) + "." + drawn(64, UPPER)),
+    ("easypost", "EZAK" + drawn(54)),
+    ("easypost", "EZTK" + drawn(54)),
+    ("flutterwave", "FLWSECK" + "-" + drawn(32, LOWER) + "-X"),
+    ("flutterwave", "FLWSECK" + "_TEST-" + drawn(32, LOWER) + "-X"),
+    ("flutterwave", "FLWSECK" + "_TEST-" + drawn(12, LOWER)),
+    ("fly", "fo1" + "_" + drawn(43, SAFE)),
+    ("frameio", "fio-u" + "-" + drawn(64, SAFE)),
+    ("gitlab", "GR1348941" + drawn(20)),
+    ("harness", "pat" + "." + drawn(22, SAFE) + "." + drawn(24) + "." + drawn(20)),
+    ("heroku", "HRKU" + "-AA" + drawn(58, SAFE)),
+    ("huggingface", "api" + "_org_" + drawn(34)),
+    ("infracost", "ico" + "-" + drawn(32)),
+    ("intra42", "s-s4t2ud" + "-" + drawn(64, HEX)),
+    ("langsmith", "lsv2" + "_pt_" + drawn(32, HEX) + "_" + drawn(10, HEX)),
+    ("linear", "lin" + "_oauth_" + drawn(64, HEX)),
+    ("mapbox", "sk" + ".eyJ" + drawn(70) + "." + drawn(22, SAFE)),
+    ("maxmind", drawn(6) + "_" + drawn(29) + "_mmk"),
+    ("new_relic", "NRII" + "-" + drawn(32, SAFE)),
+    ("octopus", "API" + "-" + drawn(26, UPPER)),
+    ("openshift", "sha256" + "~" + drawn(43, SAFE)),
+    ("pinecone", "pcsk" + "_" + drawn(6) + "_" + drawn(63)),
+    ("prefect", "pnu" + "_" + drawn(36)),
+    ("pulumi", "pul" + "-" + drawn(40, HEX)),
+    ("readme", "rdme" + "_" + drawn(70, LOWER)),
+    ("replicate", "r8" + "_" + drawn(37)),
+    ("rubygems", "rubygems" + "_" + drawn(48, HEX)),
+    ("scalingo", "tk-us" + "-" + drawn(48, SAFE)),
+    ("sentry", "sntrys" + "_eyJ" + drawn(120) + "=_" + drawn(43)),
+    ("shippo", "shippo" + "_test_" + drawn(40, HEX)),
+    ("sonarqube", "squ" + "_" + drawn(40, HEX)),
+    ("sonarqube", "sqp" + "_" + drawn(40, HEX)),
+    ("square", "sq0atp" + "-" + drawn(22, SAFE)),
+    ("square", "sq0csp" + "-" + drawn(43, SAFE)),
+    ("square", "EAAA" + drawn(60)),
+    ("supabase", "sbp" + "_" + drawn(40, HEX)),
+    ("supabase", "sbp" + "_oauth_" + drawn(40, HEX)),
+    ("typeform", "tfp" + "_" + drawn(59, SAFE)),
+    ("yandex", "t1" + "." + drawn(60, SAFE) + "." + drawn(86, SAFE)),
+]
+OF_ANY_LENGTH = [
+    ("openrouter", "sk-" + "or-v1-" + drawn(64, HEX)),
+    ("alibaba", "LTAI" + drawn(20)),
+    ("facebook", "EAAC" + drawn(180)),
+    ("fireworks", "fw" + "_" + drawn(24)),
+    ("fly", "fm2" + "_" + drawn(400) + "=="),
+    ("gitlab", "gloas" + "-" + drawn(64, HEX)),
+    ("gitlab", "glpat" + "-" + drawn(32) + ".01.0w" + drawn(7, LOWER)),
+    ("grafana", "glc" + "_eyJ" + drawn(120) + "="),
+    ("grafana", "eyJr" + "Ijoi" + drawn(84) + "="),
+    ("mailchimp", drawn(32, HEX) + "-us12"),
+    ("onepassword", "ops" + "_eyJ" + drawn(600)),
+    ("planetscale", "pscale" + "_tkn_" + drawn(43)),
+    ("planetscale", "pscale" + "_pw_" + drawn(43)),
+    ("slack", "xoxe" + ".xoxp-1-" + drawn(164)),
+    ("slack", "xoxc" + "-2541715624-2536568458-2560197464-" + drawn(64, HEX)),
+    ("slack", "xoxd" + "-" + drawn(120) + "%2B" + drawn(40)),
+    ("snyk", "snyk" + "_uat." + drawn(8, HEX) + "." + drawn(40) + "." + drawn(40)),
+    ("supabase", "sb" + "_secret_" + drawn(31)),
+    ("terraform", drawn(14) + ".atlas" + "v1." + drawn(66)),
+    ("yandex", "AQVN" + drawn(36)),
+]
+
+
+@pytest.mark.parametrize(("category", "key"), [*OF_ONE_LENGTH, *OF_ANY_LENGTH])
+@pytest.mark.parametrize("around", ["{}", "key: {}.", "'{}'", "a={} b", "\n{}\n", "🙂{}🙂", "https://x.io/?k={}"])
+def test_key_of_a_smaller_provider_is_found_to_the_character(category, key, around):
+    assert (category, key) in seen(around.format(key))
+
+
+@pytest.mark.parametrize(("category", "key"), OF_ONE_LENGTH)
+def test_what_is_too_short_or_too_long_for_a_key_or_joined_to_a_word_is_none(category, key):
+    assert [found for found, _ in seen(f"{key[:-1]} {key}0 x{key}")] == []
+
+
 NAMED = drawn(40)
 HOOK = "T0AB12CD3/" + "B0AB12CD3/" + drawn(24)
+FLOW = "T0AB12CD3/" + "A0AB12CD3/442660231806210747/" + drawn(24)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +255,8 @@ HOOK = "T0AB12CD3/" + "B0AB12CD3/" + drawn(24)
         (f"--account-key {drawn(86)}==", "azure", drawn(86) + "=="),
         # Beside or within what has a form.
         (f'("AC{drawn(32, HEX)}", "{drawn(32, HEX, 8)}")', "twilio", drawn(32, HEX, 8)),
+        (f"Authorization: SSWS 00{NAMED}", "okta", f"00{NAMED}"),
+        (f"https://hooks.slack.com/workflows/{FLOW}", "slack", FLOW),
         (f"https://discord.com/api/webhooks/{'7' * 18}/{drawn(68)}", "discord", f"{'7' * 18}/{drawn(68)}"),
         ('{"h": {"auth": "YWxhZGRpbjpvcGVuc2VzYW1l"}}', "docker", "YWxhZGRpbjpvcGVuc2VzYW1l"),
         (f"/bot123456789:AA{drawn(33)}/getMe", "telegram", f"123456789:AA{drawn(33)}"),
@@ -179,6 +270,21 @@ def test_value_after_a_telling_name_is_found(text, category, value):
 @pytest.mark.parametrize(
     "text",
     [
+        # Prefixes without their keys, and before what is something else.
+        "ATATT3xFfGF0... is how Atlassian's begin, sq0atp- Square's, pul- Pulumi's; pscale_tkn_, rubygems_, sntrys_eyJ…",
+        f"ico-{drawn(32, HEX)}.png favicon-{drawn(32, HEX)} ico-chevron-down-large-variant-outlined-24px",
+        f"image:{drawn(32, HEX)}-us1.cdn.example en-us12 {drawn(32, HEX)}-user",
+        "API-REFERENCEFORDEVELOPERSOFAPPS API-" + "A" * 26,
+        "fw_update_status_of_the_device_2024 fw_versionNumberOfTheFirmware r8_unorm_texture_format_of_the_second_image",
+        f"https://x.example/v1.0-{drawn(40, HEX)} sha256~latest sha256:{drawn(64, HEX)} sat.{drawn(22)} compat.h",
+        "AIO_PIPELINE_CONFIGURATION_NAME_2 aio_read_from_the_descriptor t1.micro t1.small.{} hunt1.txt",
+        f"{drawn(30)}+EAAA{drawn(60)} {drawn(30)}/EAAA{drawn(180)}",
+        f"data:font/woff2;base64,EAAA{drawn(24)}AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+        f'mapboxgl.accessToken = "{"pk" + ".eyJ" + drawn(70) + "." + drawn(22)}"',
+        "FLWPUBK" + "_TEST-" + drawn(32, LOWER) + "-X",
+        "sb" + "_publishable_" + drawn(31),
+        "SSWS tokens begin with 00; Authorization: SSWS ${OKTA_TOKEN}",
+        "pscale_tkn_your_token_goes_here_0123456789abcdef rdme_" + "x" * 70,
         f"commit {drawn(40, HEX)} sha256 {drawn(64, HEX)} md5 {drawn(32, HEX)}",
         "550e8400-e29b-41d4-a716-446655440000",
         f"data:image/png;base64,iVBORw0KGgo{drawn(400)}",
@@ -227,6 +333,11 @@ def test_what_only_looks_like_a_secret_is_left_alone(text):
     assert seen(text) == []
 
 
+def test_secret_beside_its_id_is_found_with_it():
+    key, secret = "LTAI" + drawn(20), drawn(30, seed=8)
+    assert seen(f"{key},{secret}") == [("alibaba", key), ("alibaba", secret)]
+
+
 def test_private_key_without_an_end_runs_to_the_end_of_the_text():
     key = "-----BEGIN " + PEM + "\n" + drawn(64) + "\nand then some"
     assert seen("Mine: " + key) == [("private_key", key)]
@@ -245,8 +356,16 @@ def test_provider_keeps_a_key_that_also_stands_in_an_assignment():
 
 
 def test_every_row_finds_something():
-    found = {category for category, _ in KEYS} | {"aws_secret", "password", "bearer", "basic_auth", "api_key"}
-    assert {row.category.removeprefix("secret.") for row in FORMATS} == found
+    keys = {category for category, _ in (*KEYS, *OF_ONE_LENGTH, *OF_ANY_LENGTH)}
+    found = keys | {"aws_secret", "password", "bearer", "basic_auth", "api_key", "okta"}
+    assert {row.category.removeprefix("secret.") for row in FORMATS.rows} == found
+
+
+def test_the_page_names_every_provider():
+    page = Path(__file__).parents[1].joinpath("docs", "checks.md").read_text(encoding="utf-8")
+    listed = page.partition("### Secrets\n")[2].partition("\n### ")[0]
+    named = re.findall(r"`secret\.([a-z0-9_]+)`", listed)
+    assert named == sorted({row.category.removeprefix("secret.") for row in FORMATS.rows})
 
 
 def test_detail_never_holds_the_secret():
@@ -294,6 +413,10 @@ def test_key_is_found_whatever_stands_around_it(before, after):
             "\u0130",
             ";a",
         ),
+        *("EAA", " EAA", "/fm2_", "/glc_", "eyJrIjoi", "sntrys_eyJa", "sntrys_eyJaaaaaaaaaa", "ops_eyJ", "/ops_eyJ"),
+        *("t1.a", "t1.aaaaaaaaaaaaaaaaaaaaaa.", "sk.eyJ", "snyk_uat.", "snyk_uat.aaaaaaaa.", "ATATT3", "-ATATT3"),
+        *("pscale_tkn_", ".pscale_tkn_", "a.atlasv1.", "aaaaaa_mmk", "-us1", "xoxd-", "xoxd-a%", "LTAI", "SSWS 00"),
+        *("hooks.slack.com/workflows/TAAAAAA/", "glpat-aaaaaaaaaaaaaaaaaaaa.0", "dt0c01.", "pat."),
     ],
 )
 def test_time_grows_with_the_length_and_no_faster(unit, grows_with_its_length):

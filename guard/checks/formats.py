@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+import re2
+
 from ringfence.guard.check import Finding, Passage, Span
+from ringfence.guard.expressions import encoded, together
 
 
 class Hit(NamedTuple):
@@ -28,18 +31,39 @@ class Format:
         category: of its findings.
         what: a few words for a person to read.
         find: linear in the length of the text, whatever the text.
+        hints: text of which one must be there for it to be found; none where that cannot be said.
     """
 
     category: str
     what: str
     find: Finder
+    hints: tuple[str, ...] = ()
+
+
+class Table:
+    """Formats, first those that keep what others have too. One pass over a text says which it can have at all."""
+
+    def __init__(self, rows: Iterable[Format]) -> None:
+        self.rows = tuple(rows)
+        hinted = [(at, hint) for at, row in enumerate(self.rows) for hint in row.hints]
+        self._row_of_hint = [at for at, _ in hinted]
+        self._hints_in = together(re2.escape(hint) for _, hint in hinted)
+        self._without = {at for at, row in enumerate(self.rows) if not row.hints}
+
+    def possible(self, text: str) -> list[Format]:
+        """Return the rows that may find something in a text, in order.
+
+        Raises:
+            MemoryError: RE2 ran out of it.
+        """
+        places = self._without.union(self._row_of_hint[hint] for hint in self._hints_in(encoded(text)))
+        return [self.rows[at] for at in sorted(places)]
 
 
 def by_pattern(
     pattern: str,
     score: float,
     valid: Callable[[str], bool] = lambda _: True,
-    hint: str | tuple[str, ...] = "",
     flags: re.RegexFlag = re.NOFLAG,
 ) -> Finder:
     """Return a finder of what a regular expression matches.
@@ -48,20 +72,14 @@ def by_pattern(
         pattern: its one group is what is found; without a group, all of it. To stay linear, a repetition without
             an upper bound may only begin where the character before cannot belong to it.
         valid: a second look at what was found.
-        hint: text that must be there for the pattern to match, or several of which one must; looking for it first is
-            what makes a long table cheap.
     """
     expression = re.compile(pattern, flags)
-    first, *others = (hint,) if isinstance(hint, str) else hint
 
-    def hits(text: str) -> Iterator[Hit]:
+    def find(text: str) -> Iterator[Hit]:
         for match in expression.finditer(text):
             group = match.lastindex or 0
             if valid(match[group]):
                 yield Hit(*match.span(group), score)
-
-    def find(text: str) -> Iterable[Hit]:
-        return hits(text) if first in text or any(other in text for other in others) else ()
 
     return find
 

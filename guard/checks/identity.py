@@ -231,7 +231,8 @@ def _passports(text: str) -> Iterator[Hit]:
             close = PASSPORT_SAYS.fullmatch(words, cue.end())
             if close if match[0].isdigit() else len(words) - cue.end() <= FAR:
                 yield Hit(*match.span(), SHAPED)
-    yield from _machine_readable(text)
+    if "<" in text:
+        yield from _machine_readable(text)
 
 
 PASSPORT = re.compile(
@@ -252,7 +253,6 @@ _machine_readable = by_pattern(
     r"(?<![A-Z0-9<])(?:P[A-Z<][A-Z]{3}[A-Z]{1,30}(?:<[A-Z]{1,30}){0,4}<<[A-Z<]{5,38}"
     r"|[A-Z0-9<]{9}[0-9][A-Z<]{3}[0-9]{7}[MFX<][0-9]{7}[A-Z0-9<]{14}[0-9<]{2})(?![A-Z0-9<])",
     score=0.95,
-    hint="<",
 )
 
 

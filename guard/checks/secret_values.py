@@ -11,6 +11,8 @@ PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 FILLER = re.compile(r"\$|abcdefgh|1234567890abc", re.IGNORECASE)
+# The half of a pair of keys that is meant to be seen, in a web page say.
+PUBLISHABLE = re.compile(r"pk[._]|sb_publishable_|FLWPUBK")
 # What stands for a value that is elsewhere: `$NAME`, `%NAME%`, `@name`, `var.name`, `a_name`, `/a/path`, `file:/path`.
 REFERENCE = re.compile(
     r"\$|.*\$[({]|%\w+%$|[a-z_]{2,12}:/|(?:~|\.{1,2})?/\w|[A-Za-z]:\\"
@@ -28,8 +30,9 @@ PROSE = re.compile(
 
 
 def is_meant(value: str) -> bool:
-    """Whether a value stands for itself: not `sk-xxxx…`, not `YOUR_API_KEY`."""
-    return len(set(value)) > 5 and not PLACEHOLDER.search(value) and not FILLER.search(value)
+    """Whether a value stands for itself, and for a secret: not `sk-xxxx…`, not `YOUR_API_KEY`, not `pk_live_…`."""
+    stands_for_itself = not (PLACEHOLDER.search(value) or FILLER.search(value))
+    return stands_for_itself and len(set(value)) > 5 and not PUBLISHABLE.match(value)
 
 
 def is_random(value: str) -> bool:

@@ -9,16 +9,15 @@ Scores say how sure the form alone makes it:
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 from ringfence.guard.check import Findable, Finding, Passage
 from ringfence.guard.checks.disguise import in_every_spelling
-from ringfence.guard.checks.formats import find_formats
+from ringfence.guard.checks.formats import Table, find_formats
 from ringfence.guard.checks.secret_forms import FORMS
 from ringfence.guard.checks.secret_places import PLACES
 
 # First row first: an assignment of a key that a provider's row knows is the provider's.
-FORMATS = (*FORMS, *PLACES)
+FORMATS = Table((*FORMS, *PLACES))
 
 
 class SecretsCheck:
@@ -26,8 +25,11 @@ class SecretsCheck:
 
     name = "secrets"
     categories = frozenset({"secret"})
-    finds = tuple(Findable(name, 0.99) for name in sorted({row.category for row in FORMATS}))
+    finds = tuple(Findable(name, 0.99) for name in sorted({row.category for row in FORMATS.rows}))
 
     def find(self, passage: Passage) -> Sequence[Finding]:
         """Return every stretch of the passage that has one of the forms, in whatever spelling; time is linear."""
-        return in_every_spelling(partial(find_formats, self.name, FORMATS), passage)
+        return in_every_spelling(self._find_as_it_is, passage)
+
+    def _find_as_it_is(self, passage: Passage) -> Sequence[Finding]:
+        return find_formats(self.name, FORMATS.possible(passage.text), passage)

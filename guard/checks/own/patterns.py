@@ -21,9 +21,9 @@ from ringfence.guard.expressions import (
     compiled,
     encoded,
     has_room,
-    options,
     refuse_beyond_room,
     room,
+    together,
 )
 from ringfence.guard.normalise import variants
 from ringfence.policies.document import PolicyError, Problem
@@ -173,24 +173,11 @@ def regex(spec: Regex) -> PatternCheck:
 
 def _together(spec: Regex) -> Callable[[bytes], list[int]]:
     """Return what says in one pass which of the patterns match, counted from 0."""
-    together = re2.Set.SearchSet(options())
-    always = len(spec.patterns)
-    for pattern in (*spec.patterns, ""):
-        together.Add(encoded(pattern))
     try:
-        together.Compile()
+        return together(spec.patterns)
     except re2.error:
-        what = f"its {always:,} patterns are too large together; make two checks of them"
+        what = f"its {len(spec.patterns):,} patterns are too large together; make two checks of them"
         raise PolicyError([Problem(spec.origin, what)]) from None
-
-    def matching(data: bytes) -> list[int]:
-        found = together.Match(data) or []
-        # Where RE2 runs out of memory it says that nothing matches: then the empty pattern did not either.
-        if always not in found:
-            raise MemoryError("RE2 ran out of memory over the patterns of a policy")
-        return sorted(index for index in found if index != always)
-
-    return matching
 
 
 def _prepared(text: str, spec: Keywords) -> tuple[str, list[int] | None]:
