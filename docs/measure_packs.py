@@ -78,22 +78,21 @@ def measure(guard: Guard, pool: Path, name: str) -> dict[str, list[Outcome]]:
     return {file: judged(guard, path, stage, role) for file, path in paths.items()}
 
 
-def cells(outcomes: Sequence[Outcome], actions: Sequence[Action] = ACTIONS) -> str:
+def cells(outcomes: Sequence[Outcome]) -> str:
     """Return the cells of a row: how many texts, and each action's share with its interval."""
-    taken = Counter(one.action for one in outcomes)
-    return " | ".join([f"{len(outcomes):,}", *(percent(Rate(taken[action], len(outcomes))) for action in actions)])
+    return " | ".join([f"{len(outcomes):,}", *(share(outcomes, action) for action in ACTIONS)])
 
 
-def percent(rate: Rate) -> str:
+def share(outcomes: Sequence[Outcome], action: Action) -> str:
+    """Write how often an action was taken."""
+    return percent(Rate(sum(one.action is action for one in outcomes), len(outcomes)))
+
+
+def percent(rate: Rate, decimals: int = 1) -> str:
     """Write a share with its 95 % interval."""
     low, high = rate.ci95 or (0.0, 1.0)
-    return f"{rate.n / rate.of:.1%}".replace("%", " %") + f" ({100 * low:.1f}–{100 * high:.1f})"
-
-
-def whole_percent(rate: Rate) -> str:
-    """Write a share of few with its 95 % interval."""
-    low, high = rate.ci95 or (0.0, 1.0)
-    return f"{100 * rate.n / rate.of:.0f} % ({100 * low:.0f}–{100 * high:.0f})"
+    told = [f"{100 * one:.{decimals}f}" for one in (rate.n / rate.of, low, high)]
+    return f"{told[0]} % ({told[1]}–{told[2]})"
 
 
 def rewritten(page: str, section: str, row: str, figures: str) -> str:
@@ -126,8 +125,8 @@ def main() -> None:
     for row, file in OPERATORS.items():
         path, shipped = TEXTS / f"{file}.jsonl", guards["enterprise-default"]
         said, as_users = (judged(shipped, path, Stage.INPUT, role) for role in ("system", "user"))
-        blocked = cells(as_users, [Action.BLOCK]).partition(" | ")[2]
-        page = rewritten(page, "What operators say", row, f"{cells(said)} | {blocked}")
+        figures = f"{cells(said)} | {share(as_users, Action.BLOCK)}"
+        page = rewritten(page, "What operators say", row, figures)
     for row, name in LANGUAGES.items():
         outcomes = judged(guards[name], TEXTS / "languages.jsonl", Stage.INPUT, "user")
         page = rewritten(page, "Other languages", row, cells(outcomes))
@@ -146,7 +145,7 @@ def moderation(guard: Guard) -> dict[str, str]:
         names = [tag.removeprefix(TAG) for tag in one.rule.tags if tag.startswith(TAG)]
         if one.precision and one.recall and names and not SOURCES[names[0]]:
             both = one.precision, one.recall
-            counts, shares = [f"{rate.n} of {rate.of}" for rate in both], [whole_percent(rate) for rate in both]
+            counts, shares = [f"{rate.n} of {rate.of}" for rate in both], [percent(rate, 0) for rate in both]
             figures[names[0]] = " | ".join(counts + shares)
     return figures
 
