@@ -124,6 +124,18 @@ def test_a_long_text_is_judged_and_learnt_by_the_window_that_shows_it(tmp_path):
     assert change.f1[1] > change.f1[0]
 
 
+def test_rows_that_are_read_in_part_only_are_counted_and_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("ringfence.guard.classifier.tokens.READ_LIMIT", 600)
+    monkeypatch.setattr(adapting, "other_texts", lambda: house_rows()[:10])
+    rows = house_rows()
+    rows += [Labelled("The committee met on Tuesday. " * 40, None, {"prompt_harm": 0})] * 3
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"text": r.text, "prompt_label": r.labels["prompt_harm"]}) + "\n" for r in rows))
+    done = CliRunner().invoke(app, ["train", "guard", "--head-only", "--data", str(data), "--out", str(tmp_path / "o")])
+    assert "prompt_harm: 3 of its rows were read in part only" in done.output
+    assert json.loads((tmp_path / "o" / "adapted.json").read_text())["heads"]["prompt_harm"]["truncated"] == 3
+
+
 def test_weights_are_not_written_over_others(tmp_path):
     (tmp_path / "guard.onnx").write_bytes(b"hours of work")
     with pytest.raises(ValueError, match="not empty"):

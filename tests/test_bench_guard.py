@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,6 +34,13 @@ class LengthJudge:
     def score(self, text, prompt=None):
         harm = min(len(text) / 10, 1)
         return Scores(harm, {**dict.fromkeys(TASKS, harm), "attack": 1 - harm}, {}, {}, truncated=False)
+
+
+class HastyJudge(LengthJudge):
+    """Reads the first six characters only, and says so."""
+
+    def score(self, text, prompt=None):
+        return replace(super().score(text[:6], prompt), truncated=len(text) > 6)
 
 
 @pytest.fixture
@@ -139,6 +147,20 @@ ROWS = (
     {"text": "ask", "response": "answer", "prompt_label": 0, "response_label": 1},
     {"text": "ask more", "response": None, "prompt_label": 1, "response_label": None},
 )
+
+
+def test_texts_that_are_read_in_part_only_are_counted_and_told(bench, monkeypatch, tmp_path):
+    monkeypatch.setattr(Scorer, "load", lambda *_, **__: HastyJudge())
+    long = write(tmp_path / "long.jsonl", *ROWS, {"text": "ask", "prompt_label": 1})
+    short = write(tmp_path / "short.jsonl", {"text": "ask", "prompt_label": 1})
+    for files, counted, n in (([long], [1], 3), ([long, short], [1, 0], 4)):
+        arguments = [part for file in files for part in ("--data", file)]
+        found = json.loads(bench(*arguments, "--target", "prompt", "--json").output)
+        sets = list(found["sets"].values()) if "sets" in found else [found]
+        assert [report["truncated"] for report in sets] == counted
+        assert f"1 of {n} texts were read in part only" in bench(*arguments, "--target", "prompt").output
+    assert found["pooled"]["truncated"] == 1
+    assert "in part" not in bench("--data", short, "--target", "prompt").output
 
 
 def test_response_is_judged_with_its_prompt_and_unlabelled_rows_are_passed_over(tmp_path):

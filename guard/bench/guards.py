@@ -1,7 +1,8 @@
 """The guards that can be measured side by side: who is behind a name, and how a labelled text is put to them.
 
-Knows no labels and no figures. The guard model is asked as `ringfence bench guard` asks it alone; whatever else a
-policy can look for is asked through the pipeline, so that what it cannot answer here it could not answer in use.
+Knows no labels and no figures. The guard model is asked as `ringfence bench guard` asks it alone, save that one which
+it cannot read in full counts as not answered; whatever else a policy can look for is asked through the pipeline, so
+that what it cannot answer here it could not answer in use.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from ringfence.guard.bench.items import Item
 from ringfence.guard.bench.run import asked_for
 from ringfence.guard.check import Bounded, Check, Passage, Warm, load_checks, own_checks, reads_of
 from ringfence.guard.classifier.heads import TASKS
-from ringfence.guard.classifier.scorer import Scorer
+from ringfence.guard.classifier.scorer import PARTLY, Scorer
 from ringfence.guard.pipeline import Pipeline, revision_of
 from ringfence.policies.document import did_you_mean
 from ringfence.policies.own import OwnCheck
@@ -98,6 +99,8 @@ def category_of(name: str, target: Target) -> str:
 def _model(names: Sequence[str], scorer: Scorer, target: Target) -> Asked:
     def ask(item: Item) -> Mapping[str, float | str]:
         found = scorer.score(item.text, item.prompt)
+        if found.truncated:
+            return dict.fromkeys(names, PARTLY)
         return {
             name: asked_for(found, target) if name == MODEL else found.tasks[name.removeprefix(f"{MODEL}.")]
             for name in names

@@ -9,7 +9,7 @@ import numpy as np
 
 from ringfence.guard.bench.formats import Target
 from ringfence.guard.bench.items import Item
-from ringfence.guard.classifier.measure import FPRS, Measures, Resampled, interval, measure, resample
+from ringfence.guard.classifier.measure import Measures, Resampled, interval, intervals, measure, resample
 from ringfence.guard.classifier.scorer import Scores
 
 SEED = 20
@@ -25,26 +25,36 @@ class Judge(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What the judge said of a set's items, the truth, and the milliseconds each took, tokenizing included."""
+    """What the judge said of a set's items, the truth, and the milliseconds each took, tokenizing included.
+
+    Attributes:
+        truncated: how many texts are too long to be read in full: their scores are about a part only.
+    """
 
     scores: Sequence[float]
     labels: Sequence[int]
     milliseconds: Sequence[float]
+    truncated: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Measures of one set, with the middle 95 % of their values in 1,000 resamples of it."""
+    """Measures of one set, with the middle 95 % of their values in 1,000 resamples of it.
+
+    Attributes:
+        truncated: as of `Scored`.
+    """
 
     measures: Measures
     flagged: int
+    truncated: int
     latency_ms: Mapping[str, float]
     ci95: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
         """Return one object, as `ringfence bench guard --json` prints it."""
-        extra = {"latency_ms": dict(self.latency_ms), "flagged": self.flagged, "ci95": dict(self.ci95)}
-        return {**asdict(self.measures), **extra}
+        counts = {"flagged": self.flagged, "truncated": self.truncated}
+        return {**asdict(self.measures), "latency_ms": dict(self.latency_ms), **counts, "ci95": dict(self.ci95)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +88,15 @@ def score_items(judge: Judge, items: Iterable[Item], target: Target) -> Scored:
         judge: must not remember texts, or repeated ones would seem fast.
     """
     judge.score("warm")  # the first pass allocates; it is not what is measured
-    scores, labels, times = [], [], []
+    scores, labels, times, truncated = [], [], [], 0
     for item in items:
         start = time.perf_counter()
         found = judge.score(item.text, item.prompt)
         times.append((time.perf_counter() - start) * 1000)
         scores.append(asked_for(found, target))
         labels.append(item.label)
-    return Scored(scores, labels, times)
+        truncated += found.truncated
+    return Scored(scores, labels, times, truncated)
 
 
 def asked_for(found: Scores, target: Target) -> float:
@@ -114,6 +125,7 @@ def report_on_all(sets: Mapping[str, Scored], threshold: float = 0.5) -> Reports
         [score for one in sets.values() for score in one.scores],
         [label for one in sets.values() for label in one.labels],
         [time for one in sets.values() for time in one.milliseconds],
+        sum(one.truncated for one in sets.values()),
     )
     return Reports(
         reports,
@@ -125,11 +137,10 @@ def report_on_all(sets: Mapping[str, Scored], threshold: float = 0.5) -> Reports
 
 def summed(scored: Scored, threshold: float, drawn: Resampled) -> Report:
     """Put one set's figures together."""
-    spread: dict[str, Any] = {name: interval(values) for name, values in drawn.items()}
-    limits = {str(limit): spread.pop(f"recall_at_fpr {limit}") for limit in FPRS}
     return Report(
         measure(scored.scores, scored.labels, threshold),
         int(sum(score >= threshold for score in scored.scores)),
+        scored.truncated,
         {f"p{at}": round(float(np.percentile(scored.milliseconds, at)), 3) for at in (50, 95, 99)},
-        {**spread, "recall_at_fpr": limits},
+        intervals(drawn),
     )

@@ -24,6 +24,7 @@ from ringfence.guard.classifier.heads import HEADS, TASKS
 from ringfence.guard.classifier.ordinary import ALONE, ANSWERS, ORDINARY, read_ordinary
 from ringfence.guard.classifier.rows import RowError, exchange_of
 from ringfence.guard.classifier.scorer import CALIBRATION, GRAPH, TOKENIZER, Curve, Heads, Scorer
+from ringfence.guard.classifier.sources import LABELS
 from ringfence.guard.labelled import read_label
 
 FEWEST = 20
@@ -33,9 +34,6 @@ NOTE = "adapted.json"
 """Says which weights the heads were fitted from, and what changed."""
 
 OF_RESPONSES = ("response_harm", "refusal")
-
-LABELS = {"prompt_harm": "prompt_label", "response_harm": "response_label"}
-"""Fields of a row that are not called as their head is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +55,7 @@ class Change:
 
     Attributes:
         rows, positives: how many were labelled for it; nothing else is known where either label has too few.
+        truncated: how many of these are too long to be read in full: their labels are about more than was read.
         kept: the correction is in the new weights.
         loss: weighted mean log loss in nats.
         f1: at a threshold of one half.
@@ -66,6 +65,7 @@ class Change:
 
     rows: int
     positives: int
+    truncated: int = 0
     kept: bool = False
     loss: Pair | None = None
     f1: Pair | None = None
@@ -121,7 +121,7 @@ def adapt(rows: Sequence[Labelled], start: Path, out: Path, *, seed: int = 13) -
         raise ValueError(f"no head has {FEWEST} rows of either label; label more")
     scorer = Scorer.load(start, remember=0)
     others = other_texts()
-    features, beside = features_of(scorer, rows), features_of(scorer, others)
+    (features, partly), (beside, _) = features_of(scorer, rows), features_of(scorer, others)
     roots = {name: root_of(moments) for name, moments in read_ordinary(start).items()}
     weight, bias = scorer.heads.weight.copy(), scorer.heads.bias.copy()
     calibration = json.loads((start / CALIBRATION).read_text(encoding="utf-8"))
@@ -133,7 +133,9 @@ def adapt(rows: Sequence[Labelled], start: Path, out: Path, *, seed: int = 13) -
         root = roots[ANSWERS if head in OF_RESPONSES else ALONE]
         penalty, held_out = cross_validate(line, texts, root, seed)
         fitted = line.plus(fit_texts(line, texts, root, penalty))
-        changes[head] = compare(line, held_out, fitted, texts, texts_of(head, others, beside))
+        change = compare(line, held_out, fitted, texts, texts_of(head, others, beside))
+        truncated = sum(head in row.labels for row, cut_off in zip(rows, partly, strict=True) if cut_off)
+        changes[head] = replace(change, truncated=truncated)
         if changes[head].kept:
             weight[at], bias[at] = fitted.weight, fitted.bias
             calibration["curves"][head] = asdict(Curve())
@@ -164,9 +166,10 @@ def other_texts() -> list[Labelled]:
     ]
 
 
-def features_of(scorer: Scorer, rows: Sequence[Labelled]) -> list[Vector]:
-    """Read the features (windows, W) of each text."""
-    return [one.astype(np.float64) for one in scorer.features((row.text, row.prompt) for row in rows)]
+def features_of(scorer: Scorer, rows: Sequence[Labelled]) -> tuple[list[Vector], list[bool]]:
+    """Read the features (windows, W) of each text, and whether some of it was not read."""
+    read = list(scorer.read([(row.text, row.prompt) for row in rows]))
+    return [features.astype(np.float64) for features, *_ in read], [cut_off for *_, cut_off in read]
 
 
 def texts_of(head: str, rows: Sequence[Labelled], features: Sequence[Vector]) -> Texts:

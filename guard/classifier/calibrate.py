@@ -72,7 +72,7 @@ def calibrate(examples: Sequence[Example], logits: Logits) -> Calibration:
     labels: dict[str, NDArray[np.int64]] = {}
     for column, head in enumerate(HEADS):
         prior, fewest = (PRIORS.get(head, PRIOR), FEWEST) if head in TASKS else (HAZARD_PRIOR, FEWEST_HAZARDS)
-        rows = [index for index, one in enumerate(examples) if _tells(one, head)]
+        rows = [index for index, one in enumerate(examples) if tells(one, head)]
         label = np.array([examples[index].labels[head] >= 0.5 for index in rows], np.int64)
         if min(Counter(label.tolist())[value] for value in (0, 1)) < fewest:
             continue
@@ -83,7 +83,7 @@ def calibrate(examples: Sequence[Example], logits: Logits) -> Calibration:
     return Calibration(curves, scores, labels)
 
 
-def _tells(example: Example, head: str) -> bool:
+def tells(example: Example, head: str) -> bool:
     """Whether an example has something to say of a head."""
     harmful = max(example.labels.get(task, 0.0) for task in ("prompt_harm", "response_harm")) >= 0.5
     return head in example.labels and head not in example.doubt and (head in TASKS or harmful)
@@ -112,7 +112,7 @@ def temper(heads: Heads, examples: Sequence[Example], logits: Logits) -> Heads:
         logits: (examples, heads), as the exported graph gives them with these heads.
     """
     harm, refusal = HEADS.index("response_harm"), HEADS.index("refusal")
-    rows = [index for index, one in enumerate(examples) if _tells(one, "response_harm")]
+    rows = [index for index, one in enumerate(examples) if tells(one, "response_harm")]
     label = np.array([examples[index].labels["response_harm"] >= 0.5 for index in rows], np.int64)
     if len(set(label.tolist())) < 2:
         return heads

@@ -1,4 +1,4 @@
-"""What is said of the weights that ship: what they learnt from, and how they do on sources they never saw."""
+"""What is said of weights: what they learnt from, and how they do on sources that nothing was learnt from."""
 
 import os
 import platform
@@ -8,43 +8,44 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ringfence.guard.classifier.base import MINILM, MPNET
+from ringfence.guard.classifier.calibrate import tells
 from ringfence.guard.classifier.corpus import Corpus
 from ringfence.guard.classifier.examples import Example, Recipe
-from ringfence.guard.classifier.heads import HEADS, TASKS
-from ringfence.guard.classifier.measure import interval, measure, resample
+from ringfence.guard.classifier.heads import HAZARDS, HEADS, TASKS
+from ringfence.guard.classifier.measure import interval, intervals, measure, resample
 from ringfence.guard.classifier.plan import Plan
 from ringfence.guard.classifier.scorer import Scorer
+from ringfence.guard.classifier.sources import credit_of
 
-Answers = tuple[Sequence[float], Sequence[int]]
-"""Scores and labels, in one order."""
+
+class Answers(NamedTuple):
+    """Scores and labels, in one order, and how many of the texts were read in part only."""
+
+    scores: Sequence[float]
+    labels: Sequence[int]
+    truncated: int
+
 
 LIMITS = (
     "English: of text in another language the scores say little; findings say so where the language is told.",
-    "Responses are judged worse than prompts, mostly where a harmless answer on access or money sounds like help with "
-    "breaking in, or a false claim sounds like a plain one.",
     "What share of harmful texts a score of one half stands for was chosen by how the sources below do with it: their "
-    "figures at 0.5 are the better for it, mean F1 by one to four points.",
-    "Role-play and long instructions to a model are taken for attacks too often (see qualifire_injections).",
-    "Hazards other than S1, S2, S7 and S10 were learnt from few rows each.",
+    "figures at 0.5 are the better for it.",
     "A part of a harmful response under 400 characters was never shown as harmful on its own.",
     "By themselves the weights see through letters in disguise only as far as Unicode compatibility forms go; the "
     "check that asks them undoes look-alikes, leetspeak, spacing and common encodings first.",
 )
+"""What is true of all weights that are trained here. What was found about some stands in their own card."""
 
 
 def write_card(scorer: Scorer, corpus: Corpus, recipe: Recipe, plan: Plan, teacher: Plan | None) -> dict[str, Any]:
-    """Measure the weights on every report source, and say where they come from.
-
-    Report sources are whole families: nothing of theirs was trained or calibrated on.
-    """
-    found = gather(scorer, corpus.report)
+    """Measure the weights on every report source, and say where they come from."""
     return {
-        "version": 2,
+        "version": 3,
         "revision": scorer.revision,
         "recipe": recipe.value,
         "base": {"name": MINILM.name, "licence": MINILM.licence, "sha256": MINILM.sha256},
@@ -58,11 +59,31 @@ def write_card(scorer: Scorer, corpus: Corpus, recipe: Recipe, plan: Plan, teach
             "labels": count_labels(corpus.train),
             "licences": dict(corpus.licences),
         },
-        "calibration": {"families": dict(Counter(example.family for example in corpus.calibrate).most_common())},
-        "unseen_sources": dict(by_source(found)),
-        "mean_f1": {task: mean_f1(families) for task, families in found.items()},
+        "calibration": {
+            "families": dict(Counter(example.family for example in corpus.calibrate).most_common()),
+            "licences": dict(corpus.calibrated),
+        },
+        "credits": {file: credit_of(file) for file in (*corpus.licences, *corpus.calibrated)},
+        **measured(scorer, corpus),
         "latency": latency(scorer),
         "limits": list(LIMITS),
+    }
+
+
+def measured(scorer: Scorer, corpus: Corpus) -> dict[str, Any]:
+    """Measure the weights on every report source.
+
+    Report sources are whole families: neither weights nor curves were fitted to any of their texts. The priors of the
+    curves (`calibrate.PRIORS`) were chosen by how they do.
+    """
+    found = gather(scorer, corpus.report, TASKS)
+    return {
+        "unseen_sources": dict(by_source(found)),
+        "mean_f1": {task: mean_f1(families) for task, families in found.items() if any(together(families).labels)},
+        "hazards": {
+            hazard: {family: figures(answers) for family, answers in families.items()}
+            for hazard, families in gather(scorer, corpus.hazards, tuple(HAZARDS)).items()
+        },
     }
 
 
@@ -75,17 +96,22 @@ def count_labels(examples: Sequence[Example]) -> Mapping[str, list[int]]:
     return {head: counts[head] for head in HEADS}
 
 
-def gather(scorer: Scorer, report: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, Answers]]:
-    """Score every report source; return by head and family the scores and labels of the rows annotated for it."""
-    found: dict[str, dict[str, Answers]] = {task: {} for task in TASKS}
+def gather(
+    scorer: Scorer, report: Mapping[str, Sequence[Example]], heads: Sequence[str]
+) -> dict[str, dict[str, Answers]]:
+    """Score sources; return by head and family what is said of the rows annotated for it, for a hazard harmful ones."""
+    found: dict[str, dict[str, Answers]] = {head: {} for head in heads}
     for family, examples in report.items():
         scores = scorer.score_many((example.text, example.prompt) for example in examples)
-        for task in TASKS:
-            rows = [i for i, one in enumerate(examples) if task in one.labels and task not in one.doubt]
+        for head in heads:
+            rows = [i for i, one in enumerate(examples) if tells(one, head)]
             if rows:
-                truth = [int(examples[i].labels[task]) for i in rows]
-                found[task][family] = [scores[i].tasks[task] for i in rows], truth
-    return {task: families for task, families in found.items() if families}
+                found[head][family] = Answers(
+                    [{**scores[i].tasks, **scores[i].hazards}[head] for i in rows],
+                    [int(examples[i].labels[head]) for i in rows],
+                    sum(scores[i].truncated for i in rows),
+                )
+    return {head: families for head, families in found.items() if families}
 
 
 def by_source(found: Mapping[str, Mapping[str, Answers]]) -> Mapping[str, dict[str, Any]]:
@@ -93,25 +119,31 @@ def by_source(found: Mapping[str, Mapping[str, Answers]]) -> Mapping[str, dict[s
     table: dict[str, dict[str, Any]] = defaultdict(dict)
     for task, families in found.items():
         for family, answers in families.items():
-            table[family][task] = figures(*answers)
-        together = [list(chain.from_iterable(part)) for part in zip(*families.values(), strict=True)]
-        table["all"][task] = figures(together[0], together[1])
+            table[family][task] = figures(answers)
+        table["all"][task] = figures(together(families))
     table["all"] = table.pop("all")  # last
     return table
 
 
+def together(families: Mapping[str, Answers]) -> Answers:
+    """Return the answers about all families as if they were one."""
+    scores, labels, truncated = zip(*families.values(), strict=True)
+    return Answers(list(chain.from_iterable(scores)), list(chain.from_iterable(labels)), sum(truncated))
+
+
 def mean_f1(families: Mapping[str, Answers]) -> dict[str, Any]:
     """Average F1 over the sources that have positives, each counting the same, with its bounds."""
-    chosen = [answers for answers in families.values() if any(answers[1])]
-    drawn = [resample(*answers, seed=(0, at))["f1"] for at, answers in enumerate(chosen)]
-    mean = sum(measure(*answers).f1 or 0.0 for answers in chosen) / len(chosen)
+    chosen = [answers for answers in families.values() if any(answers.labels)]
+    drawn = [resample(one.scores, one.labels, seed=(0, at))["f1"] for at, one in enumerate(chosen)]
+    mean = sum(measure(one.scores, one.labels).f1 or 0.0 for one in chosen) / len(chosen)
     return {"sources": len(chosen), "f1": mean, "ci95": interval(np.mean(drawn, axis=0))}
 
 
-def figures(scores: Sequence[float], labels: Sequence[int]) -> dict[str, Any]:
-    """Measure, and say between what bounds F1 and the false-positive rate lie in 95 of 100 resamples."""
+def figures(answers: Answers) -> dict[str, Any]:
+    """Measure, and say between what bounds each figure lies in 95 of 100 resamples."""
+    scores, labels, truncated = answers
     drawn = resample(scores, labels)
-    return {**asdict(measure(scores, labels)), "ci95": {name: interval(drawn[name]) for name in ("f1", "fpr")}}
+    return {**asdict(measure(scores, labels)), "truncated": truncated, "ci95": intervals(drawn)}
 
 
 def latency(scorer: Scorer, passes: int = 40) -> dict[str, Any]:

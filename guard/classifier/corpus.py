@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 
 from ringfence.guard.classifier.examples import Example, Recipe, Source, Use
+from ringfence.guard.classifier.heads import HAZARDS
 from ringfence.guard.classifier.rows import Row, RowError, exchange_of, read_rows
 from ringfence.guard.classifier.sources import SOURCES, own_rows
 
@@ -31,12 +32,19 @@ SPARE = 100
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Examples by what they are for, and what they were made from."""
+    """Examples by what they are for, and what they were made from.
+
+    Attributes:
+        hazards: of each report source every text that is labelled by hazard, as `report` has too few of each.
+        licences, calibrated: by file of the pool, those of the sources that teach, and of those that only calibrate.
+    """
 
     train: Sequence[Example]
     calibrate: Sequence[Example]
     report: Mapping[str, Sequence[Example]]
+    hazards: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     licences: Mapping[str, str] = field(default_factory=dict)
+    calibrated: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_corpus(
@@ -55,37 +63,47 @@ def load_corpus(
     random = Random(seed)  # noqa: S311
     by_use: dict[Use, list[Example]] = {Use.TRAIN: [], Use.CALIBRATE: []}
     report: dict[str, list[Example]] = defaultdict(list)
-    licences: dict[str, str] = {}
+    hazards: dict[str, list[Example]] = defaultdict(list)
+    licences: dict[Use, dict[str, str]] = {use: {} for use in Use}
     for source in sources or SOURCES:
         examples = list(read_examples(pool / f"{source.file}.jsonl.gz", source.read))
         family = source.family or source.file.split("/")[0]
-        examples = [replace(example, family=family) for example in examples]
+        examples = distinct(replace(example, family=family) for example in examples)
         apart = source.use is Use.REPORT or not (source.free or recipe is Recipe.EVERYTHING)
         caps = (min(source.caps[0], REPORTED), min(source.caps[1], REPORTED)) if apart else source.caps
-        examples, spare = cap(distinct(examples), caps, random)
+        drawn, spare = cap(examples, caps, random)
         if apart:
-            report[family].extend(examples)
+            report[family].extend(drawn)
+            hazards[family].extend(one for one in examples if HAZARDS.keys() & one.labels.keys() - one.doubt)
         else:
-            by_use[source.use].extend(examples)
+            by_use[source.use].extend(drawn)
+            licences[source.use][source.file] = source.licence
             if source.use is Use.TRAIN:
-                licences[source.file] = source.licence
                 by_use[Use.CALIBRATE].extend(spare)
     own_train, own_calibrate = load_own(own)
     by_use[Use.TRAIN].extend((*own_train, *noise(random)))
     by_use[Use.CALIBRATE].extend(own_calibrate)
     if own_train:
-        licences["guard/classifier/data"] = "Apache-2.0"
+        licences[Use.TRAIN]["guard/classifier/data"] = "Apache-2.0"
     kept = {sketch(example) for examples in (by_use[Use.CALIBRATE], *report.values()) for example in examples}
     train = [example for example in distinct(by_use[Use.TRAIN]) if sketch(example) not in kept]
     random.shuffle(train)
     met = set(chain.from_iterable(map(said, train)))
     calibrate = [example for example in distinct(by_use[Use.CALIBRATE]) if met.isdisjoint(said(example))]
     met.update(chain.from_iterable(map(said, calibrate)))
-    reported = {
-        family: [example for example in examples if met.isdisjoint(said(example))]
-        for family, examples in report.items()
-    }
-    return Corpus(train, calibrate, reported, licences)
+    taught = set(map(sketch, train))  # of the reported ones training left out the near-duplicates already
+
+    def unmet(examples: Iterable[Example]) -> list[Example]:
+        return [example for example in examples if met.isdisjoint(said(example))]
+
+    return Corpus(
+        train,
+        calibrate,
+        {family: unmet(examples) for family, examples in report.items()},
+        {family: unmet(one for one in examples if sketch(one) not in taught) for family, examples in hazards.items()},
+        licences[Use.TRAIN],
+        licences[Use.CALIBRATE],
+    )
 
 
 def read_examples(path: Path, read: Callable[[Row], Iterable[Example]]) -> Iterator[Example]:

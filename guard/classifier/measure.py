@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -140,3 +141,10 @@ def interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
         return None
     low, high = np.percentile(known, (2.5, 97.5))
     return float(low), float(high)
+
+
+def intervals(drawn: Resampled) -> dict[str, Any]:
+    """Return the interval of each measure, named as the fields of `Measures` are."""
+    spread: dict[str, Any] = {name: interval(values) for name, values in drawn.items()}
+    limits = {str(limit): spread.pop(f"recall_at_fpr {limit}") for limit in FPRS}
+    return {**spread, "recall_at_fpr": limits}

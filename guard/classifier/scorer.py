@@ -31,6 +31,9 @@ ELSEWHERE = "RINGFENCE_WEIGHTS"
 GRAPH, HEADS_FILE, TOKENIZER, CALIBRATION = "guard.onnx", "heads.safetensors", "tokenizer.json", "calibration.json"
 FILES = (GRAPH, HEADS_FILE, TOKENIZER, CALIBRATION)
 
+PARTLY = "the text is too long to be read in full; its middle was not"
+"""Why scores of a truncated text are no answer about it."""
+
 Logits = NDArray[np.float32]
 
 

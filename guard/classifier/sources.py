@@ -11,12 +11,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 from ringfence.guard.classifier.examples import Example, Source, Use
-from ringfence.guard.classifier.heads import HAZARDS
+from ringfence.guard.classifier.heads import HAZARDS, TASKS
 from ringfence.guard.classifier.rows import Row
+from ringfence.guard.labelled import read_label
 
 OWN_LABELS = Path(__file__).parent / "data" / "labels"
+
+LABELS = {"prompt_harm": "prompt_label", "response_harm": "response_label"}
+"""Fields of a row of ours that are not called as their head is."""
 
 
 def requests(row: Row, *, attack: float | None = 0.0, doubt: Iterable[str] = ()) -> Iterable[Example]:
@@ -170,31 +175,19 @@ def own_rows(row: Row) -> Iterable[Example]:
 
     `attack` is "none", "jailbreak" or "injection"; `categories` lists MLCommons hazards of the harmful text.
     """
-    harmful = row.get("prompt_label")
-    response = row.get("response")
-    attack = row.get("attack")
-    labels: dict[str, float] = {}
-    if harmful is not None:
-        labels["prompt_harm"] = float(harmful)
-        if not harmful:
-            labels["toxicity"] = 0.0
-    if attack is not None:
-        labels["attack"] = float(attack not in ("none", 0, False))
-    if harmful and row.get("categories"):
-        labels |= hazard_labels(row["categories"])
-    if labels and row["text"].strip():
-        yield Example(row["text"], labels, "")
-    if response:
+    read = {head: read_label(row, LABELS.get(head, head)) for head in TASKS}
+    told = {head: float(label) for head, label in read.items() if label is not None}
+    hazards = hazard_labels(row.get("categories") or ())
+    alone: dict[str, float] = {head: told[head] for head in ("prompt_harm", "attack") if head in told}
+    if "prompt_harm" in told:
+        alone |= hazards if told["prompt_harm"] else {"toxicity": 0.0}
+    if alone and row["text"].strip():
+        yield Example(row["text"], alone, "")
+    if row.get("response"):
         answer = {"attack": 0.0}  # an answer says what it says; it gives no orders
-        if row.get("response_label") is not None:
-            answer["response_harm"] = float(row["response_label"])
-        if row.get("refusal") is not None:
-            answer["refusal"] = float(row["refusal"])
-        if row.get("response_label") and row.get("categories"):
-            answer |= hazard_labels(row["categories"])
-        if not row.get("response_label"):
-            answer["toxicity"] = 0.0
-        yield Example(response, answer, "", prompt=row["text"], doubt=frozenset({"attack", "toxicity"}))
+        answer |= {head: told[head] for head in ("response_harm", "refusal") if head in told}
+        answer |= hazards if told.get("response_harm") else {"toxicity": 0.0}
+        yield Example(row["response"], answer, "", prompt=row["text"], doubt=frozenset({"attack", "toxicity"}))
 
 
 def hazard_labels(present: Iterable[str]) -> dict[str, float]:
@@ -204,9 +197,9 @@ def hazard_labels(present: Iterable[str]) -> dict[str, float]:
 
 
 def hazards_of(row: Row) -> list[str]:
-    """Translate a source's own topic into MLCommons hazards."""
+    """Translate a source's own topic into MLCommons hazards; one names them itself, before a bar."""
     topic = str(row.get("category") or "")
-    return [hazard for pattern, hazard in TOPICS if re.search(pattern, topic)]
+    return [topic.split("|")[0], *(hazard for pattern, hazard in TOPICS if re.search(pattern, topic))]
 
 
 TOPICS = (
@@ -329,3 +322,51 @@ SOURCES = (
     Source("ethos/train", hate_statements, "GPL-3.0", free=False),
     Source("fox_news_comments/train", statements, NONE, free=False),
 )
+
+
+CREDITS: Mapping[str, str] = MappingProxyType(
+    {
+        "guard/classifier/data": "the ringfence authors",
+        "advbench": "AdvBench, Zou et al., arXiv:2307.15043",
+        "aegis_train_sample": "Aegis AI Content Safety Dataset 1.0, NVIDIA (Ghosh et al., arXiv:2404.05993)",
+        "alpaca_prompts": "Alpaca, Stanford (github.com/tatsu-lab/stanford_alpaca)",
+        "awesome_chatgpt_prompts": "Awesome ChatGPT Prompts (github.com/f/awesome-chatgpt-prompts)",
+        "bipia": "BIPIA, Microsoft (github.com/microsoft/BIPIA); contexts of WikiTableQuestions and Stack Exchange",
+        "chat/dolly_3k_plus": "databricks-dolly-15k, Databricks, filtered (github.com/gpt4life/alpagasus)",
+        "chat/gsm8k_train": "GSM8K, OpenAI (github.com/openai/grade-school-math)",
+        "chat/oasst_en_100": "Open Assistant, LAION (github.com/LAION-AI/Open-Assistant)",
+        "chat/self_instruct_human": "Self-Instruct, Wang et al. (github.com/yizhongw/self-instruct)",
+        "cyberseceval": "CyberSecEval, Meta (github.com/meta-llama/PurpleLlama)",
+        "davidson_hate": "Davidson et al. (github.com/t-davidson/hate-speech-and-offensive-language)",
+        "do_not_answer": "Do-Not-Answer, Wang et al., arXiv:2308.13387",
+        "dolly_3k": "databricks-dolly-15k, Databricks, filtered (github.com/gpt4life/alpagasus)",
+        "edos_sexism": "EDOS, Rewire (github.com/rewire-online/edos)",
+        "ethos": "ETHOS (github.com/intelligence-csd-auth-gr/Ethos-Hate-Speech-Dataset)",
+        "fox_news_comments": "Fox News user comments (github.com/sjtuprog/fox-news-comments)",
+        "gptfuzz_responses": "GPTFuzz (github.com/sherdencooper/GPTFuzz)",
+        "hatemoji_build": "HatemojiBuild, Kirk et al. (github.com/HannahKirk/Hatemoji)",
+        "hh_rlhf_harmless": "HH-RLHF, Anthropic (github.com/anthropics/hh-rlhf)",
+        "inthewild_jailbreaks": "In-The-Wild Jailbreak Prompts (github.com/verazuo/jailbreak_llms)",
+        "jailjudge": "JAILJUDGE (github.com/VulcanLab/VulcanForge-Adversarial-Dataset)",
+        "multijail": "MultiJail, DAMO (github.com/DAMO-NLP-SG/multilingual-safety-for-LLMs)",
+        "qualifire_injections": "prompt-injections-benchmark, Qualifire (huggingface.co/qualifire)",
+        "red_instruct": "HarmfulQA, CatQA and DangerousQA, DeCLaRe Lab (github.com/declare-lab/red-instruct)",
+        "s_eval": "S-Eval (github.com/IS2Lab/S-Eval)",
+        "safety_tuned_llamas": "Safety-Tuned LLaMAs (github.com/vinid/safety-tuned-llamas)",
+        "sap200": "SAP200 (github.com/Aatrox103/SAP)",
+        "toxic_spans": "SemEval-2021 Toxic Spans (github.com/ipavlopoulos/toxic_spans)",
+        "toxigen_seeds": "ToxiGen, Microsoft (github.com/microsoft/TOXIGEN)",
+        "tweeteval_offensive": "TweetEval, Cardiff NLP (github.com/cardiffnlp/tweeteval)",
+        "vicomtech_hate": "Hate speech dataset of a forum, Vicomtech (github.com/Vicomtech/hate-speech-dataset)",
+        "wiki_context_toxicity": "CAT_LARGE (github.com/ipavlopoulos/context_toxicity); text of Wikipedia's authors",
+        "wiki_toxicity_testset": "Jigsaw (github.com/conversationai/unintended-ml-bias-analysis)",
+        "wildguard_train_sample": "WildGuardMix, Allen Institute for AI (Han et al., arXiv:2406.18495)",
+        "wildjailbreak_eval": "WildJailbreak, Allen Institute for AI (huggingface.co/datasets/allenai/wildjailbreak)",
+    }
+)
+"""Whose texts are learnt from: what their licences ask to be said. By file of the pool, or by folder."""
+
+
+def credit_of(file: str) -> str:
+    """Say whose the texts of a file of the pool are; nothing where that is not known here."""
+    return CREDITS.get(file) or CREDITS.get(file.split("/")[0], "")

@@ -201,6 +201,7 @@ def show_report(
     console.print(Text(weights_line(weights), "dim"))
     console.print(Text(read_as(data), "dim"))
     console.print(table)
+    show_truncated(console, report)
     show_comparison(console, published, target, known, unlike)
 
 
@@ -241,7 +242,17 @@ def show_reports(
     console.print(table)
     for name, one in sets.items():
         console.print(Text(f"{name}: {read_as(one)}", "dim"))
+    show_truncated(console, reports.pooled)
     show_comparison(console, published, target, known, unlike)
+
+
+def show_truncated(console: Console, report: "Report") -> None:
+    """Say of how many texts the scores do not speak in full."""
+    if report.truncated:
+        line = (
+            f"{report.truncated:,} of {report.measures.n:,} texts were read in part only: too long to be read in full"
+        )
+        console.print(Text(line, "magenta"), soft_wrap=True)
 
 
 def cells(report: "Report") -> Iterator[str]:

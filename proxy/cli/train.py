@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -86,9 +86,9 @@ def options_of(context: typer.Context, name: str) -> list[str]:
     return [parameter.opts[0] for parameter in context.command.params if parameter.name == name]
 
 
-def refuse(message: str) -> NoReturn:
+def refuse(message: str, command: str = "guard") -> NoReturn:
     """End with status 2."""
-    typer.echo(f"ringfence train guard: {message}", err=True)
+    typer.echo(f"ringfence train {command}: {message}", err=True)
     raise typer.Exit(2)
 
 
@@ -161,11 +161,38 @@ def show_changes(changes: Mapping[str, "Change"]) -> None:
         if not change.kept:
             why = "it gains nothing that shows" if change.loss else f"{change.positives} of {change.rows} rows positive"
             console.print(f"{head} stays as it was: {why}")
+        if change.truncated:
+            console.print(f"{head}: {change.truncated} of its rows were read in part only, as they are too long")
 
 
 @app.command()
-def card() -> None:
-    """Print what is known of the shipped weights: how they do on sources they never saw, and what they learnt from."""
-    shipped, beside = (WEIGHTS / name for name in ("card.json", "everything.json"))
+def card(
+    weights: Annotated[Path, typer.Option(help="Folder of weights that were made anew; else the shipped.")] = WEIGHTS,
+    pool: Annotated[
+        Path | None, typer.Option(help="Measure them again, on what this folder of labelled texts has for it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print what is known of weights: how they do on sources they did not learn from, and what they learnt from."""
+    from ringfence.guard.classifier.scorer import WeightsError
+
+    known, beside = weights / "card.json", weights / "everything.json"
+    try:
+        found = json.loads(known.read_text()) | (measured_on(pool, weights) if pool else {})
+    except (WeightsError, ValueError, OSError) as error:
+        refuse(str(error), "card")
     other = json.loads(beside.read_text()) if beside.exists() else None
-    typer.echo(to_markdown(json.loads(shipped.read_text()), other), nl=False)
+    typer.echo(json.dumps(found) if as_json else to_markdown(found, other), nl=as_json)
+
+
+def measured_on(pool: Path, weights: Path) -> dict[str, Any]:
+    """Measure weights on the sources of a pool that their recipe does not learn from."""
+    # Imported here: `ringfence --help` must not wait for scikit-learn.
+    from ringfence.guard.classifier.card import measured
+    from ringfence.guard.classifier.corpus import load_corpus
+    from ringfence.guard.classifier.scorer import Scorer
+
+    card = json.loads((weights / "card.json").read_text())
+    corpus = load_corpus(pool, Recipe(card["recipe"]), seed=card["plan"]["seed"])
+    with Console(stderr=True).status("measuring"):
+        return measured(Scorer.load(weights, remember=0), corpus)
