@@ -25,6 +25,7 @@ __all__ = [
     "Findable",
     "Finding",
     "Passage",
+    "Replaceable",
     "Roomy",
     "Seeing",
     "Span",
@@ -32,10 +33,12 @@ __all__ = [
     "Versioned",
     "Warm",
     "can_read",
+    "is_replaced",
     "load_checks",
     "own_checks",
     "reads_of",
     "refuse_nan",
+    "renewed",
     "said",
 ]
 
@@ -184,6 +187,15 @@ class Warm(Protocol):
 
 
 @runtime_checkable
+class Replaceable(Protocol):
+    """A check that runs on files: where others stand in their place, it is made anew when the policy is read again."""
+
+    def is_replaced(self) -> bool:
+        """Whether other files stand in the place of those that it runs on; told without reading them."""
+        ...
+
+
+@runtime_checkable
 class Distant(Protocol):
     """A check whose answers may come from elsewhere, where nobody may be."""
 
@@ -210,6 +222,11 @@ def can_read(check: Check, passage: Passage) -> bool:
     return passage.form in reads_of(check)
 
 
+def is_replaced(check: Check) -> bool:
+    """Whether a check runs on files in whose place others stand by now."""
+    return isinstance(check, Replaceable) and check.is_replaced()
+
+
 def refuse_nan(scores: Iterable[float], who: str) -> None:
     """Refuse scores of which one is not a number, before they are compared: the other of two would pass for the higher.
 
@@ -223,6 +240,15 @@ def refuse_nan(scores: Iterable[float], who: str) -> None:
 def load_checks() -> Mapping[str, Check]:
     """Instantiate every installed check: `ringfence.checks` entry points name zero-argument factories."""
     return {point.name: cast(Check, point.load()()) for point in entry_points(group=ENTRY_POINTS)}
+
+
+def renewed(installed: Mapping[str, Check]) -> Mapping[str, Check]:
+    """Return installed checks, of which those are made anew that run on files in whose place others stand by now."""
+    points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    return {
+        name: cast(Check, points[name].load()()) if name in points and is_replaced(check) else check
+        for name, check in installed.items()
+    }
 
 
 def own_checks(wanted: Iterable[OwnCheck]) -> Mapping[str, Check]:
@@ -258,9 +284,18 @@ def taken_by(checks: Iterable[Check]) -> int:
     return sum(check.room for check in checks if isinstance(check, Roomy))
 
 
-@lru_cache(maxsize=256)
 def _made(wanted: OwnCheck) -> Check:
     # Kept, so that a policy that is read again does not learn its examples anew, or forget a judge's verdicts.
-    kind = "guard-model" if isinstance(wanted, GuardModel) else wanted.kind  # families are anybody's, and made alike
-    (maker,) = entry_points(group=KINDS, name=kind)
-    return cast(Check, maker.load()(wanted))
+    kept = _kept(wanted)
+    if not kept or is_replaced(kept[0]):
+        # Families are anybody's, and made alike.
+        kind = "guard-model" if isinstance(wanted, GuardModel) else wanted.kind
+        (maker,) = entry_points(group=KINDS, name=kind)
+        kept[:] = [cast(Check, maker.load()(wanted))]
+    return kept[0]
+
+
+@lru_cache(maxsize=256)
+def _kept(_: OwnCheck) -> list[Check]:
+    """Return the place of a check: empty until it is made."""
+    return []

@@ -98,6 +98,10 @@ class Guard:
         """Return by name how each check stands, and why where it has nobody to ask."""
         return self._pipelines.states()
 
+    def replaced(self) -> tuple[str, ...]:
+        """Return the names of the checks that run on files which others have taken the place of; see `Replaceable`."""
+        return self._pipelines.replaced()
+
     def pipeline_of(self, exchange: Exchange) -> Pipeline:
         """Return what judges an exchange: the policy with the overlays that are about it."""
         return self._pipelines.of(exchange.who)

@@ -1,7 +1,7 @@
 """Turns labelled rows into the scores that thresholds are fitted to. Knows rows and checks, and no statistics."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import inf, isnan
 from pathlib import Path
@@ -11,9 +11,10 @@ from ringfence.guard.check import Finding, Passage
 from ringfence.guard.classifier.files import read_path
 from ringfence.guard.classifier.rows import Row, RowError, exchange_of, zero_or_one
 from ringfence.policies.decide import alone
+from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.fit import Scored
 from ringfence.policies.types import Rule, Stage
-from ringfence.policies.words import covers
+from ringfence.policies.words import Voice, covers
 
 FIELDS: Mapping[tuple[str, Stage], str] = MappingProxyType(
     {
@@ -24,6 +25,9 @@ FIELDS: Mapping[tuple[str, Stage], str] = MappingProxyType(
 )
 """Which field says whether a text is of a category. Else the field called like the category, `response_` before it for
 the response; `harm.S9` is what `category` or `categories` say of a text that is harmful."""
+
+VOICES: Mapping[Stage, Voice] = MappingProxyType({Stage.INPUT: "user", Stage.OUTPUT: "assistant"})
+"""Whose the texts of a row are."""
 
 WORDS: Mapping[str, int] = MappingProxyType({"none": 0, "jailbreak": 1, "injection": 1})
 """What `attack` may be called in place of 0 and 1."""
@@ -96,8 +100,30 @@ def label_of(row: Row, category: str, stage: Stage) -> int | None:
     return int(category.removeprefix("harm.") in hazards) if hazards else None
 
 
+def refuse_unread(rules: Iterable[Rule]) -> None:
+    """Refuse targets of rules that read no text of any row, whatever the rows.
+
+    Raises:
+        PolicyError: with every stage of a rule at which its roles leave no text.
+    """
+    problems = []
+    for rule in rules:
+        for stage in rule.stages:
+            if rule.roles and VOICES[stage] not in rule.roles:
+                what = (
+                    f"rule '{rule.id}' has a 'target', and on the {stage} stage rows have text of {VOICES[stage]} only"
+                )
+                hint = "which its roles leave out; narrow 'stages', or write a 'threshold'"
+                problems.append(Problem(rule.written_at("roles"), f"{what}, {hint}"))
+    if problems:
+        raise PolicyError(problems)
+
+
 def score(rules: Sequence[Rule], texts: Iterable[Labelled], find: Find) -> Mapping[str, Mapping[Stage, Scored]]:
-    """Return the scores of the labelled texts by rule and stage; a stage without any is there all the same."""
+    """Return the scores of the labelled texts by rule and stage; a stage without any is there all the same.
+
+    Where a rule's condition does not hold, it has found nothing in the text, however high its category scores there.
+    """
     kept: dict[tuple[str, Stage], tuple[list[float], list[float]]] = {
         (rule.id, stage): ([], []) for rule in rules for stage in rule.stages
     }
@@ -131,18 +157,22 @@ def digest(path: Path) -> str:
 
 def _passages(row: Row, where: str) -> Iterator[Passage]:
     text, response = exchange_of(row, where)
-    yield Passage(Stage.INPUT, "user", text)
+    yield Passage(Stage.INPUT, VOICES[Stage.INPUT], text)
     if response is not None:
-        yield Passage(Stage.OUTPUT, "assistant", response, text)
+        yield Passage(Stage.OUTPUT, VOICES[Stage.OUTPUT], response, text)
 
 
 def _reads(rule: Rule, passage: Passage) -> bool:
-    return passage.stage in rule.stages
+    return passage.stage in rule.stages and (not rule.roles or passage.voice in rule.roles)
 
 
 def _highest(rule: Rule, stage: Stage, findings: Sequence[Finding]) -> float | None:
-    """Return the highest score that the rule looks at; None where the check behind it could not answer in full."""
-    if alone(rule, stage, findings).unanswered:
+    """Return the highest threshold at which the rule would fire; None where a check behind it could not answer.
+
+    Minus infinity where it would at none.
+    """
+    at_any = alone(replace(rule, threshold=0.0), stage, findings)
+    if at_any.unanswered:
         return None
-    scores = [finding.score for finding in findings if covers(rule.category, finding.category)]
+    scores = [finding.score for finding in findings if at_any.rules and covers(rule.category, finding.category)]
     return max((inf if isnan(one) else one for one in scores), default=-inf)

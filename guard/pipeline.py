@@ -22,6 +22,7 @@ from ringfence.guard.check import (
     Versioned,
     Warm,
     can_read,
+    is_replaced,
     reads_of,
     refuse_nan,
     taken_by,
@@ -256,6 +257,10 @@ class Pipelines:
             found[check.name] = state, why or ""
         return found
 
+    def replaced(self) -> tuple[str, ...]:
+        """Return the names of the checks that run on files which others have taken the place of."""
+        return tuple(check.name for check in self._widest.checks if is_replaced(check))
+
     def _of(self, applied: tuple[str, ...]) -> Pipeline:
         if applied not in self._made:  # two threads may both make it; they make the same
             policy = effective(self.base.policy, applied)
@@ -339,10 +344,11 @@ def revision_of(check: Check | None) -> str | None:
 
 def _unfitted(rules: Iterable[Rule], owners: Mapping[str, Check]) -> Iterator[Problem]:
     for rule in rules:
-        if rule.fitted and (now := revision_of(owners.get(root(rule.category)))) != (then := rule.fitted.guard):
-            what = f"the threshold of rule '{rule.id}' was fitted to scores of revision {_brief(then)} of its check"
-            hint = "fit anew with `ringfence policy fit`"
-            yield Problem(rule.origin, f"{what}, and revision {_brief(now)} is in use; {hint}")
+        for name, then in rule.fitted.revisions.items() if rule.fitted else ():
+            if (now := revision_of(owners.get(name))) != then:
+                what = f"the threshold of rule '{rule.id}' was fitted to scores of revision {_brief(then)} of the check"
+                hint = "fit anew with `ringfence policy fit`"
+                yield Problem(rule.origin, f"{what} behind '{name}', and revision {_brief(now)} is in use; {hint}")
 
 
 def _blind(rules: Iterable[Rule], owners: Mapping[str, Check]) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from ringfence.policies.document import PolicyError, Problem, did_you_mean, read_document
+from ringfence.policies.findable import UNREAD
 from ringfence.policies.types import Action, Decision, Policy, Rule, Stage
 from ringfence.policies.words import STRICT_KEYS, Name, Origin, Route, Voice, Written, lineage, root
 
@@ -29,9 +30,6 @@ Pieces = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
 """Text, or a list of pieces put together without a gap: a key in two pieces alarms no scanner of repositories."""
-
-UNREAD = frozenset({"unjudged", "count"})
-"""Roots that no text is of, so that no case can show their rules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,36 +181,45 @@ def read_cases(path: Path) -> tuple[Case, ...]:
 def suites_of(policy: Policy, path: Path | None = None) -> Iterator[Suite]:
     """Yield the cases of each file that the policy has rules from, and those beside the policy itself.
 
-    A pack's cases are about the pack's rules alone, as this policy has them without its overlays, but for those that
-    name a rule that it removed; the policy's own cases, and those of the policies that it extends, are about everything
-    together.
+    A pack's cases are about the pack's rules alone, as this policy has them without its overlays; the policy's own
+    cases, and those of the policies that it extends, are about everything together. Those of others that name a rule
+    which the policy removed are left out.
 
     Args:
         path: the policy's own file; None where it has none.
 
     Raises:
-        PolicyError: a case file has problems.
+        PolicyError: a case file has problems, or names a rule that there is not.
     """
+    gone = frozenset(removal.rule for removal in policy.removed)
     whole = dict.fromkeys(file.resolve() for file in (*policy.layers, *([path] if path else [])))
     for file in dict.fromkeys(Path(rule.origin.file) for rule in policy.rules):
         if file.resolve() not in whole and cases_beside(file).is_file():
             of_file = tuple(rule for rule in policy.rules if Path(rule.origin.file) == file)
-            known = {rule.id for rule in of_file}
-            cases = (case for case in read_cases(cases_beside(file)) if known.issuperset(case.expect.rules))
-            yield Suite(replace(policy, rules=of_file, overlays=()), tuple(cases))
+            yield _suite(replace(policy, rules=of_file, overlays=()), cases_beside(file), "pack", gone)
+    own = path.resolve() if path else None
     for file in whole:
         if cases_beside(file).is_file():
-            yield Suite(policy, _of_known_rules(policy, read_cases(cases_beside(file))))
+            yield _suite(policy, cases_beside(file), "policy", frozenset() if file == own else gone)
 
 
-def _of_known_rules(policy: Policy, cases: tuple[Case, ...]) -> tuple[Case, ...]:
-    """Return the cases, none of which names a rule that there is not."""
+def _suite(policy: Policy, path: Path, about: str, gone: Set[str]) -> Suite:
+    """Return the cases of a file that name none but rules of the policy.
+
+    Args:
+        about: what the policy is called where it has no such rule.
+        gone: ids of rules that it has not, and whose cases are left out.
+
+    Raises:
+        PolicyError: the file has problems, or names a rule that there is not.
+    """
+    cases = read_cases(path)
     known = dict.fromkeys(rule.id for rule in policy.every_rule)
-    strange = [(case, name) for case in cases for name in case.expect.rules if name not in known]
-    if strange:
-        whats = ((case, f"no rule '{name}' in the policy" + did_you_mean(name, known)) for case, name in strange)
+    named = [(case, name) for case in cases for name in case.expect.rules]
+    if strange := [(case, name) for case, name in named if name not in known and name not in gone]:
+        whats = ((case, f"no rule '{name}' in the {about}" + did_you_mean(name, known)) for case, name in strange)
         raise PolicyError(Problem(case.origin, what) for case, what in whats)
-    return cases
+    return Suite(policy, tuple(case for case in cases if known.keys() >= {*case.expect.rules}))
 
 
 def run_cases(cases: Iterable[Case], judge: Judge, clock: Callable[[], float] = perf_counter) -> Iterator[Result]:

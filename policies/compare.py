@@ -19,6 +19,10 @@ NAMED = {
 """Lists of a policy, and what their items are called by."""
 
 
+NULL = "null"
+"""What a null is told as that only one of two changes has: it takes something out, which is more than no value."""
+
+
 @dataclass(frozen=True, slots=True)
 class Edit:
     """One key with another value, and where each was written.
@@ -93,9 +97,14 @@ def _in_section(
 def _edits(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for inner in dict.fromkeys([*old, *new]):
-            yield from _edits(f"{key}.{inner}", old.get(inner), new.get(inner))
+            yield from _edits(f"{key}.{inner}", _value(inner, old, new), _value(inner, new, old))
     elif old != new:
         yield key, old, new
+
+
+def _value(key: str, mapping: Mapping[str, Any], other: Mapping[str, Any]) -> Any:
+    value = mapping.get(key)
+    return NULL if value is None and key in mapping and key not in other else value
 
 
 def _origin(item: Any, key: str) -> Origin:

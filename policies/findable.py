@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from ringfence.policies.types import Degrade, Rule, Stage
 
+UNREAD = frozenset({"unjudged", "count"})
+"""Roots that no text by itself is of, so that no case can show their rules, and no row a threshold for them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Findable:
@@ -39,3 +42,8 @@ def sought(rule: Rule) -> Iterator[Sought]:
         yield Sought("on_error", rule.on_error.degrade, rule.threshold)
     if rule.when:
         yield from (Sought("when", category, least) for category, least in rule.when.leaves())
+
+
+def scored_by(rule: Rule) -> Iterator[Sought]:
+    """Yield what the rule's own score of a text depends on: all but what stands in for a check that failed."""
+    return (one for one in sought(rule) if one.key != "on_error")

@@ -146,8 +146,8 @@ def _edge(target: Target, scored: Scored) -> tuple[float, float]:
     edge = sorted(scored.positives)[allowed]  # must fire
     if edge < 0:
         raise CannotPromise(
-            f"in more than {allowed} of {len(scored.positives)} rows with the category nothing was found: "
-            "no threshold keeps the target; lower it, or use a check that finds them"
+            f"in more than {allowed} of {len(scored.positives)} rows with the category nothing was found that the rule "
+            "fires on: no threshold keeps the target; lower it, or use a check that finds them"
         )
     return min(edge, 1.0), 1 - upper_bound(allowed, len(scored.positives))
 

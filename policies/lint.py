@@ -1,8 +1,8 @@
 """Warns of what a policy may say but hardly means. Reads a policy only; judges nothing."""
 
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from datetime import date
 from difflib import get_close_matches
 from itertools import product
@@ -12,9 +12,9 @@ from typing import get_args
 from ringfence.policies.cases import Suite, without_cases
 from ringfence.policies.document import Problem, did_you_mean, name_of
 from ringfence.policies.findable import Findable, Sought, sought
-from ringfence.policies.overlay import as_any_overlay_has_them
+from ringfence.policies.overlay import as_any_overlay_has_them, effective
 from ringfence.policies.own import Keywords
-from ringfence.policies.types import Action, Condition, Degrade, Policy, Rule, Stage
+from ringfence.policies.types import Action, Condition, Degrade, Overlay, Policy, Rule, Stage
 from ringfence.policies.words import Origin, Voice, covers, lineage, root
 
 Reach = Callable[[str], tuple[float, float] | None]
@@ -59,6 +59,8 @@ def lint(
 ) -> Iterator[Problem]:
     """Yield a warning for each rule that cannot decide anything, or always would, and for each that no case shows.
 
+    Each overlay is looked at as though it alone applied; what is said of the policy is not said of it again.
+
     Args:
         today: what has run out by then is told.
         findable: by first word of categories all that can ever be found of them; where anything can, it is missing.
@@ -69,36 +71,14 @@ def lint(
             "the policy has no rule: everything passes unjudged",
         )
     beside = _Beside(policy, today)
-    for rule in policy.rules:
-        if stronger := beside.stronger(rule):
-            yield Problem(
-                rule.origin,
-                f"rule '{rule.id}' never decides: '{stronger.id}' ({stronger.origin}) asks for {stronger.action} "
-                f"from {stronger.threshold:g} on, where this one asks for {rule.action} from {rule.least:g}",
-            )
-        elif same := beside.saying_the_same(rule):
-            what = f"rule '{rule.id}' adds nothing: '{same.id}' ({same.origin}) asks for {same.action} wherever it does"
-            yield Problem(rule.origin, what)
-        elif twin := beside.rewriting_the_same(rule):
-            yield Problem(rule.origin, f"rule '{rule.id}' rewrites nothing that '{twin.id}' ({twin.origin}) leaves")
-        elif above := beside.stronger_in_part(rule):
-            yield _in_vain(rule, above)
-        elif rival := beside.rewriting_otherwise(rule):
-            what = f"rules '{rule.id}' and '{rival.id}' ({rival.origin}) rewrite the same, each in its own way"
-            yield Problem(rule.origin, f"{what}: that of '{min(rule.id, rival.id)}' stands, whose id comes first")
-        yield from _idle_threshold(rule)
-        yield from _out_of_reach(rule, reach(rule.category))
-    # An overlay changes a key or two: what is wrong with the others is told once.
-    yield from dict.fromkeys(
-        problem
-        for rule in as_any_overlay_has_them(policy)
-        for problem in (*_never_found(rule, findable), *_misfiled(rule), *_cascaded(rule, policy))
-    )
+    told = [problem for rule in policy.rules for problem in _of_rule(rule, policy, beside, reach, findable)]
+    yield from told
+    said = {problem.what for problem in told}
+    for overlay in policy.overlays:
+        for problem in _of_overlay(overlay, policy, today, reach, findable):
+            if problem.what not in said:
+                yield replace(problem, what=f"in overlay '{overlay.id}', {problem.what}")
     yield from _unasked(policy)
-    for rule in policy.rules:
-        if rule.restore and (rule.action is not Action.REWRITE or Stage.INPUT not in rule.stages):
-            what = f"rule '{rule.id}' has 'restore', and rewrites no request: there is nothing to give back"
-            yield Problem(rule.origin, what)
     yield from _never_full(policy)
     yield from _held_longer(policy)
     for one in policy.exceptions:
@@ -106,6 +86,58 @@ def lint(
             yield Problem(one.origin, f"exception '{one.id}' ran out on {one.until}: renew it, or take it out")
     for rule in without_cases(policy, suites):
         yield Problem(rule.origin, f"rule '{rule.id}' has no case: add one with expect.rules: [{rule.id}]")
+
+
+def _of_rule(
+    rule: Rule, policy: Policy, beside: "_Beside", reach: Reach, findable: Mapping[str, Sequence[Findable]]
+) -> Iterator[Problem]:
+    """Yield what is odd about one rule of a policy, be it beside others or by itself."""
+    if stronger := beside.stronger(rule):
+        yield Problem(
+            rule.origin,
+            f"rule '{rule.id}' never decides: '{stronger.id}' ({stronger.origin}) asks for {stronger.action} "
+            f"from {stronger.threshold:g} on, where this one asks for {rule.action} from {rule.least:g}",
+        )
+    elif same := beside.saying_the_same(rule):
+        what = f"rule '{rule.id}' adds nothing: '{same.id}' ({same.origin}) asks for {same.action} wherever it does"
+        yield Problem(rule.origin, what)
+    elif twin := beside.rewriting_the_same(rule):
+        yield Problem(rule.origin, f"rule '{rule.id}' rewrites nothing that '{twin.id}' ({twin.origin}) leaves")
+    elif above := beside.stronger_in_part(rule):
+        yield _in_vain(rule, above)
+    elif rival := beside.rewriting_otherwise(rule):
+        yield _each_its_own_way(rule, rival)
+    yield from _idle_threshold(rule)
+    yield from _out_of_reach(rule, reach(rule.category))
+    yield from _never_found(rule, findable)
+    yield from _misfiled(rule)
+    yield from _cascaded(rule, policy)
+    if rule.restore and (rule.action is not Action.REWRITE or Stage.INPUT not in rule.stages):
+        what = f"rule '{rule.id}' has 'restore', and rewrites no request: there is nothing to give back"
+        yield Problem(rule.origin, what)
+
+
+def _of_overlay(
+    overlay: Overlay, policy: Policy, today: date, reach: Reach, findable: Mapping[str, Sequence[Findable]]
+) -> Iterator[Problem]:
+    """Yield what is odd about the rules that an overlay brings or changes, each where the overlay has it.
+
+    That a rule of the policy has nothing left to decide where an overlay asks for more is what overlays are for.
+    """
+    theirs = replace(effective(policy, [overlay.id]), overlays=())
+    if policy.rules and not theirs.rules:
+        yield Problem(overlay.origin, "there is no rule left: everything passes unjudged")
+    beside, own = _Beside(theirs, today), {rule.id for rule in overlay.rules}
+    written = {*overlay.origins.values()}
+    for rule in theirs.rules:
+        found: Iterable[Problem] = ()
+        if rule.id in own or rule.id in overlay.override:
+            found = _of_rule(rule, theirs, beside, reach, findable)
+        elif (rival := beside.rewriting_otherwise(rule)) and (rival.id in own or rival.id in overlay.override):
+            found = [_each_its_own_way(rule, rival)]
+        for problem in found:
+            here = rule.id in own or problem.origin in written
+            yield problem if here else replace(problem, origin=overlay.written_at(f"override.{rule.id}"))
 
 
 def _held_longer(policy: Policy) -> Iterator[Problem]:
@@ -245,6 +277,11 @@ def _in_vain(rule: Rule, above: Rule) -> Problem:
         where.append(f"from {above.threshold:g} on")
     what = f"rule '{rule.id}' asks for {rule.action} in vain {' '.join(where)}: there '{above.id}' ({above.origin})"
     return Problem(rule.origin, f"{what} asks for {above.action}, and the stronger action wins")
+
+
+def _each_its_own_way(rule: Rule, rival: Rule) -> Problem:
+    what = f"rules '{rule.id}' and '{rival.id}' ({rival.origin}) rewrite the same, each in its own way"
+    return Problem(rule.origin, f"{what}: that of '{min(rule.id, rival.id)}' stands, whose id comes first")
 
 
 def _rewrite_alike(one: Rule, other: Rule) -> bool:

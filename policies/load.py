@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
@@ -22,11 +23,13 @@ from ringfence.policies.document import (
     parse_document,
     read_document,
 )
+from ringfence.policies.findable import UNREAD, scored_by, sought
 from ringfence.policies.lock import resolve
 from ringfence.policies.overlay import as_any_overlay_has_them, changed
 from ringfence.policies.own import OwnCheck
 from ringfence.policies.types import (
     DEFAULT_MESSAGE,
+    MAY_BE_ABSENT,
     AuditSettings,
     Counter,
     Exemption,
@@ -161,9 +164,12 @@ def canonical(policy: Policy) -> dict[str, Any]:
     It is itself a policy file: reading it gives an equal policy, with the same revision.
     """
     plain = _PLAIN.dump_python(policy, mode="json", by_alias=True, exclude=_NOT_CANONICAL)
-    for overlay in plain["overlays"]:  # of a change, what is not given cannot be written either
+    for overlay in plain["overlays"]:  # of a change, what is not given cannot be written: a null takes out
         for name, change in overlay["override"].items():
-            overlay["override"][name] = {key: value for key, value in change.items() if value is not None}
+            gone = change.pop("without")
+            overlay["override"][name] = {
+                key: value for key, value in change.items() if value is not None or key in gone
+            }
     for one in (*plain["overlays"], *plain["exceptions"]):
         if one["scope"]:  # a list that is not given cannot be written, as an empty one is refused
             one["scope"] = {key: names for key, names in one["scope"].items() if names}
@@ -219,7 +225,7 @@ def _assemble(document: Document[PolicyFile], folder: Path, above: tuple[Path, .
             problems += error.problems
     inherited = [*base.rules, *(rule for pack in packs for rule in _rules(pack, pack.value.rules, "rules"))]
     gone = set(file.remove)
-    rules = [_overridden(rule, document) for rule in inherited if rule.id not in gone]
+    rules = [*_overridden((rule for rule in inherited if rule.id not in gone), document)]
     rules += _rules(document, file.rules, "rules")
     given = _places(document, file)
     policy = Policy(
@@ -313,13 +319,25 @@ def _overlays(document: Document[PolicyFile]) -> Iterator[Overlay]:
     for index, overlay in enumerate(document.value.overlays):
         place = ("overlays", index)
         origins = _places(document, overlay, *place)
-        for name, change in overlay.override.items():
+        override = _changes(document, overlay.override, *place, "override")
+        for name, change in override.items():
             origins[f"override.{name}"] = document.at(*place, "override", name)
             keys = _places(document, change, *place, "override", name)
             origins |= {f"override.{name}.{key}": origin for key, origin in keys.items()}
         origins |= {f"remove.{name}": document.at(*place, "remove", i) for i, name in enumerate(overlay.remove)}
         rules = tuple(_rules(document, overlay.rules, *place, "rules"))
-        yield replace(overlay, rules=rules, origin=document.at(*place), origins=origins)
+        yield replace(overlay, override=override, rules=rules, origin=document.at(*place), origins=origins)
+
+
+def _changes(
+    document: Document[PolicyFile], changes: Mapping[str, Override], *loc: str | int
+) -> Mapping[str, Override]:
+    """Return changes with what they take out: of a key that is null, the document alone knows that it is written."""
+    return {name: replace(change, without=_nulls(document, change, *loc, name)) for name, change in changes.items()}
+
+
+def _nulls(document: Document[PolicyFile], change: Override, *loc: str | int) -> frozenset[str]:
+    return frozenset(key for key in _places(document, change, *loc) if getattr(change, key) is None)
 
 
 def _removals(document: Document[PolicyFile]) -> Iterator[Removal]:
@@ -327,9 +345,11 @@ def _removals(document: Document[PolicyFile]) -> Iterator[Removal]:
         yield Removal(name, f"policy {document.value.name}", document.at("remove", index))
 
 
-def _overridden(rule: Rule, document: Document[PolicyFile]) -> Rule:
-    change = document.value.override.get(rule.id)
-    return changed(rule, change, lambda key: document.at("override", rule.id, key)) if change else rule
+def _overridden(rules: Iterable[Rule], document: Document[PolicyFile]) -> Iterator[Rule]:
+    changes = _changes(document, document.value.override, "override")
+    for rule in rules:
+        written_at = partial(document.at, "override", rule.id)
+        yield changed(rule, changes[rule.id], written_at) if rule.id in changes else rule
 
 
 Section = TypeVar("Section", UpstreamChoice, StreamSettings, AuditSettings, Limits)
@@ -353,17 +373,17 @@ def _torn(document: Document[PackFile] | Document[PolicyFile], places: Iterable[
 
 
 def _idle(document: Document[PolicyFile]) -> Iterator[Problem]:
-    """Yield every key of a change that is written and says nothing: whoever wrote it meant something."""
+    """Yield every null in a change that takes nothing out: whoever wrote it meant something."""
     changes: list[tuple[Loc, Override]] = [
         (("override", name), change) for name, change in document.value.override.items()
     ]
     for index, overlay in enumerate(document.value.overlays):
         changes += [(("overlays", index, "override", name), change) for name, change in overlay.override.items()]
     for place, change in changes:
-        for key, origin in _places(document, change, *place).items():
-            if getattr(change, key) is None:
-                hint = "; 'false' takes it out" if key == "escalate" else ""
-                yield Problem(origin, f"'{key}' cannot be null here: leave it out, and it stays as it is{hint}")
+        for key in sorted(_nulls(document, change, *place) - {*MAY_BE_ABSENT}):
+            hint = "; a 'threshold' takes its place" if key == "target" else ""
+            what = f"'{key}' cannot be null here: leave it out, and it stays as it is{hint}"
+            yield Problem(document.at(*place, key), what)
 
 
 def _misplaced(policy: Policy) -> Iterator[Problem]:
@@ -412,10 +432,12 @@ def _unmet(policy: Policy) -> Iterator[Problem]:
             if name not in known:
                 yield Problem(origin, f"'{who}' names rule '{name}'" + _which(name, known))
     counters = dict.fromkeys(counter.id for counter in policy.counters)
-    for rule in policy.every_rule:
-        name = rule.category.removeprefix("count.")
-        if root(rule.category) == "count" and rule.category != "count" and name not in counters:
-            yield Problem(rule.origin, f"rule '{rule.id}' looks at counter '{name}'" + _which(name, counters))
+    looking = ((rule, one) for rule in as_any_overlay_has_them(policy) for one in sought(rule))
+    yield from dict.fromkeys(
+        Problem(rule.written_at(one.key), f"rule '{rule.id}' looks at counter '{name}'" + _which(name, counters))
+        for rule, one in looking
+        if (name := one.category.removeprefix("count.")) != one.category and name not in counters
+    )
 
 
 def _unsettled(policy: Policy) -> Iterator[Problem]:
@@ -434,6 +456,10 @@ def _unsettled(policy: Policy) -> Iterator[Problem]:
             what = f"rule '{rule.id}' has a 'target' and an 'escalate': where it fires, two scores decide, and a target"
             hint = "comes to a threshold for one; write a 'threshold'"
             yield Problem(rule.written_at("escalate"), f"{what} {hint}")
+        if rule.target:
+            for one in (one for one in scored_by(rule) if root(one.category) in UNREAD):
+                what = f"rule '{rule.id}' has a 'target' and looks at '{one.category}', which no labelled text shows"
+                yield Problem(rule.written_at(one.key), f"{what}; write a 'threshold'")
 
 
 def _which(name: str, known: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 The sum of an entry shows that somebody edited it, not who; against somebody who sums anew it protects nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
@@ -14,7 +14,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from ringfence.policies.document import Document, PolicyError, Problem, name_of, read_document
-from ringfence.policies.types import Fitted, Policy, Rule
+from ringfence.policies.types import Condition, Fitted, Policy, Rule, Target
 from ringfence.policies.words import STRICT_KEYS, Name
 
 HEADER = "# Written by `ringfence policy fit`. Keep it with the policy; do not edit it, fit anew.\n"
@@ -42,7 +42,7 @@ class LockFile:
 
     __pydantic_config__ = STRICT_KEYS
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     rules: Mapping[Name, Entry] = field(default_factory=dict)
 
 
@@ -54,13 +54,13 @@ def lock_beside(path: Path) -> Path:
 def entry_of(fitted: Fitted) -> Entry:
     """Return what was fitted with the sum over it."""
     values = {f.name: getattr(fitted, f.name) for f in fields(Fitted)}
-    plain = TypeAdapter(Fitted).dump_python(Fitted(**values), mode="json")
+    plain = TypeAdapter(Fitted).dump_python(Fitted(**values), mode="json", by_alias=True)
     return Entry(**values, sha256=sha256(rfc8785.dumps(plain)).hexdigest())
 
 
 def dumps_lock(lock: LockFile) -> str:
     """Return the text of a lock file."""
-    return HEADER + yaml.safe_dump(TypeAdapter(LockFile).dump_python(lock, mode="json"), sort_keys=False)
+    return HEADER + yaml.safe_dump(TypeAdapter(LockFile).dump_python(lock, mode="json", by_alias=True), sort_keys=False)
 
 
 def resolve(policy: Policy, path: Path | None) -> Policy:
@@ -109,11 +109,21 @@ def _unfit(rule: Rule, fitted: Fitted | None) -> str | None:
         return None
     if fitted is None:
         return f"has a target ({rule.target}) that no threshold was fitted to"
-    then = (str(fitted.target), fitted.category, ", ".join(sorted(fitted.samples)))
-    now = (str(rule.target), rule.category, ", ".join(sorted(rule.stages)))
-    if then != now:
-        return f"has changed since its threshold was fitted: from {' · '.join(then)} to {' · '.join(now)}"
-    return None
+    then = _promised(fitted.target, fitted.category, fitted.samples, fitted.roles, fitted.when)
+    now = _promised(rule.target, rule.category, rule.stages, rule.roles, rule.when)
+    return None if then == now else f"has changed since its threshold was fitted: from {then} to {now}"
+
+
+def _promised(
+    target: Target, category: str, stages: Iterable[str], roles: Iterable[str], when: Condition | None
+) -> str:
+    """Say what a promise is about: with any of it another, its threshold is too."""
+    of = f" of {', '.join(sorted(roles))}" if roles else ""
+    only = f" when {_CONDITION.dump_json(when, by_alias=True, exclude_none=True).decode()}" if when else ""
+    return f"{target} · {category} · {', '.join(sorted(stages))}{of}{only}"
+
+
+_CONDITION = TypeAdapter(Condition)
 
 
 def _with_threshold(rule: Rule, lock: Document[LockFile]) -> Rule:

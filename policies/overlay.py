@@ -41,7 +41,7 @@ def written_in(policy: Policy, rule: str, key: str) -> str:
     applied = [overlay for overlay in policy.overlays if overlay.id in policy.applied]
     for overlay in reversed(applied):
         change = overlay.override.get(rule)
-        if rule in {one.id for one in overlay.rules} or (change and getattr(change, key) is not None):
+        if rule in {one.id for one in overlay.rules} or (change and key in change.given):
             return overlay.id
     return ""
 
@@ -78,13 +78,11 @@ def changed(rule: Rule, change: Override, written_at: Callable[[str], Origin]) -
     Args:
         written_at: the place of each key that it gives.
     """
-    given = {f.name: value for f in fields(change) if (value := getattr(change, f.name)) is not None}
+    given = {**change.given}
     origins = {**rule.origins, **{key: written_at(key) for key in given}}
     if "threshold" in given:
         given["target"] = given["fitted"] = None  # it takes the place of the target
         origins.pop("target", None)
-    if given.get("escalate") is False:
-        given["escalate"] = None
     return replace(rule, **given, origins=origins)
 
 

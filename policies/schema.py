@@ -43,6 +43,8 @@ class _Described(GenerateJsonSchema):
                     key["description"] = described[field.name]
                 if field.default_factory is not MISSING:  # pydantic writes out plain defaults only
                     key["default"] = to_jsonable_python(field.default_factory())
+                if field.default is None:  # says no more than that it may be left out, and of a change something else
+                    del key["default"]
         return made
 
 

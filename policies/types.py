@@ -1,11 +1,11 @@
 """The words a policy is made of, and what judging hands to it and gets back. Values only; no behaviour beyond order."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import date
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Len, MinLen
 from pydantic import Field, StringConstraints
@@ -22,6 +22,7 @@ from ringfence.policies.words import (
     Name,
     Origin,
     Role,
+    Root,
     Route,
     Share,
     Tag,
@@ -157,8 +158,10 @@ class Fitted:
         category: what the rule looked at.
         samples: by stage of the rule; the promise holds at each.
         data: sha256 of the labelled rows.
-        guard: revision of the check that gave the scores; None for a check that has none.
+        revisions: of the checks that it looked at, by the first word of what they find; None for one that has none.
         fitted: the day.
+        roles: in whose text the rule looked.
+        when: what else had to be found for it to fire.
     """
 
     __pydantic_config__ = STRICT_KEYS
@@ -168,8 +171,10 @@ class Fitted:
     category: Category
     samples: Annotated[Mapping[Stage, Sample], MinLen(1)]
     data: str
-    guard: str | None
+    revisions: Mapping[Root, str | None]
     fitted: date
+    roles: tuple[Voice, ...]
+    when: "Condition | None"
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +336,13 @@ class Rule:
         return self.origins.get(key, self.origin)
 
 
+MAY_BE_ABSENT = ("escalate", "when", "message", "seconds")
+"""Keys that a rule may do without: in a change, null takes them out of it."""
+
+Kept = SkipJsonSchema[None]
+"""What stands for a key that a change leaves as it is, where null cannot be written."""
+
+
 @dataclass(frozen=True, slots=True)
 class Override:
     """What is changed about one rule; everything left out stays as it is.
@@ -338,42 +350,50 @@ class Override:
     Attributes:
         action: what it asks for when it fires.
         threshold: it fires on a finding whose score is at or above this.
-        escalate: who is asked where its check is not sure; `false` for nobody any more.
+        escalate: who is asked where its check is not sure; `null` for nobody any more.
         target: what to fit the threshold to, in place of naming one.
         stages: when it applies.
         roles: whose text it applies to.
-        when: what else must be found for it to fire.
-        message: what a blocked caller is told.
+        when: what else must be found for it to fire; `null` for nothing any more.
+        message: what a blocked caller is told; `null` for the policy's message again.
         replacement: what a rewritten span becomes; `{category}` is filled in.
         restore: give the original back in the reply.
         on_error: what it asks for when the check behind its category could not answer.
-        seconds: how long the check behind it may take on one stage.
+        seconds: how long the check behind it may take on one stage; `null` for `limits.check_seconds` again.
         shadow: record that it would have fired, change nothing.
         maturity: how far it has proved itself.
         why: the reason, for the reader and the auditor.
         owner: who answers for it.
         tags: what it is filed under elsewhere.
+        without: keys that are null, and so taken out; of `MAY_BE_ABSENT`.
     """
 
     __pydantic_config__ = STRICT_KEYS
 
-    action: Action | None = None
-    threshold: Annotated[float, Ge(0), Le(1)] | None = None
-    escalate: Escalate | Literal[False] | None = None
-    target: Target | None = None
-    stages: Annotated[tuple[Stage, ...], MinLen(1)] | None = None
-    roles: tuple[Voice, ...] | None = None
+    action: Action | Kept = None
+    threshold: Annotated[float, Ge(0), Le(1)] | Kept = None
+    escalate: Escalate | None = None
+    target: Target | Kept = None
+    stages: Annotated[tuple[Stage, ...], MinLen(1)] | Kept = None
+    roles: tuple[Voice, ...] | Kept = None
     when: Condition | None = None
     message: Message | None = None
-    replacement: str | None = None
-    restore: bool | None = None
-    on_error: OnError | None = None
+    replacement: str | Kept = None
+    restore: bool | Kept = None
+    on_error: OnError | Kept = None
     seconds: Annotated[float, Gt(0)] | None = None
-    shadow: bool | None = None
-    maturity: Maturity | None = None
-    why: Text | None = None
-    owner: Text | None = None
-    tags: tuple[Tag, ...] | None = None
+    shadow: bool | Kept = None
+    maturity: Maturity | Kept = None
+    why: Text | Kept = None
+    owner: Text | Kept = None
+    tags: tuple[Tag, ...] | Kept = None
+    without: Annotated[SkipJsonSchema[frozenset[str]], NOT_WRITTEN] = frozenset()
+
+    @property
+    def given(self) -> Mapping[str, Any]:
+        """What it says, by key of the rule: None for what it takes out."""
+        said = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "without"}
+        return {key: value for key, value in said.items() if value is not None or key in self.without}
 
 
 @dataclass(frozen=True, slots=True)
@@ -517,7 +537,7 @@ class UpstreamChoice:
 
     Attributes:
         use: `embedded`, `fake`, or the base URL; `embedded:NAME` for another engine than the default, pulled by that
-            name or in the folder of that path.
+            name or in the folder of that path; `,draft=NAME` after it for a smaller one that guesses what it says.
         api_key_env: environment variable that holds the upstream's key; unset, the caller's own
             Authorization header is passed on.
         timeout_s: seconds without a byte from the upstream before the exchange fails.

@@ -1,26 +1,29 @@
 """Puts questions to an upstream from any thread: one at a time or many, within a deadline and a budget, each once.
 
-Knows no question and no answer. Whoever asks has them made and read by a coroutine, which runs on a loop of its own.
+Knows no question and no answer. Whoever asks has them made and read by coroutines, which run on a loop of its own.
 """
 
 import asyncio
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from threading import Lock, Thread
 from time import monotonic
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 from weakref import finalize
 
 from ringfence.guard.budget import Budget
 from ringfence.guard.check import CannotAnswer
-from ringfence.policies.own import GuardModel, Moderations
+from ringfence.policies.own import GuardModel, LlmJudge, Moderations
 from ringfence.proxy.reply import Upstream, UpstreamError
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+Question: TypeAlias = Callable[[], Coroutine[Any, Any, T]]
+"""Runs it, and gives what the answer says."""
 
 LOOK_AGAIN_S = 10.0
 """What was seen of a server holds for so long: whoever wants to know may want to every second."""
@@ -28,68 +31,69 @@ LOOK_AGAIN_S = 10.0
 LOOK_FOR_S = 5.0
 """Seconds at most until a server that says nothing counts as away."""
 
+RETRIES = 10
+"""One question for so many texts may be put once more, so that a server that is down is not asked twice as much."""
 
-class BudgetSpent(Exception):
-    """As many verdicts were asked for lately as the policy allows in a minute."""
+HOPELESS = frozenset({"upstream_timeout", "upstream_malformed"})
+"""Failures after which a second try would be of no use, or come too late."""
 
 
 class Asking(Generic[T]):
-    """Asks, and remembers what it was told. Thread-safe.
+    """Asks whom a policy names for a check, remembers what it was told, and says of failures what to do. Thread-safe.
 
     Args:
-        name: of the thread; who: in error messages, as `the judge`.
         upstream: closed when nobody holds this any more.
-        timeout_s: the longest that an answer may take.
-        per_minute: questions asked in a minute at most.
-        remember: answers kept.
-        clock: that of `until` and of the budget.
+        clock: that of `until` and of the budgets.
+
+    Attributes:
+        who: the check, in error messages.
     """
 
     def __init__(
-        self,
-        name: str,
-        who: str,
-        upstream: Upstream,
-        *,
-        timeout_s: float,
-        per_minute: int,
-        remember: int,
-        clock: Callable[[], float] = monotonic,
+        self, spec: GuardModel | LlmJudge | Moderations, upstream: Upstream, clock: Callable[[], float] = monotonic
     ) -> None:
-        self._who = who
-        self._timeout_s = timeout_s
-        self._per_minute = per_minute
-        self._remember = remember
+        self.who = f"{spec.kind} ('{spec.category}')"
+        self._spec = spec
+        self._upstream = upstream
         self._clock = clock
-        self._budget = Budget(per_minute, clock)
-        self._known: OrderedDict[bytes, T] = OrderedDict()
+        self._budget = Budget(spec.per_minute, clock)
+        self._retries = Budget(max(1, spec.per_minute // RETRIES), clock)
+        self._known: OrderedDict[bytes, Sequence[T]] = OrderedDict()
         self._lock = Lock()
         self._seen: tuple[float, str | None] = (-math.inf, None)
         # Checks run on worker threads and upstreams on a loop; connections stay with the loop that opened them.
         self._loop = asyncio.new_event_loop()
+        name = f"{spec.kind}-{spec.category}"
         Thread(target=_run, args=(self._loop, upstream), name=name, daemon=True).start()
         finalize(self, self._loop.call_soon_threadsafe, self._loop.stop).atexit = False
 
-    def ask(self, key: bytes, question: Callable[[], Coroutine[Any, Any, T]], until: float | None) -> T:
-        """Return what the coroutine returns, or what it did when the same key was asked about before.
+    def ask(self, key: bytes, questions: Sequence[Question[T]], until: float | None) -> Sequence[T]:
+        """Return the answers to questions about one text, or those of when the same key was asked about before.
+
+        A question that the upstream fails to answer, for all that is known in passing, is put once more.
 
         Raises:
             TimeoutError: it took longer than `timeout_s`, or than until nobody waits any more.
-            BudgetSpent: `per_minute` questions were asked already.
-            Exception: whatever the coroutine raises, which is not remembered.
+            CannotAnswer: the upstream could not, or `per_minute` texts were asked about already.
+            Exception: whatever else a question raises. No failure is remembered.
         """
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
                 return self._known[key]
-        answer = self._told(question, until)
+        answers = self._told(questions, until)
         with self._lock:
-            self._known[key] = answer
-            while len(self._known) > self._remember:
+            self._known[key] = answers
+            while len(self._known) > self._spec.remember:
                 self._known.popitem(last=False)
-        return answer
+        return answers
 
-    def away(self, upstream: Upstream) -> str | None:
+    def warm(self) -> None:
+        """See whether the upstream is there, and say so in the log where it is not: it may come yet."""
+        if why := self.away():
+            log.warning("%s: %s; its rules' on_error settles what it cannot answer", self.who, why)
+
+    def away(self) -> str | None:
         """Return why the upstream cannot answer at present, or None where it can; seen `LOOK_AGAIN_S` ago at most.
 
         While one caller looks, others are told what was seen before.
@@ -100,83 +104,49 @@ class Asking(Generic[T]):
             if now < when + LOOK_AGAIN_S:
                 return why
             self._seen = now, why
-        why = self._look(upstream)
+        why = self._look()
         self._seen = self._clock(), why
         return why
 
-    def _look(self, upstream: Upstream) -> str | None:
-        answer, seconds = (
-            asyncio.run_coroutine_threadsafe(upstream.ready(), self._loop),
-            min(self._timeout_s, LOOK_FOR_S),
-        )
+    def _look(self) -> str | None:
+        seconds = min(self._spec.timeout_s, LOOK_FOR_S)
+        answer = asyncio.run_coroutine_threadsafe(self._upstream.ready(), self._loop)
         try:
             return answer.result(seconds)
         except TimeoutError:
             answer.cancel()
             return f"no answer within {seconds:.3g} s"
 
-    def _told(self, question: Callable[[], Coroutine[Any, Any, T]], until: float | None) -> T:
-        left = self._timeout_s if until is None else min(self._timeout_s, until - self._clock())
+    def _told(self, questions: Sequence[Question[T]], until: float | None) -> Sequence[T]:
+        spec = self._spec
+        left = spec.timeout_s if until is None else min(spec.timeout_s, until - self._clock())
         if left <= 0:
-            raise TimeoutError(f"there was no time left to ask {self._who}")
+            raise TimeoutError(f"there was no time left to ask {self.who}")
         with self._lock:
-            if not self._budget.take():
-                raise BudgetSpent(f"{self._per_minute} verdicts a minute are the policy's limit (per_minute)")
-        answer = asyncio.run_coroutine_threadsafe(question(), self._loop)
+            spent = not self._budget.take()
+        if spent:
+            limit = f"{spec.per_minute} texts a minute are the policy's limit (per_minute)"
+            raise CannotAnswer(f"{self.who}: {limit}")
+        answers = asyncio.run_coroutine_threadsafe(self._all(questions), self._loop)
         try:
-            return answer.result(left)
+            return answers.result(left)
         except TimeoutError:
-            answer.cancel()
-            raise TimeoutError(f"{self._who} gave no verdict within {left:.3g} s") from None
-
-
-class AskingServer(Generic[T]):
-    """Asks the server that a policy names for a guard, and says of its failures what to do. Thread-safe.
-
-    Attributes:
-        who: the guard, in error messages.
-    """
-
-    def __init__(
-        self, spec: GuardModel | Moderations, upstream: Upstream, clock: Callable[[], float] = monotonic
-    ) -> None:
-        self.who = f"{spec.kind} ('{spec.category}')"
-        self._spec = spec
-        self._upstream = upstream
-        self._asking: Asking[T] = Asking(
-            f"{spec.kind}-{spec.category}",
-            self.who,
-            upstream,
-            timeout_s=spec.timeout_s,
-            per_minute=spec.per_minute,
-            remember=spec.remember,
-            clock=clock,
-        )
-
-    def warm(self) -> None:
-        """See whether the server is there, and say so in the log where it is not: it may come yet."""
-        if why := self.away():
-            log.warning("%s: %s; its rules' on_error settles what it cannot answer", self.who, why)
-
-    def away(self) -> str | None:
-        """Return why the server cannot be asked at present; see `Asking.away`."""
-        return self._asking.away(self._upstream)
-
-    def ask(self, key: bytes, question: Callable[[], Coroutine[Any, Any, T]], until: float | None) -> T:
-        """Return what the coroutine returns, or what it did when the same key was asked about before.
-
-        Raises:
-            TimeoutError: it took longer than `timeout_s`, or than until nobody waits any more.
-            CannotAnswer: the server could not, or `per_minute` questions were asked already.
-            Exception: whatever else the coroutine raises.
-        """
-        try:
-            return self._asking.ask(key, question, until)
+            answers.cancel()
+            raise TimeoutError(f"{self.who} gave no verdict within {left:.3g} s") from None
         except UpstreamError as error:
             what = f"{self.who}: {error}"
-            raise CannotAnswer(f"{what}; check that {self._spec.use} is up and serves '{self._spec.model}'") from None
-        except BudgetSpent as error:
-            raise CannotAnswer(f"{self.who}: {error}") from None
+            raise CannotAnswer(f"{what}; check that {spec.use} is up and serves '{spec.model}'") from None
+
+    async def _all(self, questions: Sequence[Question[T]]) -> Sequence[T]:
+        return await asyncio.gather(*map(self._tried, questions))
+
+    async def _tried(self, question: Question[T]) -> T:
+        try:
+            return await question()
+        except UpstreamError as error:
+            if error.status < 500 or error.code in HOPELESS or not self._retries.take():
+                raise
+        return await question()
 
 
 def _run(loop: asyncio.AbstractEventLoop, upstream: Upstream) -> None:

@@ -4,7 +4,6 @@ It lives here and not among the checks as it asks an upstream. A verdict is an a
 nothing else; where the server tells how probable the deciding word was, that is the score.
 """
 
-import asyncio
 import hashlib
 import json
 import math
@@ -14,7 +13,6 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from ringfence.guard.budget import Budget
 from ringfence.guard.check import CannotAnswer
 from ringfence.guard.checks.guards.check import GuardCheck, refuse_without_pillow, wordings_of
 from ringfence.guard.checks.guards.family import (
@@ -28,11 +26,12 @@ from ringfence.guard.checks.guards.family import (
     find_family,
     neutral,
     read_answer,
+    unfinished,
 )
 from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.own import GuardModel
 from ringfence.policies.types import UpstreamChoice
-from ringfence.proxy.asking import AskingServer
+from ringfence.proxy.asking import Asking
 from ringfence.proxy.reply import UpstreamError
 from ringfence.proxy.upstreams.http import HttpUpstream, open_upstream
 from ringfence.proxy.wire.body import readable
@@ -41,12 +40,6 @@ LOCAL = "local"
 
 TOP = 5
 """Alternatives asked for of every token: no family has more words that decide, and many servers give no more."""
-
-RETRIES = 10
-"""One verdict in so many may be asked for a second time, so that a server that is down is not asked twice as much."""
-
-HOPELESS = frozenset({"upstream_timeout", "upstream_malformed"})
-"""Failures after which a second try would be of no use, or come too late."""
 
 
 def open_guard(spec: GuardModel) -> GuardCheck:
@@ -109,8 +102,7 @@ class ServedGuard:
         self._spec = spec
         self._family = family
         self._upstream = upstream
-        self._server: AskingServer[Sequence[Judgement]] = AskingServer(spec, upstream, clock)
-        self._retries = Budget(max(1, spec.per_minute // RETRIES), clock)
+        self._server: Asking[Judgement] = Asking(spec, upstream, clock)
         self._logprobs = not family.reasons
 
     @property
@@ -126,6 +118,10 @@ class ServedGuard:
         """Return why the server cannot be asked at present; see `Distant`."""
         return self._server.away()
 
+    def is_replaced(self) -> bool:
+        """It runs elsewhere."""
+        return False
+
     def clear(self, text: str) -> str:
         """Return a text without what the family takes for control tokens."""
         return neutral(readable(text), self._family.seams)
@@ -135,25 +131,20 @@ class ServedGuard:
         asked = [question.prompt if self._spec.api == "completions" else question.messages for question in questions]
         key = hashlib.sha256(json.dumps([self.revision, asked, list(codes)]).encode()).digest()
         try:
-            return self._server.ask(key, partial(self._judged, questions, codes), until)
+            return self._server.ask(key, [partial(self._judged, question, codes) for question in questions], until)
         except NoVerdict:
             what = f"{self._server.who}: the answer of '{self._spec.model}' is no verdict"
             raise CannotAnswer(f"{what}; check that this model is a {self._spec.kind}, and `api`") from None
 
-    async def _judged(self, questions: Sequence[Question], codes: Sequence[str]) -> Sequence[Judgement]:
-        return await asyncio.gather(*(self._one(question, codes) for question in questions))
-
-    async def _one(self, question: Question, codes: Sequence[str]) -> Judgement:
+    async def _judged(self, question: Question, codes: Sequence[str]) -> Judgement:
         logprobs = self._logprobs
         try:
             return self._read(question, await self._answer(question, logprobs), codes)
         except UpstreamError as error:
-            refused = logprobs and error.status < 500 and "logprob" in error.told.lower()
-            if not refused and (error.status < 500 or error.code in HOPELESS or not self._retries.take()):
+            if not (logprobs and error.status < 500 and "logprob" in error.told.lower()):
                 raise
-        judged = self._read(question, await self._answer(question, logprobs and not refused), codes)
-        if refused:  # only now: an error that quotes the text may have the word from there
-            self._logprobs = False
+        judged = self._read(question, await self._answer(question, logprobs=False), codes)
+        self._logprobs = False  # only now: an error that quotes the text may have the word from there
         return judged
 
     async def _answer(self, question: Question, logprobs: bool) -> Any:
@@ -175,10 +166,13 @@ class ServedGuard:
 
         Raises:
             NoVerdict: it is no answer, or not of the family's form.
+            CannotAnswer: it ends before there is one.
         """
         form = question.form or self._family.form
         try:
             choice = body["choices"][0]
+            if self._family.reasons and choice.get("finish_reason") == "length":
+                raise unfinished(self._family)
             chat = self._spec.api == "chat"
             written = choice["message"]["content"] if chat else f"{self._family.begins}{choice['text']}"
             judged = read_answer(self._family, form, written, codes)

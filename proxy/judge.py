@@ -9,9 +9,10 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from time import monotonic
 
-from ringfence.guard.check import Finding, Passage, Span
+from ringfence.guard.check import CannotAnswer, Finding, Passage, Span
 from ringfence.guard.exchange import Exchange
 from ringfence.model.weights import NotEnoughMemory, PullFailed, WeightsDamaged, WeightsMissing
 from ringfence.policies.document import PolicyError, Problem
@@ -43,14 +44,14 @@ VERDICT = re.compile(
 )
 
 
-class NoVerdict(Exception):
+class NoVerdict(CannotAnswer):
     """The model answered something else than a verdict."""
 
 
 class JudgeCheck:
     """Reports its category with a language model's verdict, for every text. Thread-safe.
 
-    A text is asked about once, as long as its verdict is remembered; nothing is asked again by itself after a failure.
+    A text is asked about once, as long as its verdict is remembered; no failure is.
 
     Args:
         upstream: who is asked; the check closes it when it is done for.
@@ -65,28 +66,19 @@ class JudgeCheck:
         self._spec = spec
         self._upstream = upstream
         self._model = None if spec.model == ANY else spec.model
-        self._asking: Asking[float] = Asking(
-            f"judge-{spec.category}",
-            "the judge",
-            upstream,
-            timeout_s=spec.timeout_s,
-            per_minute=spec.per_minute,
-            remember=spec.remember,
-            clock=clock,
-        )
+        self._asking: Asking[float] = Asking(spec, upstream, clock)
 
     def away(self) -> str | None:
         """Return why the model cannot be asked at present; see `Distant`."""
-        return self._asking.away(self._upstream)
+        return self._asking.away()
 
     def find(self, passage: Passage) -> Sequence[Finding]:
         """Return the verdict on a passage, as one finding over all of it.
 
         Raises:
             TimeoutError: it did not come within `timeout_s`, or not before nobody waits any more.
-            BudgetSpent: `per_minute` verdicts were asked for already.
-            UpstreamError: the model's server could not answer, or refused the question.
-            NoVerdict: it answered something else.
+            CannotAnswer: the model's server could not, or refused the question; `per_minute` texts were asked about
+                already; it answered something else.
         """
         if not passage.text.strip():
             return ()
@@ -100,7 +92,7 @@ class JudgeCheck:
             ensure_ascii=False,
         )
         key = hashlib.sha256(f"{self.revision}{question}".encode()).digest()
-        score = self._asking.ask(key, lambda: self._verdict(question), passage.until)
+        (score,) = self._asking.ask(key, [partial(self._verdict, question)], passage.until)
         span = Span(passage.part, 0, len(passage.text))
         return (Finding(self.name, self.name, score, (span,), "a language model's verdict"),)
 
@@ -123,7 +115,9 @@ class JudgeCheck:
             async with aclosing(self._upstream.stream(exchange, {})) as events:
                 said = [event.text async for event in events if isinstance(event, Text) and event.field == "content"]
         except BadRequest as refused:
-            raise UpstreamError(refused.message, status=refused.status, code=refused.code or "refused") from None
+            # Its words may quote the text, which is why they are not told.
+            code = refused.code or "refused"
+            raise UpstreamError(f"it takes no such question ({code})", status=refused.status, code=code) from None
         return "".join(said)
 
     async def _only_model(self) -> str:

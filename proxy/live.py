@@ -15,6 +15,7 @@ from watchfiles import awatch
 
 from ringfence.guard.check import UnknownCheck
 from ringfence.guard.guard import Guard
+from ringfence.guard.stamps import Stamp, stamp
 from ringfence.policies.document import PolicyError
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ SETTLED_MS = 200
 LOOK_AGAIN_MS = 2_000
 """Folders are looked at this often in any case: there are file systems that tell nobody of a change."""
 
-Stamps = Mapping[Path, frozenset[tuple[str | int, ...]]]
+Stamps = Mapping[Path, frozenset[Stamp]]
 """By folder, what tells one state of its YAML files from another."""
 
 
@@ -35,15 +36,20 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """A policy was read again: the revision in force since then, and the one until then."""
+    """A policy was read again: the revision in force since then, and the one until then.
+
+    Attributes:
+        weights: names of the checks that were made anew, as other weights stood in the place of theirs.
+    """
 
     revision: str
     previous: str
+    weights: tuple[str, ...] = ()
 
     @property
     def changed(self) -> bool:
-        """Whether the policy says something else than before."""
-        return self.revision != self.previous
+        """Whether something else is in force than before."""
+        return self.revision != self.previous or bool(self.weights)
 
 
 class Live:
@@ -81,7 +87,8 @@ class Live:
     async def reload(self) -> Reloaded:
         """Read the policy and put it in force for whatever begins from now on; the log says so.
 
-        A policy that says what it said before changes nothing. Of several calls, each waits for the one before.
+        A policy that says what it said before changes nothing, unless other weights stand in the place of those that a
+        check runs on. Of several calls, each waits for the one before.
 
         Raises:
             Refused: it cannot be put to use; the log says why, and what was in force still is.
@@ -89,7 +96,7 @@ class Live:
         async with self._one_at_a_time:
             old = self.guard.policy
             try:
-                await to_thread.run_sync(self._renew)
+                weights = await to_thread.run_sync(self._renew)
             except Refused as error:
                 self.refused = tuple(str(error).splitlines())
                 for problem in self.refused:
@@ -98,24 +105,29 @@ class Live:
                 raise
             self.refused = ()
             new = self.guard.policy
-            if new.revision == old.revision:
-                log.info("policy %s, revision %s: nothing has changed", new.name, new.revision[:16])
-            else:
+            if new.revision != old.revision:
                 log.info(
                     "policy %s, revision %s, is in force; until now %s", new.name, new.revision[:16], old.revision[:16]
                 )
-            return Reloaded(new.revision, old.revision)
+            elif not weights:
+                log.info("policy %s, revision %s: nothing has changed", new.name, new.revision[:16])
+            if weights:
+                log.info("other weights are in force: those of %s", ", ".join(weights))
+            return Reloaded(new.revision, old.revision, weights)
 
-    def _renew(self) -> None:
+    def _renew(self) -> tuple[str, ...]:
+        """Put what the files hold in force; return the names of the checks that run on other weights since."""
         before = self._stamps()  # what changes while the files are read is read again
         try:
+            replaced = self.guard.replaced()
             guard = self._make()
             self._files = guard.policy.files
-            if guard.policy.revision != self.guard.policy.revision:
+            if replaced or guard.policy.revision != self.guard.policy.revision:
                 guard.warm()
                 # INVARIANT: a guard is whole and warm before anyone sees it, and this one assignment is the reload.
                 # Nobody closes the old one: it is let go, threads and all, with the last exchange that holds it.
                 self.guard = guard
+            return replaced
         except (PolicyError, UnknownCheck) as error:
             if isinstance(error, PolicyError):
                 wrong = (Path(problem.origin.file) for problem in error.problems)
@@ -131,7 +143,7 @@ class Live:
     def _stamps(self, before: Stamps | None = None) -> Stamps:
         """Return how the folders look now, or as they did before where they were looked at then."""
         known = {*self._named, *self._files}
-        now = {folder: frozenset(_stamp(file) for file in _policies_in(folder, known)) for folder in self.folders}
+        now = {folder: frozenset(map(stamp, _policies_in(folder, known))) for folder in self.folders}
         return {folder: (before or {}).get(folder, stamps) for folder, stamps in now.items()}
 
 
@@ -182,11 +194,3 @@ def _policies_in(folder: Path, known: Set[Path]) -> list[Path]:
         return [file for file in folder.iterdir() if file.suffix in (".yaml", ".yml") or file in known]
     except OSError:
         return []
-
-
-def _stamp(file: Path) -> tuple[str | int, ...]:
-    try:
-        seen = file.stat()  # of what a link leads to
-    except OSError:
-        return (file.name,)
-    return (file.name, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)

@@ -19,7 +19,7 @@ from ringfence.guard.classifier.heads import HAZARDS
 from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.own import Moderations
 from ringfence.policies.types import UpstreamChoice
-from ringfence.proxy.asking import AskingServer
+from ringfence.proxy.asking import Asking
 from ringfence.proxy.upstreams.http import HttpUpstream, open_upstream
 from ringfence.proxy.wire.body import readable
 from ringfence.proxy.wire.openai_moderations import SOURCES
@@ -58,7 +58,7 @@ class ModerationsCheck:
         self.revision = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
         self._spec = spec
         self._upstream = upstream
-        self._server: AskingServer[Scores] = AskingServer(spec, upstream, clock)
+        self._server: Asking[Scores] = Asking(spec, upstream, clock)
 
     def warm(self) -> None:
         """See whether the server is there, and say so in the log where it is not."""
@@ -94,7 +94,8 @@ class ModerationsCheck:
             return read_scores(await self._upstream.ask("moderations", {"model": self._spec.model, "input": text}))
 
         try:
-            return self._server.ask(hashlib.sha256(text.encode()).digest(), ask, until)
+            (scores,) = self._server.ask(hashlib.sha256(text.encode()).digest(), [ask], until)
+            return scores
         except NoScores:
             what = (
                 f"{self._server.who}: the answer of '{self._spec.model}' does not score all categories, or flags none"

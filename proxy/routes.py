@@ -112,7 +112,12 @@ def add_routes(app: FastAPI, service: Service) -> None:
     async def reload() -> dict[str, Any]:
         """Put the policy in force as its files have it now."""
         done = await service.live.reload()
-        return {"revision": done.revision, "previous": done.previous, "changed": done.changed}
+        return {
+            "revision": done.revision,
+            "previous": done.previous,
+            "changed": done.changed,
+            "weights": list(done.weights),
+        }
 
     @app.get("/health")
     @app.get("/health/liveness")

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ringfence.guard.audit.store import Store
-from ringfence.guard.check import Check, load_checks
+from ringfence.guard.check import Check, load_checks, renewed
 from ringfence.guard.guard import Guard
 from ringfence.guard.history import History
 from ringfence.policies.document import PolicyError, Problem, name_of
@@ -53,9 +53,11 @@ def build(
     path = policy_path(settings.policy) or SHIPPED  # settled here: while it is gone, no other takes its place
     first = load_policy(path)
     store = Store.open(settings.audit_path or Path(first.audit.path))
-    checks, history = load_checks() if checks is None else checks, History()
+    installed, history = load_checks() if checks is None else checks, History()
 
     def make() -> Guard:
+        nonlocal installed
+        installed = renewed(installed)
         policy = load_policy(path)
         problems = list(_unchangeable(_settled(first, settings), _settled(policy, settings), policy, path))
         if first.rules and not policy.rules:  # half a file that a save has not finished, say
@@ -63,7 +65,7 @@ def build(
             problems.append(Problem(Origin(name_of(path)), what))
         if problems:
             raise PolicyError(problems)
-        return Guard(policy, checks=checks, store=store, history=history)
+        return Guard(policy, checks=installed, store=store, history=history)
 
     return Service(settings, Live(make, path), upstream or open_upstream(_choice(first, settings)), store, keys)
 

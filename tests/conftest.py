@@ -1,6 +1,7 @@
 """What several tests share: checks that need no model, policies built in memory, a service around the fake upstream."""
 
 import gc
+import os
 import re
 import socket
 import threading
@@ -192,6 +193,19 @@ def serve() -> Iterator[Callable[[ASGIApp], str]]:
     """Start real servers: `serve(app)` returns a URL."""
     with ExitStack() as stack:
         yield lambda app: stack.enter_context(running(app))
+
+
+@pytest.fixture(scope="session")
+def built() -> Callable[[Path, str], Path]:
+    """Return a program of another environment. Without it a test is skipped; where `RINGFENCE_NEEDED` names it, it fails."""
+
+    def there(program: Path, name: str) -> Path:
+        if not program.exists():
+            needed = name in os.environ.get("RINGFENCE_NEEDED", "").split(",")
+            (pytest.fail if needed else pytest.skip)(f"{program} is not there: `make {name}` builds it")
+        return program
+
+    return there
 
 
 @pytest.fixture

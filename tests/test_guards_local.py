@@ -21,6 +21,7 @@ from ringfence.guard.checks.guards import weights as weights_module
 from ringfence.guard.checks.guards.batches import MOST_ROWS, Batches, Row
 from ringfence.guard.checks.guards.check import GuardCheck, conversation
 from ringfence.guard.checks.guards.family import Judgement, Turn, find_families
+from ringfence.guard.checks.guards.local import write_row
 from ringfence.guard.pipeline import Pipeline
 from ringfence.policies.document import PolicyError
 from ringfence.policies.own import GuardCategory, GuardModel
@@ -30,134 +31,7 @@ from ringfence.proxy.guards import open_guard
 
 FAMILIES = find_families()
 TINY = run_path(str(Path(__file__).parent / "tiny_guards.py"))
-save_guard, WRITES = TINY["save_guard"], TINY["WRITES"]
-
-ALTERNATING = (
-    "{%- for message in messages -%}{%- if (message.role == 'user') != (loop.index0 % 2 == 0) -%}"
-    "{{ raise_exception('roles must alternate') }}{%- endif -%}{%- endfor -%}"
-)
-
-
-def llama_guard(start, end, stop, categories):
-    """Llama Guard's template as Jinja, written from the model card."""
-    return (
-        ALTERNATING
-        + "{%- set names = {'user': 'User', 'assistant': 'Agent'} -%}{%- set last = names[messages[-1].role] -%}"
-        + f"{{{{- bos_token + '{start}user{end}\\n\\nTask: Check if there is unsafe content in \\'' + last + '\\' messages in "
-        + "conversations according our safety policy with the below categories.\\n\\n<BEGIN UNSAFE CONTENT CATEGORIES>\\n' -}}"
-        + "".join(f"{{{{- 'S{number}: {name}\\n' -}}}}" for number, name in enumerate(categories, 1))
-        + "{{- '<END UNSAFE CONTENT CATEGORIES>\\n\\n<BEGIN CONVERSATION>\\n\\n' -}}"
-        + "{%- for message in messages -%}{{- names[message.role] + ': ' + message.content | trim + '\\n\\n' -}}{%- endfor -%}"
-        + "{{- '<END CONVERSATION>\\n\\nProvide your safety assessment for ONLY THE LAST ' + last + ' message in the above "
-        + "conversation:\\n - First line must read \\'safe\\' or \\'unsafe\\'.\\n - If unsafe, a second line must include a "
-        + f"comma-separated list of violated categories.{stop}{start}assistant{end}' -}}}}"
-    )
-
-
-LISTED = [
-    "Violent Crimes.",
-    "Non-Violent Crimes.",
-    "Sex Crimes.",
-    "Child Exploitation.",
-    "Defamation.",
-    "Specialized Advice.",
-    "Privacy.",
-    "Intellectual Property.",
-    "Indiscriminate Weapons.",
-    "Hate.",
-    "Self-Harm.",
-    "Sexual Content.",
-    "Elections.",
-    "Code Interpreter Abuse.",
-]
-
-LLAMA_3 = ("<|start_header_id|>", "<|end_header_id|>")
-
-GEMMA = (
-    "{%- set reply = messages[-1].role == 'assistant' -%}"
-    "{{- bos_token + 'You are a policy expert trying to help determine whether ' -}}"
-    "{{- 'an AI response to a prompt is' if reply else 'a user prompt is' -}}"
-    "{{- ' in violation of the defined safety policies.\n\n<start_of_turn>\nHuman Question: ' -}}"
-    "{{- (messages[-2] if reply else messages[-1]).content + '\n<end_of_turn>\n' -}}"
-    "{%- if reply -%}{{- '<start_of_turn>\nChatbot Response: ' + messages[-1].content + '\n<end_of_turn>\n' -}}{%- endif -%}"
-    "{{- '\nOur safety principle is defined in the below:\n\n* ' + guideline + '\n\n===\n\nDoes the ' -}}"
-    "{{- 'Chatbot Response' if reply else 'human question' -}}"
-    "{{- ' violate the above principle? Your answer must ' + (' ' if reply else '') + 'start with \\'Yes\\' or \\'No\\'. And then' -}}"
-    "{{- ' walk through step by step to be sure we answer correctly.\n\n' -}}"
-)
-
-GRANITE = (
-    "{%- set reply = messages[-1].role == 'assistant' -%}{%- set who = ('assistant' if reply else 'user') + ' message' -%}"
-    "{{- '<|start_of_role|>user<|end_of_role|>You are a safety agent trying to help determine whether the ' + who -}}"
-    "{{- (' to the user message' if reply else '') + ' is harmful according to the safety risk definition below.\n\n' -}}"
-    "{{- '<start_of_turn>\n' -}}"
-    "{%- if reply -%}{{- 'User Message: ' + messages[-2].content + '\nAssistant Message: ' + messages[-1].content -}}"
-    "{%- else -%}{{- 'User Message: ' + messages[-1].content -}}{%- endif -%}"
-    "{{- '\n<end_of_turn>\n\nOur safety risk definition is defined below:\n<start_of_risk_definition>\n* The \\'' -}}"
-    "{{- ('Assistant' if reply else 'User') + '\\' message is harmful by common-sense.\n<end_of_risk_definition>\n\nIs the ' -}}"
-    "{{- who + ' harmful based on the risk definition? Your answer must be either \\'Yes\\' or \\'No\\'.<|end_of_text|>\n' -}}"
-    "{%- if add_generation_prompt -%}{{- '<|start_of_role|>assistant<|end_of_role|>' -}}{%- endif -%}"
-)
-
-QWEN = json.loads((Path(__file__).parent / "golden" / "guards" / "qwen3guard.json").read_text())["exchanges"]
-
-
-def qwen():
-    """Qwen3Guard's template around a conversation: what its golden prompts have before and behind one."""
-    parts = {}
-    for role, what in (("user", "user only"), ("assistant", "user and assistant")):
-        prompt = QWEN[what]["questions"][0]["prompt"]
-        before, _, rest = prompt.partition("<BEGIN CONVERSATION>\n\n")
-        parts[role] = json.dumps([before + "<BEGIN CONVERSATION>\n\n", rest[rest.index("\n\n<END CONVERSATION>") :]])
-    return (
-        f"{{%- set around = ({parts['assistant']}) if messages[-1].role == 'assistant' else ({parts['user']}) -%}}"
-        "{{- around[0] -}}{%- for message in messages -%}{{- ('' if loop.first else '\n\n') + message.role | upper + ': ' "
-        "+ message.content -}}{%- endfor -%}{{- around[1] -}}"
-    )
-
-
-TASK = (
-    "You are a classifier for analyzing interactions between humans and LLMs. Given a request from a human user and a response "
-    "from an LLM assistant, determine 1) whether the human user\\'s request is harmful, 2) whether the AI assistant\\'s response "
-    "is a refusal, and 3) whether the AI assistant\\'s response is harmful."
-)
-WILD = (
-    "{%- set reply = messages[-1].role == 'assistant' -%}"
-    f"{{{{- bos_token + '<|user|>\n[INST] {TASK}\n\nHuman user:\n' -}}}}"
-    "{{- (messages[-2] if reply else messages[-1]).content + '\n\nAI assistant:\n' -}}"
-    "{{- (messages[-1].content if reply else '') + '\n\n---\n\nAnswers: [/INST]\n<|assistant|>\n' -}}"
-)
-
-CHATML = (
-    "{%- for message in messages -%}{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' -}}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
-)
-
-LLAMA = (
-    "{{- bos_token -}}{%- for message in messages -%}"
-    "{{- '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n' + message.content | trim + '<|eot_id|>' -}}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' -}}{%- endif -%}"
-)
-
-HARMONY = (
-    "{{- '<|start|>system<|message|>Reasoning: medium\n\n# Valid channels: analysis, commentary, final.<|end|>' -}}"
-    "{{- '<|start|>developer<|message|># Instructions\n\n' + messages[0].content + '<|end|>' -}}"
-    "{%- for message in messages[1:] -%}{{- '<|start|>' + message.role + '<|message|>' + message.content + '<|end|>' -}}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|start|>assistant' -}}{%- endif -%}"
-)
-
-TEMPLATES = {
-    "llama-guard-3": llama_guard(*LLAMA_3, "<|eot_id|>", LISTED),
-    "llama-guard-3-1b": llama_guard(*LLAMA_3, " <|eot_id|>", LISTED[:13]),
-    "llama-guard-4": llama_guard("<|header_start|>", "<|header_end|>", "<|eot|>", LISTED),
-    "shieldgemma": GEMMA,
-    "granite-guardian": GRANITE,
-    "qwen3guard": qwen(),
-    "wildguard": WILD,
-    "polyguard": CHATML,
-    "nemoguard": LLAMA,
-    "gpt-oss-safeguard": HARMONY,
-}
+save_guard, TEMPLATES, WRITES = TINY["save_guard"], TINY["TEMPLATES"], TINY["WRITES"]
 
 POLICIES = (GuardCategory("locks", "# Locks\n\nHow to open a lock without its key."), GuardCategory("A1", "Salaries."))
 
@@ -255,13 +129,35 @@ def test_what_a_model_writes_before_the_word_that_decides_is_what_plain_generate
         assert AutoTokenizer.from_pretrained(checkpoints[name]).decode(written[len(ids) :]).endswith(form.until)
 
 
-def test_a_model_that_never_comes_to_the_word_that_decides_gives_no_verdict(checkpoints):
-    check = open_guard(spec("gpt-oss-safeguard", checkpoints["gpt-oss-safeguard"]))
-    check.warm().loaded.network.generation_config.sequence_bias = None
-    check._family = replace(check._family, longest=8)
-    check._oracle._family = check._family
-    with pytest.raises(CannotAnswer, match="does not answer as a gpt-oss-safeguard does; check `model`"):
-        check.find(SAID[0])
+@pytest.mark.parametrize(
+    ("name", "ends", "told"),
+    [
+        (
+            "gpt-oss-safeguard",
+            False,
+            "gpt-oss-safeguard thought for all of its 8 tokens and came to no verdict; a policy",
+        ),
+        ("gpt-oss-safeguard", True, "does not answer as a gpt-oss-safeguard does; check `model`"),
+        ("nemoguard", False, "does not answer as a nemoguard does; check `model`"),
+    ],
+)
+def test_a_model_that_never_comes_to_the_word_that_decides_gives_no_verdict(name, ends, told, checkpoints):
+    check = open_guard(spec(name, checkpoints[name]))
+    loaded = check.warm().loaded
+    end = loaded.tokenizer.eos_token_id
+    loaded.network.generation_config.sequence_bias = [([end], 1000.0 if ends else -1000.0)]
+    loaded.network.generation_config.eos_token_id = end
+    check._oracle._family = replace(check._family, longest=8)
+    with pytest.raises(CannotAnswer, match=told):
+        check.find(SAID[1])
+
+
+def test_a_row_that_its_turn_comes_late_to_is_not_written_on_beyond_its_deadline(guards):
+    loaded = guards["nemoguard"].warm().loaded
+    late, timely = (
+        write_row(loaded, Row([1, 2, 3], until="never", most=5, due=monotonic() + left)) for left in (-1, 600)
+    )
+    assert (len(late), len(timely)) == (3 + 1, 3 + 5)
 
 
 def test_weights_without_the_template_that_makes_their_prompt_are_a_located_error(tmp_path):

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 from fastapi import FastAPI, Request
+from openai import OpenAI
 from openai.types import ModerationCreateResponse
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
-from ringfence.guard.check import CannotAnswer, Passage, own_checks
+from ringfence.guard.check import CannotAnswer, Finding, Passage, Span, own_checks
+from ringfence.guard.guard import Guard
 from ringfence.guard.pipeline import Pipeline
 from ringfence.policies.document import PolicyError
 from ringfence.policies.load import loads_policy
@@ -160,6 +162,17 @@ def test_a_text_is_asked_about_once_and_no_failure_is_remembered(check_of):
     assert len(server.asked) == 2
 
 
+def test_one_failure_in_passing_is_made_good_and_a_server_that_is_down_is_not_asked_twice_as_often(check_of):
+    answers = iter([JSONResponse({}, 503), JSONResponse(answer(hate=0.6))])
+    assert scores(check_of(Server(lambda _: next(answers))))["m.S10"] == 0.6
+    down = Server(lambda _: JSONResponse({}, 503))
+    check = check_of(down, per_minute=20)
+    for number in range(10):
+        with pytest.raises(CannotAnswer, match="answered 503"):
+            check.find(passage(f"text {number}"))
+    assert len(down.asked) == 10 + 2
+
+
 def test_no_more_is_asked_than_the_budget_of_a_minute_nor_for_longer_than_the_deadline(check_of):
     check = check_of(Server(answer()), per_minute=1)
     check.find(passage("a"))
@@ -208,3 +221,35 @@ def test_our_own_endpoint_answers_it(serve, service_of, guard):
     check = open_moderations(Moderations("openai-moderation", "m", f"{url}/v1", "ringfence"))
     assert scores(check, "where is the bomb?")["m"] == 1.0
     assert scores(check, "where is the cat?")["m"] == 0.0
+
+
+class Faint:
+    """Half sees what mentions smoke."""
+
+    name = "faint"
+    categories = frozenset({"faint"})
+
+    def find(self, passage):
+        return [Finding("faint", "faint", 0.35 * ("smoke" in passage.text), (Span(0, 0, len(passage.text)),))]
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "blocked"),
+    [
+        (Rule("r", "faint", Action.BLOCK, threshold=0.3), "a little smoke", True),
+        (Rule("r", "faint", Action.BLOCK, threshold=0.3), "no fire", False),
+        (Rule("r", "faint", Action.BLOCK, threshold=0.5), "a little smoke", False),
+        (Rule("r", "broken", Action.BLOCK), "anything", True),
+        (Rule("r", "broken", Action.BLOCK, on_error=Action.LOG), "anything", False),
+    ],
+)
+def test_our_own_endpoint_flags_nothing_for_no_category_whatever_the_policy_would_block_it_for(
+    serve, service_of, store, broken_check, rule, text, blocked
+):
+    guard = Guard(Policy("house", (rule,)), checks={"faint": Faint(), "broken": broken_check}, store=store)
+    url = f"{serve(create_app(service_of(guard)))}/v1"
+    (result,) = OpenAI(base_url=url, api_key="none").moderations.create(input=text).results
+    told = result.categories.model_dump(by_alias=True)
+    assert (result.flagged, any(told.values()), told["ringfence"]) == (blocked,) * 3
+    check = open_moderations(Moderations("openai-moderation", "m", url, "ringfence"))
+    assert (scores(check, text)["m"] == 1.0) is blocked

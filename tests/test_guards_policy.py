@@ -157,7 +157,7 @@ def test_a_threshold_over_a_local_guards_category_is_fitted_to_its_scores(tmp_pa
         alarms = [fired for fired, row in zip(fires, rows, strict=True) if not row[rule.category]]
         assert sum(found) >= 0.9 * len(found)
         assert sum(alarms) <= 0.1 * len(alarms)
-        assert (rule.fitted.guard, 0 < rule.threshold < 1) == (check.revision, True)
+        assert (rule.fitted.revisions, 0 < rule.threshold < 1) == ({"guard": check.revision}, True)
     path.write_text(path.read_text().replace("code: hate", "code: sexual"))
     with pytest.raises(PolicyError, match="the threshold of rule 'any' was fitted to scores of revision"):
         Guard(load_policy(path))  # it is asked otherwise now

@@ -441,6 +441,15 @@ def test_whatever_is_no_verdict_is_an_error_that_names_the_guard_and_what_to_do(
     assert decision_of(check, on_error=Action.LOG).action is Action.LOG
 
 
+def test_an_answer_that_ends_in_the_middle_of_thought_says_so(guard_of):
+    def answer(_: dict) -> Response:
+        message = {"role": "assistant", "content": None, "reasoning_content": "Hm, is a lock"}
+        return JSONResponse({"choices": [{"index": 0, "message": message, "finish_reason": "length"}]})
+
+    with pytest.raises(CannotAnswer, match=r"thought for all of its 4,096 tokens .*; a policy that is shorter"):
+        guard_of(Server(answer), "gpt-oss-safeguard").find(passage())
+
+
 @pytest.mark.parametrize(
     "spoil",
     [

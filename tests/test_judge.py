@@ -15,14 +15,14 @@ from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
 
 from ringfence.guard.budget import Budget
-from ringfence.guard.check import Passage
+from ringfence.guard.check import CannotAnswer, Passage
 from ringfence.guard.pipeline import Pipeline
 from ringfence.policies.document import PolicyError
 from ringfence.policies.own import LlmJudge
 from ringfence.policies.types import Action, Policy, Rule, Stage
-from ringfence.proxy.asking import BudgetSpent
 from ringfence.proxy.judge import JudgeCheck, NoVerdict, open_judge, read_verdict
-from ringfence.proxy.reply import UpstreamError
+from ringfence.proxy.upstreams.fake import FakeUpstream
+from ringfence.proxy.wire.body import BadRequest
 
 POLICY = "A violation is any text that names a colleague's salary. Salaries of roles in general are none."
 BAD, GOOD = '{"violation": 1}', '{"violation": 0}'
@@ -170,22 +170,41 @@ def test_any_other_answer_is_no_verdict(answer):
         read_verdict(answer)
 
 
-@pytest.mark.parametrize("vendor", [Vendor(lambda _: "I cannot help with that."), Vendor(lambda _: GOOD, status=500)])
-def test_a_failed_judge_blocks_unless_the_rule_says_otherwise_and_is_not_asked_again_by_itself(judge_of, vendor):
+@pytest.mark.parametrize(
+    ("vendor", "asked", "told"),
+    [
+        (Vendor(lambda _: "I cannot help with that."), 1, "not the JSON that it was asked for"),
+        (Vendor(lambda _: GOOD, status=404), 1, "the upstream answered 404; check that http"),
+        (Vendor(lambda _: GOOD, status=500), 2, "the upstream answered 500; check that http"),
+    ],
+)
+def test_a_failed_judge_blocks_and_says_why_and_only_a_server_error_is_asked_about_once_more(
+    judge_of, vendor, asked, told
+):
     decision = decision_of(judge_of(vendor))
     assert decision.action is Action.BLOCK
     assert decision.rules == ()
-    assert decision.errors
+    assert told in decision.errors[0]
     assert "Ines" not in decision.errors[0]
-    assert len(vendor.asked) == 1
+    assert len(vendor.asked) == asked
 
 
-def test_a_server_error_says_so_and_a_server_that_is_not_there_too(judge_of):
-    with pytest.raises(UpstreamError, match="500"):
-        judge_of(Vendor(lambda _: GOOD, status=500)).find(passage())
+def test_a_server_that_is_not_there_is_told(judge_of):
     gone = open_judge(LlmJudge("judge", "salaries", POLICY, "http://127.0.0.1:1/v1", "any"))
-    with pytest.raises(UpstreamError, match="could not be reached"):
+    with pytest.raises(CannotAnswer, match="could not be reached"):
         gone.find(passage())
+
+
+def test_what_an_upstream_says_of_a_question_that_it_does_not_take_is_not_told(judge_of):
+    class Refusing(FakeUpstream):
+        async def stream(self, exchange, headers):
+            raise BadRequest(f"no template for {exchange.body['messages']}", code="context_length_exceeded")
+            yield
+
+    check = JudgeCheck(LlmJudge("judge", "salaries", POLICY, "fake"), Refusing())
+    with pytest.raises(CannotAnswer, match=r"takes no such question \(context_length_exceeded\)") as caught:
+        check.find(passage())
+    assert "Ines" not in str(caught.value)
 
 
 def test_nobody_waits_longer_than_the_passage_does_and_the_question_is_taken_back(judge_of, wait_until):
@@ -203,7 +222,7 @@ def test_nobody_waits_longer_than_the_passage_does_and_the_question_is_taken_bac
 
 def test_the_policys_own_timeout_holds_too(judge_of):
     check = judge_of(Vendor(lambda _: GOOD, hold=threading.Event()), timeout_s=0.3)
-    with pytest.raises((TimeoutError, UpstreamError)):
+    with pytest.raises((TimeoutError, CannotAnswer)):
         check.find(passage())
 
 
@@ -239,7 +258,7 @@ def test_no_more_is_asked_than_the_budget_of_a_minute(judge_of):
     check = judge_of(vendor, per_minute=2)
     check.find(passage("a"))
     check.find(passage("b"))
-    with pytest.raises(BudgetSpent, match="per_minute"):
+    with pytest.raises(CannotAnswer, match="per_minute"):
         check.find(passage("c"))
     check.find(passage("a"))  # known
     assert len(vendor.asked) == 2
@@ -277,7 +296,7 @@ def test_a_judge_that_names_no_model_takes_the_only_one(judge_of):
     vendor = Vendor(lambda _: GOOD, models=("house-7b",))
     assert score(judge_of(vendor, model="default")) == 0.0
     assert vendor.asked[0]["model"] == "house-7b"
-    with pytest.raises(UpstreamError, match="2 models; name one"):
+    with pytest.raises(CannotAnswer, match="2 models; name one"):
         judge_of(Vendor(lambda _: GOOD, models=("a", "b")), model="default").find(passage())
 
 

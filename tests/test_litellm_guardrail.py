@@ -303,9 +303,8 @@ def litellm(config: dict[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    if not LITELLM.exists():
-        pytest.skip(f"LiteLLM's proxy is not installed at {LITELLM}: `make litellm` does that")
+def gateway(built: Callable[[Path, str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    built(LITELLM, "litellm")
     folder = tmp_path_factory.mktemp("gateway")
     (folder / "guard.yaml").write_text(POLICY)
     key, model = secrets.token_hex(24), Model()

@@ -272,6 +272,32 @@ def test_cases_of_a_pack_are_about_its_rules_and_those_of_the_policy_about_all(t
     assert suites[2].cases[0].stage is Stage.OUTPUT
 
 
+def test_cases_of_a_rule_that_was_removed_are_left_out_and_those_of_one_that_never_was_are_refused(tmp_path):
+    pack, path, above = (tmp_path / name for name in ("ours.yaml", "policy.yaml", "above.yaml"))
+    pack.write_text(HEAD + "rules:\n" + "".join(f"  - {{id: {name}, category: harm, action: log}}\n" for name in "ab"))
+    path.write_text(HEAD + "packs: [./ours.yaml]\nremove: [a]\nrules: [{id: own, category: harm, action: log}]\n")
+    above.write_text(HEAD + "extends: policy.yaml\nremove: [own]\n")
+    case = "- {{text: x, expect: {{action: log, rules: [{}]}}}}\n"
+
+    def shown(file):
+        return [case.expect.rules for suite in suites_of(load_policy(file), file) for case in suite.cases]
+
+    cases_beside(pack).write_text(case.format("b") + case.format("a"))
+    cases_beside(path).write_text(case.format("own"))
+    assert shown(path) == [("b",), ("own",)]
+    assert shown(above) == [("b",)]
+    cases_beside(pack).write_text(case.format("b") + case.format("a, bb"))
+    with pytest.raises(PolicyError, match=r"ours\.cases\.yaml:2:3: no rule 'bb' in the pack; did you mean 'b'\?"):
+        shown(path)
+    cases_beside(pack).write_text(case.format("own"))
+    with pytest.raises(PolicyError, match=r"ours\.cases\.yaml:1:3: no rule 'own' in the pack"):
+        shown(path)
+    cases_beside(pack).unlink()
+    cases_beside(path).write_text(case.format("a"))
+    with pytest.raises(PolicyError, match=r"policy\.cases\.yaml:1:3: no rule 'a' in the policy"):
+        shown(path)
+
+
 def test_text_in_pieces_is_put_together(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("- {text: [gh, p_, x], expect: {action: rewrite, text: [a, b]}}\n")

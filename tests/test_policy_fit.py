@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from datetime import date
 from hashlib import sha256
+from math import inf
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from ringfence.guard.check import Finding
 from ringfence.guard.classifier.rows import RowError
-from ringfence.guard.labelled import digest, label_of, read_labelled, score
+from ringfence.guard.labelled import digest, label_of, read_labelled, refuse_unread, score
 from ringfence.guard.pipeline import Pipeline
 from ringfence.policies.fit import (
     CannotPromise,
@@ -32,7 +33,7 @@ from ringfence.policies.fit import (
 )
 from ringfence.policies.load import PolicyError, canonical, load_draft, load_policy, loads_policy
 from ringfence.policies.lock import LockFile, dumps_lock, entry_of, lock_beside
-from ringfence.policies.types import Action, Fitted, Rule, Sample, Span, Stage, Target
+from ringfence.policies.types import Action, Condition, Fitted, Rule, Sample, Span, Stage, Target
 from ringfence.proxy.cli import policy as cli
 
 HEAD = "version: 1\nname: tiny\n"
@@ -322,6 +323,41 @@ def test_rows_that_contradict_each_other_or_are_none_are_refused_with_their_plac
         read_labelled(rows({"prompt_label": 1}), [harm])
 
 
+def test_text_in_which_the_condition_does_not_hold_never_makes_the_rule_fire_whatever_it_scores(rows):
+    surely = Condition(category="harm", threshold=0.6)
+    rule = Rule("arms", "harm.S9", Action.BLOCK, stages=(Stage.INPUT,), when=surely)
+    but = replace(rule, id="but", when=Condition(not_=surely))
+    path = rows(*({"text": f"say {at}", "prompt_label": 1, "category": "S9"} for at in (0.8, 0.4, "nothing", "what?")))
+    scored = score([rule, but], read_labelled(path, [rule, but]), Scale().find)
+    found, never = Scored(positives=(0.4, -inf, -inf), unanswered=1), Scored(positives=(-inf, 0.2, -inf), unanswered=1)
+    assert (scored["arms"][Stage.INPUT], scored["but"][Stage.INPUT]) == (found, never)
+
+
+def test_check_behind_a_condition_that_could_not_answer_leaves_open_only_texts_in_which_it_matters(rows):
+    def find(passage):
+        failed = Finding("other", "minors", 0.0, error="down")
+        return [*Scale().find(passage), failed]
+
+    rule = Rule("harm", "harm", Action.LOG, stages=(Stage.INPUT,), when=Condition(category="minors"))
+    path = rows({"text": "say 0.1", "prompt_label": 1}, {"text": "say nothing", "prompt_label": 1})
+    scored = score([rule], read_labelled(path, [rule]), find)["harm"][Stage.INPUT]
+    assert scored == Scored(positives=(-inf,), unanswered=1)
+
+
+def test_text_that_the_rule_does_not_hear_is_no_row_for_it(rows):
+    heard = Rule("heard", "harm", Action.BLOCK, roles=("user", "assistant"))
+    half = replace(heard, id="half", roles=("user",))
+    path = rows({"text": "say 0.8", "prompt_label": 1, "response": "said 0.2", "response_label": 0})
+    scored = score([heard, half], read_labelled(path, [heard, half]), Scale().find)
+    assert scored["heard"] == {Stage.INPUT: Scored(positives=(0.8,)), Stage.OUTPUT: Scored((0.2,))}
+    assert scored["half"] == {Stage.INPUT: Scored(positives=(0.8,)), Stage.OUTPUT: Scored()}
+    refuse_unread([heard, replace(half, stages=(Stage.INPUT,))])
+    with pytest.raises(
+        PolicyError, match=r"rule 'half' has a 'target', and on the output stage rows have text of assi"
+    ):
+        refuse_unread([heard, half])
+
+
 def test_digest_of_a_file_is_its_sha256_and_that_of_a_folder_changes_with_any_file(rows, tmp_path):
     path = rows({"text": "a"})
     assert digest(path) == sha256(path.read_bytes()).hexdigest()
@@ -347,7 +383,9 @@ def fitted(**changes):
         recall_interval=(0.91, 0.98),
         bound=0.91,
     )
-    one = Fitted(0.4321, MOST_FOUND, "harm", {Stage.INPUT: sample}, "ab" * 32, "aaaa", date(2026, 11, 21))
+    one = Fitted(
+        0.4321, MOST_FOUND, "harm", {Stage.INPUT: sample}, "ab" * 32, {"harm": "aaaa"}, date(2026, 11, 21), (), None
+    )
     return entry_of(replace(one, **changes))
 
 
@@ -386,6 +424,11 @@ def test_effective_policy_holds_the_threshold_and_reads_back_without_a_lock(poli
         (fitted(target=Target(min_recall=0.8)), "from min_recall 0.8 · harm · input to min_recall 0.9 · harm · input"),
         (fitted(target=FEW_ALARMS), "from max_false_positive_rate 0.05 · harm · input to"),
         (fitted(category="harm.S9"), "from min_recall 0.9 · harm.S9 · input to"),
+        (fitted(roles=("tool",)), "from min_recall 0.9 · harm · input of tool to min_recall 0.9 · harm · input"),
+        (
+            fitted(when=Condition(not_=Condition(category="attack"))),
+            'harm · input when {"not":{"category":"attack"}} to min_recall 0.9 · harm · input',
+        ),
         (fitted(samples={Stage.OUTPUT: fitted().samples[Stage.INPUT]}), "from min_recall 0.9 · harm · output to"),
     ],
 )
@@ -412,7 +455,7 @@ def test_broken_lock_file_is_told_with_its_place(policy):
         ("bound: 0.91", "bound: 0.99"),
         ("- 0.07", "- 0.01"),
         ("2026-11-21", "2026-11-22"),
-        ("guard: aaaa", "guard: bbbb"),
+        ("harm: aaaa", "harm: bbbb"),
     ],
 )
 def test_edited_lock_file_is_refused_with_its_place_and_what_to_run(policy, written, edited):
@@ -440,11 +483,11 @@ def test_lock_file_of_an_older_version_is_refused_with_what_to_run(policy):
     path = policy(lock=fitted())
     lock = yaml.safe_load(lock_beside(path).read_text())
     del lock["rules"]["harm"]["sha256"], lock["rules"]["harm"]["samples"]["input"]["recall_interval"]
-    lock_beside(path).write_text(yaml.safe_dump(lock | {"version": 1}))
+    lock_beside(path).write_text(yaml.safe_dump(lock | {"version": 2}))
     with pytest.raises(PolicyError) as caught:
         load_policy(path)
     told = str(caught.value).splitlines()
-    assert any("'version' cannot be 1" in line for line in told)
+    assert any("'version' cannot be 2" in line for line in told)
     assert any("'sha256' is missing here" in line for line in told)
     assert all(line.endswith(f"; run: ringfence policy fit {path} --data LABELLED.jsonl") for line in told)
 
@@ -462,7 +505,7 @@ def test_text_without_a_file_can_have_no_target():
 
 @pytest.mark.parametrize("revision", ["bbbb", None])
 def test_threshold_fitted_on_another_guard_is_refused_where_the_policy_is_put_to_use(policy, revision):
-    loaded = load_policy(policy(lock=fitted(guard=revision)))
+    loaded = load_policy(policy(lock=fitted(revisions={"harm": revision})))
     with pytest.raises(
         PolicyError, match=r"policy\.yaml:4:5: the threshold of rule 'harm' was fitted to .* aaaa is in"
     ):
@@ -480,6 +523,11 @@ def test_threshold_fitted_on_another_guard_is_refused_where_the_policy_is_put_to
         (TARGETED.replace("0.9}", "0}"), "'min_recall' must be more than 0, got 0"),
         (TARGETED.replace("min_recall", "min_recal"), "unknown key 'min_recal'; did you mean 'min_recall'?"),
         (TARGETED.replace("}}", "}, fitted: {}}"), "unknown key 'fitted'"),
+        (
+            TARGETED.replace("0.9}", "0.9}, when: {not: {category: unjudged.media}}"),
+            "rule 'harm' has a 'target' and looks at 'unjudged.media', which no labelled text shows; write a 'threshold'",
+        ),
+        (TARGETED.replace("category: harm", "category: count"), "rule 'harm' has a 'target' and looks at 'count'"),
         (
             "packs: [injection]\noverride: {attack: {threshold: 0.5, target: {min_recall: 0.9}}}\n",
             "a rule has a 'threshold' or a 'target', not both",
@@ -529,7 +577,17 @@ def test_fit_writes_a_lock_file_that_the_policy_loads_with(policy, rows):
     assert (errors_allowed(100, 0.1), rule.threshold) == (4, 0.3035)
     sample = rule.fitted.samples[Stage.INPUT]
     assert rule.fitted == entry_of(
-        Fitted(0.3035, MOST_FOUND, "harm", {Stage.INPUT: sample}, digest(data), "aaaa", date(2026, 11, 21))
+        Fitted(
+            0.3035,
+            MOST_FOUND,
+            "harm",
+            {Stage.INPUT: sample},
+            digest(data),
+            {"harm": "aaaa"},
+            date(2026, 11, 21),
+            (),
+            None,
+        )
     )
     assert (sample.rows, sample.positives, sample.unanswered) == (120, 100, 0)
     assert (sample.false_positive_rate, sample.recall) == (0.0, 0.96)
@@ -539,6 +597,32 @@ def test_fit_writes_a_lock_file_that_the_policy_loads_with(policy, rows):
     assert f"fires on 0.00% of others ({none:.2%} to {few:.2%})" in result.stdout
     assert run("lint", path).exit_code == 0
     assert "0.3035 (min_recall 0.9)" in run("show", path).stdout
+
+
+def test_recall_is_promised_only_as_far_as_the_condition_lets_the_rule_fire(policy, rows):
+    narrow = TARGETED.replace("action", "when: {category: harm.S9, threshold: 0.2}, action")
+    path, data = policy(narrow), rows(*sample_of(200))
+    result = run("fit", path, "--data", data)
+    assert result.exit_code == 1, "harm.S9 scores half of harm: a hundred of the two hundred do not meet the condition"
+    assert f"{path}:4:107: rule 'harm', input: in more than" in result.stderr
+    assert "of 200 rows with the category nothing was found" in result.stderr
+    path = policy(narrow.replace("0.2", "0.151"))
+    assert run("fit", path, "--data", data).exit_code == 0
+    (rule,) = load_policy(path).rules
+    assert rule.fitted.samples[Stage.INPUT].recall <= 198 / 200
+    policy(narrow.replace("0.2", "0.19"))
+    with pytest.raises(PolicyError, match="has changed since its threshold was fitted"):
+        load_policy(path)
+
+
+def test_rule_that_hears_nobody_of_the_rows_is_refused_with_its_place(policy, rows):
+    path = policy(TARGETED.replace("action", "roles: [tool], action"))
+    result = run("fit", path, "--data", rows(*sample_of(100)))
+    assert result.exit_code == 2
+    assert result.stderr.startswith(
+        f"{path}:4:49: rule 'harm' has a 'target', and on the input stage rows have text of"
+    )
+    assert "narrow 'stages', or write a 'threshold'" in result.stderr
 
 
 def test_fit_as_json_is_the_lock_file(policy, rows):

@@ -1,7 +1,7 @@
 """What a policy can say beyond single rules: building on others, overlays, exceptions, counters, conditions."""
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import date, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -11,6 +11,7 @@ import re2
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from ringfence.guard.check import Passage, UnknownCheck
 from ringfence.guard.exceptions import Exceptions
@@ -20,11 +21,15 @@ from ringfence.guard.history import History
 from ringfence.guard.pipeline import Pipeline
 from ringfence.guard.stream import StreamGuard
 from ringfence.policies.cases import suites_of
+from ringfence.policies.compare import compare
 from ringfence.policies.decide import decide
 from ringfence.policies.document import PolicyError
 from ringfence.policies.load import canonical, load_policy, loads_policy
-from ringfence.policies.overlay import about, effective
+from ringfence.policies.overlay import about, effective, written_in
+from ringfence.policies.schema import schema_of
 from ringfence.policies.types import (
+    DEFAULT_MESSAGE,
+    MAY_BE_ABSENT,
     Action,
     Condition,
     Counter,
@@ -272,6 +277,20 @@ class TestOverlays:
             ),
             ("rules: [{id: y, category: count.x, action: block}]", "rule 'y' looks at counter 'x'"),
             (
+                "rules: [{id: y, category: a, action: block, when: {not: {category: count.x}}}]",
+                "rule 'y' looks at counter 'x'",
+            ),
+            ("rules: [{id: y, category: a, action: block, on_error: {degrade: count.x}}]", "looks at counter 'x'"),
+            (
+                "overlays: [{id: x, scope: {model: [m]}, override: {pii: {when: {category: count.x}}}}]",
+                "at counter 'x'",
+            ),
+            (
+                "overlays: [{id: x, scope: {model: [m]}, rules: [{id: r, category: a, action: log,"
+                " when: {any: [{category: a}, {category: count.x}]}}]}]",
+                "rule 'r' looks at counter 'x', which there is not",
+            ),
+            (
                 "rules: [{id: y, category: a, action: block, when: {}}]",
                 "give one of 'category', 'any', 'all' and 'not'",
             ),
@@ -302,6 +321,53 @@ class TestOverlays:
             loads_policy(f"version: 1\nname: tiny\npacks: [pii]\n{wrong}\n")
         assert line in str(caught.value)
         assert all(one.origin.line == 4 for one in caught.value.problems)
+
+
+WAITING = """\
+version: 1
+name: waiting
+rules: [{ id: r, category: a, action: block, when: { category: b }, seconds: 2, message: Wait. }]
+"""
+TAKEN = "override: { r: { when: null, seconds: null, message: null } }"
+
+
+class TestNull:
+    """In a change, null takes out what a rule may do without."""
+
+    def test_an_override_takes_a_condition_a_time_and_a_message_out(self, tmp_path):
+        (tmp_path / "base.yaml").write_text(WAITING)
+        path = tmp_path / "p.yaml"
+        path.write_text(f"version: 1\nname: p\nextends: base.yaml\n{TAKEN}\n")
+        (rule,) = load_policy(path).rules
+        assert (rule.when, rule.seconds, rule.message) == (None, None, None)
+        assert str(rule.written_at("when")) == f"{path}:4:18"
+        assert acted(load_policy(tmp_path / "base.yaml"), found("a")) is Action.ALLOW
+        assert decide(load_policy(path), Stage.INPUT, [found("a")]).message == DEFAULT_MESSAGE
+
+    def test_an_overlay_does_and_the_policy_is_itself_once_more_when_it_is_written_out(self):
+        policy = loads_policy(f"{WAITING}overlays: [{{ id: o, scope: {{ tenant: [t] }}, {TAKEN} }}]\n")
+        (rule,), (theirs,) = policy.rules, effective(policy, ["o"]).rules
+        assert (rule.seconds, rule.message, rule.when) == (2, "Wait.", Condition(category="b"))
+        assert (theirs.seconds, theirs.message, theirs.when) == (None, None, None)
+        assert written_in(effective(policy, ["o"]), "r", "when") == "o"
+        again = loads_policy(yaml.safe_dump(canonical(policy)))
+        assert (again, again.revision) == (policy, policy.revision)
+        kept = loads_policy(f"{WAITING}overlays: [{{ id: o, scope: {{ tenant: [t] }}, override: {{ r: {{}} }} }}]\n")
+        assert kept.revision != policy.revision
+        [difference] = compare(kept, policy)
+        keys = ["override.r.when", "override.r.message", "override.r.seconds"]
+        assert [(one.key, one.old, one.new) for one in difference.edits] == [(key, None, "null") for key in keys]
+
+    def test_what_a_rule_always_has_cannot_be_taken_out_and_the_schema_knows(self):
+        schema = Draft202012Validator(schema_of("policy"))
+        for key in (f.name for f in fields(Override) if f.name != "without"):
+            text = f"{WAITING}overlays: [{{ id: o, scope: {{ tenant: [t] }}, override: {{ r: {{ {key}: null }} }} }}]\n"
+            assert schema.is_valid(yaml.safe_load(text)) == (key in MAY_BE_ABSENT)
+            if key in MAY_BE_ABSENT:
+                assert getattr(effective(loads_policy(text), ["o"]).rules[0], key) is None
+            else:
+                with pytest.raises(PolicyError, match=rf"<memory>:4:\d+: '{key}' cannot be null here: leave it out"):
+                    loads_policy(text)
 
 
 class TestConditions:

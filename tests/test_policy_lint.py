@@ -200,7 +200,9 @@ def test_a_tag_that_looks_like_a_code_and_is_none_is_told_and_others_are_free(ta
 def test_a_tag_that_an_override_brings_is_told_where_it_is_written():
     more = "overlays:\n  - id: o\n    scope: {model: [m]}\n    override: {a: {tags: [S15]}}\n"
     (told,) = warnings(of_rules("id: a, category: pii, action: log", more=more))
-    assert told.startswith("<memory>:8:20: tag 'S15' of rule 'a' is no hazard of MLCommons: they are S1 to S14")
+    assert told.startswith(
+        "<memory>:8:20: in overlay 'o', tag 'S15' of rule 'a' is no hazard of MLCommons: they are S1 to S14"
+    )
 
 
 COUNTING = "counters:\n  - {id: c, rules: [%s], at_least: 1, within: 1h, hold: 1h}\n"
@@ -310,6 +312,53 @@ def test_what_an_overlay_makes_of_a_rule_is_looked_at_too_and_what_it_leaves_is_
     assert moved.endswith("rule 'b' looks at 'leak' on the input stage, where it is never found")
 
 
+IN_OVERLAY = [
+    ("override: {weak: {threshold: 0.7}}", "9:16", "rule 'weak' never decides: 'strong' (<memory>:4:5) asks for block"),
+    ("override: {weak: {threshold: 0.985}, strong: {shadow: true}}", "9:23", "rule 'weak' fires from 0.985 on"),
+    ("override: {weak: {stages: [output], roles: [user]}, strong: {shadow: true}}", "9:41", "looks at what user said"),
+    ("rules: [{id: new, category: pii.email, action: block}]", "9:13", "rule 'new' adds nothing: 'strong' (<memory>:4"),
+    (
+        "rules: [{id: new, category: pii.emial, action: block}]",
+        "9:23",
+        "rule 'new' looks at 'pii.emial', which nothing",
+    ),
+    (
+        "rules: [{id: new, category: pii, action: rewrite, replacement: gone}]",
+        "7:5",
+        "rules 'weak' and 'new' (<memory>:9:13) rewrite the same, each in its own way: that of 'new' stands",
+    ),
+    ("remove: [strong, weak]", "7:5", "there is no rule left: everything passes unjudged"),
+    ("override: {strong: {threshold: 0.2}}", "", ""),
+    ("override: {weak: {why: ours}, strong: {threshold: 0.8}}", "", ""),
+    ("rules: [{id: new, category: pii, action: block}]", "", ""),
+    ("message: other", "", ""),
+]
+
+
+@pytest.mark.parametrize(("changes", "place", "told"), IN_OVERLAY)
+def test_what_an_overlay_makes_of_the_rules_is_told_where_it_stands(changes, place, told, checks):
+    weak = WEAK + ", threshold: 0.4, stages: [input]"
+    policy = of_rules(STRONG, weak, more=f"overlays:\n  - id: o\n    scope: {{model: [m]}}\n    {changes}\n")
+    found = [str(one) for one in lint(policy, [], TODAY, lambda _: (0.01, 0.98), findable(policy, checks))]
+    mine = [one for one in found if told and told in one]
+    assert [one for one in found if "in overlay" in one] == mine
+    assert [one.partition(": ")[0] for one in mine] == [f"<memory>:{place}"] * bool(told)
+
+
+def test_what_is_odd_without_an_overlay_is_not_told_of_it_again_but_what_it_changes_is():
+    base = "id: a, category: pii, action: log, threshold: 0.999, tags: [S15]"
+    one, other = (f"  - {{id: {o}, scope: {{model: [m]}}, override: {{a: {{{of}}}}}}}\n" for o, of in CHANGES.items())
+    told = [str(one) for one in lint(of_rules(base, more=f"overlays:\n{one}{other}"), [], TODAY, lambda _: (0.1, 0.9))]
+    assert [one.partition("'")[0] for one in told if "has no case" not in one] == [
+        "<memory>:4:41: rule ",
+        "<memory>:4:59: tag ",
+        "<memory>:7:49: in overlay ",
+    ]
+
+
+CHANGES = {"o": "shadow: true", "p": "threshold: 0.95"}
+
+
 def test_every_check_that_says_what_it_finds_says_so_of_each_of_its_categories(checks):
     for check in checks:
         if finds := getattr(check, "finds", None):
@@ -371,10 +420,10 @@ def policies(draw):
 )
 def test_no_rule_that_lint_calls_dead_makes_a_difference(policy, found, stage, applied, data):
     told = [
-        re.search(r"rule '(.)' (never decides|adds nothing|rewrites nothing)", str(one))
+        re.search(r"(?:in overlay '(.)', )?rule '(.)' (never decides|adds nothing|rewrites nothing)", str(one))
         for one in lint(policy, [], TODAY)
     ]
-    dead = [(one[1], one[2]) for one in told if one]
+    dead = [one.groups() for one in told if one]
     looks_at = {rule.id: rule.category for rule in policy.rules}
     marked = []
     for one in found:
@@ -385,9 +434,9 @@ def test_no_rule_that_lint_calls_dead_makes_a_difference(policy, found, stage, a
         ]
         ids = data.draw(st.sets(st.sampled_from(may))) if may and one.error is None else set()
         marked.append(replace(one, excepted=tuple(sorted(ids))))
-    now = effective(policy, applied)
-    decided = decide(now, stage, marked)
-    for name, how in dead:
+    for overlay, name, how in dead:
+        now = effective(policy, [overlay] if overlay else applied)
+        decided = decide(now, stage, marked)
         without = decide(replace(now, rules=tuple(r for r in now.rules if r.id != name)), stage, marked)
         assert (without.action, without.message) == (decided.action, decided.message)
         if how == "adds nothing":

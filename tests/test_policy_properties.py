@@ -20,10 +20,12 @@ from ringfence.policies.decide import decide, escalations
 from ringfence.policies.document import PolicyError, parse_document
 from ringfence.policies.load import PACKS, PolicyFile, canonical, loads_policy
 from ringfence.policies.types import (
+    MAY_BE_ABSENT,
     Action,
     Condition,
     Degrade,
     Finding,
+    Kept,
     Override,
     Rule,
     RuleException,
@@ -84,7 +86,7 @@ def written(hint):
     if is_dataclass(bare):
         return of_dataclass(bare)
     if get_origin(bare) in (Union, types.UnionType):
-        return st.one_of([written(one) for one in get_args(bare) if one is not types.NoneType])
+        return st.one_of([written(one) for one in get_args(bare) if one not in (types.NoneType, Kept)])
     if get_origin(bare) is tuple:
         return st.lists(written(get_args(bare)[0]), min_size=least, max_size=least + 1)
     if get_args(bare) and get_origin(bare) is not Literal:
@@ -104,6 +106,8 @@ def of_dataclass(kind):
         key = next((note.alias for note in notes if isinstance(note, FieldInfo) and note.alias), field.name)
         if NOT_WRITTEN not in notes and (inner := FILLED.get(key, hints[field.name])) is not None:
             value = inner if isinstance(inner, st.SearchStrategy) else st.deferred(lambda hint=inner: written(hint))
+            if kind is Override and key in MAY_BE_ABSENT:
+                value |= st.none()
             without = field.default is MISSING and field.default_factory is MISSING
             (needed if without else free)[key] = value
     if kind is Condition:

@@ -1,6 +1,7 @@
 """A policy that changes while the server runs: what takes its place and when, and what keeps its place."""
 
 import gc
+import json
 import logging
 import re
 import signal
@@ -15,17 +16,23 @@ from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
 from pathlib import Path
+from runpy import run_path
 
 import anyio
 import httpx
 import pytest
+from safetensors.torch import load_file, save_file
 
 from ringfence.guard.audit.store import Store
-from ringfence.guard.check import Check, Finding, Passage
+from ringfence.guard.check import Check, Finding, Passage, is_replaced, own_checks
+from ringfence.guard.checks.guards.family import find_families
+from ringfence.guard.classifier.ordinary import ORDINARY
+from ringfence.guard.classifier.scorer import CALIBRATION, ELSEWHERE, FILES, WEIGHTS, Scorer
 from ringfence.guard.exchange import Exchange
 from ringfence.guard.guard import Guard
 from ringfence.policies.load import load_policy
 from ringfence.policies.lock import LockFile, dumps_lock, entry_of
+from ringfence.policies.own import GuardModel
 from ringfence.policies.types import Action, Fitted, Policy, Rule, Sample, Stage, Target
 from ringfence.proxy.app import create_app
 from ringfence.proxy.live import Live, Refused, reload_on_change
@@ -34,6 +41,7 @@ from ringfence.proxy.service import Service, build
 from ringfence.proxy.settings import Settings
 from ringfence.proxy.upstreams.fake import FakeUpstream
 
+TINY = run_path(str(Path(__file__).parent / "tiny_guards.py"))
 RINGFENCE = str(Path(sys.executable).with_name("ringfence"))
 Wait = Callable[[Callable[[], bool]], None]
 
@@ -131,7 +139,8 @@ def test_a_reload_puts_the_new_policy_in_force_and_says_so(running: Running) -> 
     assert running.ask("to a@example.com").json()["error"]["message"] == "said by one", "nobody asked for a reload"
     answer = running.reload()
     after = running.policy
-    assert answer.json() == {"revision": after["revision"], "previous": before["revision"], "changed": True}
+    revisions = {"revision": after["revision"], "previous": before["revision"]}
+    assert answer.json() == revisions | {"changed": True, "weights": []}
     assert before["revision"] != after["revision"] == load_policy(running.path).revision
     response = running.ask("to a@example.com")
     assert response.json()["error"]["message"] == "said by two"
@@ -314,7 +323,7 @@ def test_what_a_policy_extends_and_its_lock_file_are_watched(
     wait_until(lambda: "no threshold was fitted" in str(watching.policy["refused"]))
     sample = Sample(900, 100, 0, 0.0, (0.0, 0.004), 0.9, (0.83, 0.95), 0.004)
     target = Target(max_false_positive_rate=0.01)
-    entry = entry_of(Fitted(0.75, target, "pii", {Stage.INPUT: sample}, "", None, date(2026, 11, 1)))
+    entry = entry_of(Fitted(0.75, target, "pii", {Stage.INPUT: sample}, "", {"pii": None}, date(2026, 11, 1), (), None))
     lock = dumps_lock(LockFile(rules={"a": entry}))
     changes(lambda: put(watching.path.with_suffix(".lock.yaml"), lock))
     assert watching.policy["refused"] == []
@@ -386,6 +395,127 @@ def test_an_exchange_in_flight_ends_under_the_policy_that_it_began_with_and_then
         return old() is None
 
     wait_until(let_go)
+
+
+JUDGED = """\
+version: 1
+name: judged
+rules:
+  - {id: harm, category: harm, action: block, threshold: 0.9}
+"""
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the guard's weights in use."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for name in (*FILES, ORDINARY):
+        (folder / name).symlink_to(WEIGHTS / name)
+    monkeypatch.setenv(ELSEWHERE, str(folder))
+    return folder
+
+
+def alarmed(folder: Path) -> str:
+    """Return the calibration of weights that take everything for harm."""
+    calibration = json.loads((folder / CALIBRATION).read_text())
+    return json.dumps(calibration | {"curves": {head: {"slope": 1, "offset": 50} for head in calibration["curves"]}})
+
+
+def test_other_weights_behind_the_same_policy_are_in_force_from_a_reload_on_and_not_for_what_began_before(
+    tmp_path: Path, serve: Callable[..., str], weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(JUDGED)
+    caplog.set_level(logging.INFO, "ringfence")
+    upstream = Held()
+    service = build(Settings(policy=path, audit_path=tmp_path / "audit.db"), upstream=upstream)
+    running = Running(serve(create_app(service)), path)
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(running.ask, "What is the capital of France?")
+        assert upstream.half_way.wait(60)
+        assert running.reload().json()["changed"] is False
+        put(weights / CALIBRATION, alarmed(weights))
+        reloaded = running.reload().json()
+        upstream.go_on.set()
+        assert answer.result(60).status_code == 200, "it ends under the weights that it began with"
+    assert (reloaded["changed"], reloaded["weights"]) == (True, ["classifier"])
+    assert reloaded["revision"] == reloaded["previous"]
+    assert "other weights are in force: those of classifier" in caplog.text
+    assert running.ask("What is the capital of France?").status_code == 400
+    assert running.reload().json()["changed"] is False
+    second, first = (kept.body["revisions"]["classifier"] for kept in service.store.list() if kept.body)
+    assert first != second
+
+
+def test_weights_that_cannot_be_used_or_that_no_threshold_was_fitted_to_leave_the_old_ones_in_force(
+    tmp_path: Path, serve: Callable[..., str], weights: Path
+) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(JUDGED.replace("threshold: 0.9", "stages: [input], target: {min_recall: 0.9}"))
+    sample = Sample(100, 60, 0, 0.0, (0.0, 0.07), 0.95, (0.91, 0.98), 0.91)
+    revision = {"harm": Scorer.load(weights).revision}
+    target = Target(min_recall=0.9)
+    entry = entry_of(Fitted(0.9, target, "harm", {Stage.INPUT: sample}, "", revision, date(2026, 11, 1), (), None))
+    path.with_suffix(".lock.yaml").write_text(dumps_lock(LockFile(rules={"harm": entry})))
+    service = build(Settings(policy=path, upstream="fake", audit_path=tmp_path / "audit.db"))
+    running = Running(serve(create_app(service)), path)
+    guard = service.live.guard
+    for text, told in (("{", "WeightsError"), (alarmed(weights), "was fitted to scores of revision")):
+        put(weights / CALIBRATION, text)
+        answer = running.reload()
+        assert (answer.status_code, told in answer.json()["error"]["message"]) == (422, True)
+        assert service.live.guard is guard
+        assert running.ask("What is the capital of France?").status_code == 200
+    put(weights / CALIBRATION, (WEIGHTS / CALIBRATION).read_text())
+    assert running.reload().json()["weights"] == ["classifier"]
+    assert running.policy["refused"] == []
+
+
+def test_a_local_model_and_what_was_learnt_with_replaced_weights_are_made_anew(tmp_path: Path, weights: Path) -> None:
+    model = TINY["save_classifier"](tmp_path / "model", "roberta", {0: "fine", 1: "bad"}) / "model.safetensors"
+    sides = "match: [a red car, a blue car, my old car, cars, the car], leave: [a cat, my dog, a bird, fish, the cow]"
+    path = tmp_path / "policy.yaml"
+    path.write_text(
+        "version: 1\nname: own\nchecks:\n"
+        f"  - {{kind: classifier-model, category: bad, model: {model.parent}, labels: [{{label: bad}}]}}\n"
+        f"  - {{kind: examples, category: car, description: what drives, {sides}}}\n"
+        "  - {kind: keywords, category: word, words: [word]}\n"
+        "rules:\n" + "".join(f"  - {{id: {name}, category: {name}, action: log}}\n" for name in ("bad", "car", "word"))
+    )
+    live = Live(lambda: Guard(load_policy(path), checks={}), path)
+    live.guard.warm()
+
+    def scores() -> dict[str, float]:
+        return {one.category: one.score for one in live.guard.check("a word of a car").findings}
+
+    first, old = scores(), live.guard
+    assert anyio.run(live.reload).weights == ()
+    assert live.guard is old
+    turned = {name: -tensor if "out_proj" in name else tensor for name, tensor in load_file(model).items()}
+    save_file(turned, model.with_suffix(".new"), {"format": "pt"})
+    assert model.with_suffix(".new").stat().st_size == model.stat().st_size
+    model.with_suffix(".new").replace(model)
+    assert anyio.run(live.reload).weights == ("bad",)
+    second = scores()
+    assert second["bad"] != first["bad"]
+    assert (second["car"], second["word"]) == (first["car"], first["word"])
+    assert {one.category: one.score for one in old.check("a word of a car").findings} == first
+    put(weights / CALIBRATION, alarmed(weights))
+    assert anyio.run(live.reload).weights == ("car",)
+    assert anyio.run(live.reload).weights == ()
+
+
+def test_a_guard_that_runs_here_is_made_anew_where_its_files_are_others_and_one_elsewhere_never(tmp_path: Path) -> None:
+    folder = TINY["save_guard"](tmp_path / "guard", find_families()["shieldgemma"], "template")
+    here = GuardModel("shieldgemma", "here", "local", str(folder))
+    there = GuardModel("shieldgemma", "there", "http://127.0.0.1:9/v1", str(folder))
+    first, far = own_checks([here, there]).values()
+    assert list(own_checks([here, there]).values()) == [first, far]
+    put(folder / "config.json", (folder / "config.json").read_text())
+    second, still = own_checks([here, there]).values()
+    assert (is_replaced(first), is_replaced(second), still is far) == (True, False, True)
+    assert own_checks([here])["checks.here"] is second is not first
 
 
 def test_two_hundred_reloads_leave_no_thread_behind(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from ringfence.guard.check import Findable, Finding, Passage, Span
 from ringfence.guard.checks.disguise import in_disguise
 from ringfence.guard.checks.model import Reader, shared_reader
 from ringfence.guard.classifier.heads import HAZARDS
-from ringfence.guard.classifier.scorer import Scores
+from ringfence.guard.classifier.scorer import PARTLY, Scores
 from ringfence.guard.normalise import variants
 from ringfence.policies.types import Stage
 
@@ -69,6 +69,10 @@ class ClassifierCheck:
                 self._judge = self._reader.scorer
             return self._judge
 
+    def is_replaced(self) -> bool:
+        """Whether other weights stand in the place of those that it has loaded."""
+        return self._reader is not None and self._reader.is_replaced()
+
     def reach(self, category: str) -> tuple[float, float] | None:
         """Return the lowest and the highest score of the texts that the model was calibrated on; loads it."""
         heads = ("prompt_harm", "response_harm") if category == "harm" else (category,)
@@ -114,9 +118,7 @@ def findings(scores: Scores, part: int, response: bool) -> Iterator[Finding]:
         yield Finding("classifier", task, rounded(scores.tasks[task]), span[task], foreign)
     if scores.truncated:
         for category in ("harm", *tasks):
-            yield Finding(
-                "classifier", category, 0.0, error="the text is too long to be read in full; its middle was not"
-            )
+            yield Finding("classifier", category, 0.0, error=PARTLY)
 
 
 def rounded(score: float) -> float:

@@ -17,8 +17,9 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from ringfence.guard.classifier.scorer import Scorer, weights_folder
+from ringfence.guard.classifier.scorer import FILES, Scorer, weights_folder
 from ringfence.guard.classifier.tokens import Window
+from ringfence.guard.stamps import Stamp, stamp, stamps
 
 Vector = NDArray[np.float64]
 
@@ -42,13 +43,23 @@ class Reading:
 
 
 class Reader:
-    """Reads texts with the guard model's encoder. Thread-safe."""
+    """Reads texts with the guard model's encoder. Thread-safe.
 
-    def __init__(self, scorer: Scorer, folder: Path) -> None:
+    Args:
+        folder: where the weights stand.
+        seen: what tells the files in it from others, as they were before they were read.
+    """
+
+    def __init__(self, scorer: Scorer, folder: Path, seen: frozenset[Stamp] = frozenset()) -> None:
         self.scorer = scorer
         self._folder = folder
+        self._seen = seen
         self._lock = Lock()
         self._known: OrderedDict[bytes, Future[Reading]] = OrderedDict()
+
+    def is_replaced(self) -> bool:
+        """Whether other weights stand in the place of these."""
+        return _state_of(self._folder) != self._seen
 
     @cached_property
     def ordinary(self) -> Vector:
@@ -106,7 +117,7 @@ class Reader:
 
 # Nobody hands a check its model: entry points make checks from nothing, or from what stands in a policy. Weak, so that
 # the model goes with the last check that holds it.
-_shared: WeakValueDictionary[tuple[Path, int], Reader] = WeakValueDictionary()
+_shared: WeakValueDictionary[tuple[Path, frozenset[Stamp]], Reader] = WeakValueDictionary()
 _one_at_a_time = Lock()
 
 
@@ -118,8 +129,14 @@ def shared_reader() -> Reader:
     """
     folder = weights_folder()
     with _one_at_a_time:
-        key = folder, max((file.stat().st_mtime_ns for file in folder.glob("*")), default=0)
+        seen = _state_of(folder)
+        key = folder, seen
         reader = _shared.get(key)
         if reader is None:
-            reader = _shared[key] = Reader(Scorer.load(folder), folder)
+            reader = _shared[key] = Reader(Scorer.load(folder), folder, seen)
         return reader
+
+
+def _state_of(folder: Path) -> frozenset[Stamp]:
+    """Return what tells the weights in a folder from others; a card beside them does not count."""
+    return stamps(folder, "*.safetensors") | {stamp(folder / name) for name in FILES}

@@ -42,6 +42,7 @@ from ringfence.policies.cases import (
 from ringfence.policies.document import MOST
 from ringfence.policies.explain import Change, Explanation, Flip, Verdict
 from ringfence.policies.explain import explain as explain_decisions
+from ringfence.policies.findable import scored_by
 from ringfence.policies.lint import lint as warnings_of
 from ringfence.policies.load import SHIPPED, PolicyError, load_draft, load_policy
 from ringfence.policies.lock import Entry, LockFile, dumps_lock, entry_of, lock_beside
@@ -49,6 +50,7 @@ from ringfence.policies.overlay import about
 from ringfence.policies.overlay import effective as overlaid
 from ringfence.policies.schema import schema_of
 from ringfence.policies.types import Decision, Fitted, Policy
+from ringfence.policies.words import root
 from ringfence.proxy.cli.audit import DEFAULT_DB, Db, opened, refuse
 from ringfence.proxy.cli.diff import diff
 from ringfence.proxy.cli.failures import kept
@@ -228,7 +230,7 @@ def fit(
     Exit status: 0 written, 1 the rows cannot promise the targets and nothing is written, 2 there is nothing to fit.
     """
     # Imported here: scipy is slow to load, and the other commands do without.
-    from ringfence.guard.labelled import digest, read_labelled, score
+    from ringfence.guard.labelled import digest, read_labelled, refuse_unread, score
     from ringfence.policies.fit import CannotPromise, refuse_verdicts
     from ringfence.policies.fit import fit as threshold_of
     from ringfence.proxy.cli.curve import Curves, NoPlots, draw, require_plots
@@ -240,6 +242,7 @@ def fit(
         with _told():
             draft = load_draft(path)
             rules = [rule for rule in draft.rules if rule.target]
+            refuse_unread(rules)
             checks = {**load_checks(), **own_checks(draft.checks)}
             pipeline = Pipeline(replace(draft, rules=tuple(rules)), checks)
         if not rules:
@@ -260,9 +263,10 @@ def fit(
         except CannotPromise as error:
             reasons += [f"{rule.written_at('target')}: rule '{rule.id}', {line}" for line in str(error).splitlines()]
         else:
-            revision = revision_of(pipeline.check_of(rule.category))
-            fitted = Fitted(threshold, rule.target, rule.category, samples, sha256, revision, on)
-            found[rule.id] = entry_of(fitted)
+            names = dict.fromkeys(root(one.category) for one in scored_by(rule))
+            revisions = {name: revision_of(pipeline.check_of(name)) for name in names}
+            promise = rule.target, rule.category, samples, sha256, revisions, on, rule.roles, rule.when
+            found[rule.id] = entry_of(Fitted(threshold, *promise))
     if reasons:
         typer.echo("\n".join([*reasons, "nothing was written"]), err=True)
         raise typer.Exit(1)
@@ -275,7 +279,7 @@ def fit(
     except OSError as error:
         refuse(str(error))
     if as_json:
-        typer.echo(json.dumps(TypeAdapter(LockFile).dump_python(lock, mode="json")))
+        typer.echo(json.dumps(TypeAdapter(LockFile).dump_python(lock, mode="json", by_alias=True)))
         return
     _print_fits(curves, found)
     typer.echo(f"wrote {lock_beside(path)}")

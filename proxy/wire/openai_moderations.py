@@ -1,7 +1,7 @@
 """OpenAI's Moderations: requests to exchanges, decisions to results.
 
 Follows the API reference as the `openai` Python package types it (`types/moderation.py`). Our own categories stand
-beside its thirteen as further keys.
+beside its thirteen as further keys, and so does the policy's verdict: what is flagged is flagged for some category.
 """
 
 from collections import defaultdict
@@ -20,6 +20,9 @@ from ringfence.proxy.wire.body import BadRequest
 DIALECT = "openai.moderations"
 CATEGORY_FROM = 0.5
 """A category is said to be present from this probability on; `flagged` is the policy's own verdict."""
+
+VERDICT = "ringfence"
+"""The category of what the policy would block, whatever for: also below that probability, and where a check failed."""
 
 Groups = list[list[int]]
 
@@ -122,12 +125,14 @@ def sorted_by_part(findings: Iterable[Finding]) -> tuple[list[Finding], Mapping[
 def _result(exchange: Exchange, policy: Policy, own: Sequence[Finding], group: Sequence[int]) -> dict[str, Any]:
     scores = {name: max(_told(policy, name, own), default=0.0) for name in SOURCES}
     scores |= {f"ringfence/{category}": _score(own, category) for category in {f.category for f in own if f.spans}}
+    flagged = decide(policy, Stage.INPUT, own).action is Action.BLOCK
+    scores[VERDICT] = float(flagged)
     judged = [exchange.request[i] for i in group if exchange.coverage[i].status is Judged.JUDGED]
     read = ["text"] if any(part.kind is Kind.TEXT for part in judged) else []
     if any(part.image for part in judged):
         read.append("image")
     return {
-        "flagged": decide(policy, Stage.INPUT, own).action is Action.BLOCK,
+        "flagged": flagged,
         "categories": {name: score >= CATEGORY_FROM for name, score in scores.items()},
         "category_scores": scores,
         "category_applied_input_types": dict.fromkeys(scores, read),

@@ -31,7 +31,7 @@ class Row:
         at: positions whose prediction is wanted.
         until: where the row is to be written on, what its text then ends with; empty where it is only read.
         most: tokens that are written at most.
-        seconds: how long that may take.
+        due: until when, in seconds of `time.monotonic`.
         shown: what is read beside the tokens: the pixels of an image, as the network has them.
     """
 
@@ -39,7 +39,7 @@ class Row:
     at: Sequence[int] = ()
     until: str = ""
     most: int = 0
-    seconds: float = 0.0
+    due: float = 0.0
     shown: Any = None
 
 

@@ -41,6 +41,10 @@ class Oracle(Protocol):
         """Return why it cannot be asked at present; see `Distant`."""
         ...
 
+    def is_replaced(self) -> bool:
+        """Whether other weights stand in the place of its own; see `Replaceable`."""
+        ...
+
     def clear(self, text: str) -> str:
         """Return a text in which nothing can be taken for a part of the prompt."""
         ...
@@ -100,6 +104,10 @@ class GuardCheck:
     def away(self) -> str | None:
         """Return why the server cannot be asked at present; None where it can, or the weights are here."""
         return self._oracle.away()
+
+    def is_replaced(self) -> bool:
+        """Whether other weights stand in the place of those that are run here."""
+        return self._oracle.is_replaced()
 
     def find(self, passage: Passage) -> Sequence[Finding]:
         """Return the verdict on a passage and on each category, over all of it. Scores have four decimals.

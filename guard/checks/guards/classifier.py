@@ -78,6 +78,10 @@ class ClassifierModelCheck:
                 self._running = Running(loaded, batches, seams_of(loaded.tokenizer))
             return self._running
 
+    def is_replaced(self) -> bool:
+        """Whether other weights stand in the place of these."""
+        return self._weights.is_replaced()
+
     def find(self, passage: Passage) -> Sequence[Finding]:
         """Return what the likeliest window of a passage scores. Scores have four decimals.
 

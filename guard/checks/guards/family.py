@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Literal
 
+from ringfence.guard.check import CannotAnswer
 from ringfence.guard.images import Image
 from ringfence.policies.own import FAMILIES
 
@@ -180,6 +181,12 @@ def find_family(name: str) -> Family:
 def neutral(text: str, seams: re.Pattern[str]) -> str:
     """Return a text in which nothing can be taken for a part of the prompt around it."""
     return seams.sub(lambda seam: f"{seam[0]} ", text)
+
+
+def unfinished(family: Family) -> CannotAnswer:
+    """Return the error that a guard thought for as long as it may, and came to no verdict."""
+    what = f"{family.name} thought for all of its {family.longest:,} tokens and came to no verdict"
+    return CannotAnswer(f"{what}; a policy that is shorter, or leaves less open, takes less thought")
 
 
 def read_answer(family: Family, form: Form, written: str, codes: Sequence[str]) -> Judgement:

@@ -4,8 +4,9 @@ Source: the chat template that comes with the weights of 3.0, its risk definitio
 which says that 3.0 to 3.2 are asked alike. Without `categories` it is asked about `harm`, which is all of them in one.
 Risks of retrieval and of function calls need a context that is not judged here. Made for English.
 
-Not confirmed: whether the templates of 3.1 and 3.2 word anything otherwise. 3.3 and later think first and answer in a
-form of their own, and 3.2-3b-a800m is of another architecture: they are refused, or give no verdict.
+Not confirmed: whether the templates of 3.1 and 3.2 word anything otherwise; the model card of 3.1 words the question as
+that of 3.0 does. 3.3 and later think first and answer in a form of their own, and 3.2-3b-a800m is of another
+architecture: they are refused, or give no verdict.
 """
 
 import re

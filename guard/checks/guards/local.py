@@ -18,7 +18,7 @@ from jinja2 import TemplateError
 from ringfence.guard.check import CannotAnswer
 from ringfence.guard.checks.guards.batches import Batches, Row, due, padded
 from ringfence.guard.checks.guards.check import GuardCheck
-from ringfence.guard.checks.guards.family import Family, Form, Judgement, Question, Turn, neutral
+from ringfence.guard.checks.guards.family import Family, Form, Judgement, Question, Turn, neutral, unfinished
 from ringfence.guard.checks.guards.weights import (
     Loaded,
     Weights,
@@ -118,6 +118,10 @@ class LocalGuard:
     def away(self) -> None:
         """It is here."""
 
+    def is_replaced(self) -> bool:
+        """Whether other weights stand in the place of these."""
+        return self._weights.is_replaced()
+
     def clear(self, text: str) -> str:
         """Return a text without what the family or the tokenizer takes for control tokens."""
         return neutral(neutral(text, self._family.seams), self.warm().specials)
@@ -152,11 +156,12 @@ class LocalGuard:
 
     def _written(self, prompt: Sequence[int], ending: str, until: float) -> Sequence[int]:
         """Return a prompt and what the model writes behind it, up to where the deciding word comes."""
-        row = Row(prompt, (), ending, self._family.longest, until - monotonic())
-        ids: Sequence[int] = self._run([row], until)[0]
-        if not end_of(self.warm().loaded, ids[len(prompt) :]).endswith(ending):
-            raise self._other()
-        return ids
+        longest = self._family.longest
+        ids: Sequence[int] = self._run([Row(prompt, (), ending, longest, until)], until)[0]
+        fresh = ids[len(prompt) :]
+        if end_of(self.warm().loaded, fresh).endswith(ending):
+            return ids
+        raise unfinished(self._family) if self._family.reasons and len(fresh) >= longest else self._other()
 
     def _other(self) -> CannotAnswer:
         what = f"{self._weights.model} does not answer as a {self._family.name} does"
@@ -269,7 +274,7 @@ def write_row(loaded: Loaded, row: Row) -> Sequence[int]:
             attention_mask=torch.ones_like(ids),
             do_sample=False,
             max_new_tokens=row.most,
-            max_time=row.seconds,
+            max_time=max(0.0, row.due - monotonic()),
             stopping_criteria=StoppingCriteriaList(stops),
             pad_token_id=0,
         )[0].tolist()

@@ -4,11 +4,9 @@ The prompt is one user message, put into place by the template that comes with t
 rated; `Response Safety` decides. One exchange is read: no earlier turns. NemoGuard 8B is published as an adapter to
 Llama 3.1 8B Instruct; run here, it has to be merged into that first.
 
-Sources: the prompt templates in NVIDIA's NIM documentation, the prompts and parsers of NeMo Guardrails, and published
-answers of both models, which name categories without their number.
-
-Not confirmed: the card of v3, which was not seen; programs of others send it the same prompt. Whether anything follows
-`Output JSON:` (a space, a new line): nothing is sent.
+Sources: the prompt templates in NVIDIA's NIM documentation, the prompts and parsers of NeMo Guardrails, which asks both
+models alike and sends nothing behind `Output JSON:`, and published answers of both, which name categories without their
+number.
 """
 
 import re

@@ -3,9 +3,8 @@
 The prompt is a system and a user message, which the template that comes with the weights puts together: Qwen's and
 Ministral's are different ones. One request and one response are read: no earlier turns.
 
-Sources: the model card of PolyGuard-Qwen-Smol, and HELM's annotator, which has the same prompt.
-
-Not confirmed: how it was trained on a request without a response; as with WildGuard, the response is left empty.
+Sources: the model card of PolyGuard-Qwen-Smol, and its authors' code (kpriyanshu256/polyguard), which leaves the
+response empty where there is none.
 """
 
 import re

@@ -80,6 +80,10 @@ class ShieldGemma2Check:
                 self._running = Running(loaded, run)
             return self._running
 
+    def is_replaced(self) -> bool:
+        """Whether other weights stand in the place of these."""
+        return self._weights.is_replaced()
+
     def find(self, passage: Passage) -> Sequence[Finding]:
         """Return what an image scores. Scores have four decimals; spans are empty.
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from ringfence.guard.check import CannotAnswer
 from ringfence.guard.checks.guards.batches import Batches, Row
+from ringfence.guard.stamps import Stamp, stamps
 from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.words import Origin
 
@@ -31,6 +32,7 @@ class Weights:
         config: as transformers reads it.
         architecture: the class that they are of.
         revision: what tells them from others.
+        seen: what tells the files in the folder from others, as they were before they were read.
     """
 
     who: str
@@ -40,6 +42,11 @@ class Weights:
     bits: int | None
     origin: Origin
     revision: str
+    seen: frozenset[Stamp] = frozenset()
+
+    def is_replaced(self) -> bool:
+        """Whether other files stand in the place of these; never of weights on the hub."""
+        return stamps(Path(self.model)) != self.seen
 
     def refused(self, what: str) -> PolicyError:
         """Return the error that something is wrong with them."""
@@ -65,6 +72,7 @@ def find_weights(who: str, model: str, bits: int | None, origin: Origin) -> Weig
 
     found = Weights(who, model, None, "", bits, origin, "")
     folder = Path(model)
+    seen = stamps(folder)
     if bits and find_spec("bitsandbytes") is None:
         raise found.refused(f"`bits: {bits}` needs bitsandbytes; install it, or leave `bits` out")
     local = folder.is_dir()
@@ -77,9 +85,8 @@ def find_weights(who: str, model: str, bits: int | None, origin: Origin) -> Weig
     if local and not any(folder.glob("*.safetensors")):
         raise found.refused("the folder has a config.json and no weights (*.safetensors); download the model anew")
     architecture = (config.architectures or [""])[0]
-    return Weights(
-        who, model, config, architecture, bits, origin, _revision(folder, config) if local else _named(model, config)
-    )
+    revision = _revision(folder, config) if local else _named(model, config)
+    return Weights(who, model, config, architecture, bits, origin, revision, seen)
 
 
 def load_weights(weights: Weights) -> Loaded:

@@ -88,6 +88,10 @@ class ExamplesCheck:
         self._reader = reader
         self._line = line
 
+    def is_replaced(self) -> bool:
+        """Whether other weights stand in the place of those that it was learnt with."""
+        return self._reader.is_replaced()
+
     def find(self, passage: Passage) -> Sequence[Finding]:
         """Judge a passage, whoever said it, by its likeliest window, or that of another reading of it.
 
