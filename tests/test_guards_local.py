@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import re
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,6 +15,7 @@ from time import monotonic
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ringfence.guard.check import CannotAnswer, Passage, Versioned, Warm, own_checks
@@ -333,6 +335,19 @@ def test_the_revision_is_that_of_the_weights_and_of_what_is_asked(checkpoints, t
     assert revision(folder) == revision(folder)
     other = save_guard(tmp_path, FAMILIES["llama-guard-3"], "other template")
     assert len({revision(folder), revision(other), revision(folder, GuardCategory("S1"))}) == 3
+
+
+def test_weights_of_the_same_size_that_were_trained_on_have_another_revision(checkpoints, tmp_path):
+    for name in ("one", "other"):
+        shutil.copytree(checkpoints["llama-guard-3"], tmp_path / name)
+    file = tmp_path / "other" / "model.safetensors"
+    save_file({name: tensor * 1.001 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    assert file.stat().st_size == (tmp_path / "one" / file.name).stat().st_size
+    one, other = (
+        open_guard(GuardModel("llama-guard-3", "g", "local", str(tmp_path / name), ())).revision
+        for name in ("one", "other")
+    )
+    assert one != other
 
 
 @pytest.fixture
