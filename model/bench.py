@@ -1,6 +1,7 @@
 """How fast the engine is on this machine, beside transformers, and llama.cpp where it is installed, in the same run.
 
-What is compared runs in turns in one process, on as many threads. Knows nothing of HTTP or safety.
+What is compared runs in turns in one process, on as many threads. And what each form of its weights loses on
+conversations. Knows nothing of HTTP or safety.
 """
 
 import statistics
@@ -10,24 +11,30 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, DynamicCache, Llama4ForCausalLM, Llama4TextConfig
 
 from ringfence.model.assemble import assemble
 from ringfence.model.cache import Cache, Held
+from ringfence.model.chat import Chat
 from ringfence.model.checkpoint import read_shape
 from ringfence.model.config import Config, read_config
+from ringfence.model.conversations import ConversationsUnusable, Example, encode, read_file
+from ringfence.model.draft import Draft
 from ringfence.model.engine import Engine
 from ringfence.model.graph import Both
 from ringfence.model.linear import Int4, Int8, Linear, Plain
 from ringfence.model.llama4 import Decoder, Experts, FeedForward, Grown, Network
-from ringfence.model.loading import Bits, experts_of, read
+from ringfence.model.loading import FORMS, Bits, end_tokens, experts_of, read, read_draft
 from ringfence.model.sampler import Sampling
 from ringfence.model.upcycle import upcycle
+from ringfence.model.weights import WeightsDamaged
 
 TURNS = 5
 """How often each side is timed; the median counts."""
@@ -40,6 +47,12 @@ PROMPT = 512
 
 TOGETHER = 8
 """Requests at once."""
+
+QUESTION = "What should I know before I bake bread for the first time?"
+"""What a reply that is drafted answers: of numbers in a row, a draft guesses otherwise than of words."""
+
+BLOCK = 1 << 30
+"""Bytes that are read to see how fast memory is: more than any cache holds."""
 
 MAVERICK = Llama4TextConfig(
     vocab_size=2048,
@@ -81,12 +94,18 @@ class Pace:
         return self.ours / self.theirs if self.theirs else None
 
 
-def measure_engine(path: Path, bits: Bits, threads: int, gguf: Path | None = None) -> Iterator[Pace]:
+def measure_engine(
+    path: Path, bits: Bits, threads: int, gguf: Path | None = None, draft: Path | None = None
+) -> Iterator[Pace]:
     """Measure a dense or sparse checkpoint that our own network computes, in one form of its weights.
 
     Args:
         path: the checkpoint's folder.
         gguf: the same weights for llama.cpp, where that is installed.
+        draft: the folder of a smaller one that guesses what it says.
+
+    Raises:
+        WeightsDamaged: it does not start in a process of its own.
     """
     torch.set_num_threads(threads)
     own = Own.of(path, bits, threads)
@@ -101,6 +120,8 @@ def measure_engine(path: Path, bits: Bits, threads: int, gguf: Path | None = Non
     yield Pace(f"a prompt of {PROMPT}", speed, *alternate(own.read, "transformers", stock.read, long))
     together = statistics.median(own.decode_together(prompt) for _ in range(TURNS))
     yield Pace(f"{TOGETHER} replies", speed, together, "one reply", alone, bar=3)
+    if draft is not None:
+        yield measure_draft(own, path, draft, bits)
     if gguf is not None:
         llama = Llamacpp(gguf, threads)
         yield Pace("one reply", speed, *alternate(own.decode, "llama.cpp", llama.decode, prompt), bar=1)
@@ -150,6 +171,10 @@ class Own:
         """Return tokens a second of several replies at once, all together."""
         return self._say([[index + 1, *prompt] for index in range(TOGETHER)])
 
+    def decode_guessing(self, prompt: Sequence[int], draft: Network | None = None) -> float:
+        """Return tokens a second of one reply, with guesses: by another network where nothing stood before."""
+        return self._say([prompt], 1, Draft(draft, Cache(draft.config, 4096, self.dtype)) if draft else None)
+
     def read(self, prompt: Sequence[int]) -> float:
         """Return tokens a second of a prompt."""
         cache, held = Cache(self.network.config, len(prompt), self.dtype), Held()
@@ -159,8 +184,9 @@ class Own:
             self.network.compute([(held, prompt)], cache, [1])
             return len(prompt) / (time.perf_counter() - started)
 
-    def _say(self, prompts: Sequence[Sequence[int]]) -> float:
-        engine = Engine(self.network, Cache(self.network.config, 4096, self.dtype), frozenset(), guessers=0)
+    def _say(self, prompts: Sequence[Sequence[int]], guessers: int = 0, draft: Draft | None = None) -> float:
+        cache = Cache(self.network.config, 4096, self.dtype)
+        engine = Engine(self.network, cache, frozenset(), guessers, draft)
         for prompt in prompts:
             engine.add(prompt, Sampling(temperature=0, max_tokens=TOKENS))
         engine.step()  # reads the prompts
@@ -261,14 +287,27 @@ def size(product: Linear) -> int:
 
 
 def read_speed() -> float:
-    """Return how many bytes a second can be read from memory, by summing up more than any cache holds."""
-    block = torch.ones(1 << 28, dtype=torch.float32)
+    """Return how many bytes a second can be read from memory, by summing up a block of it."""
+    block = torch.ones(BLOCK // 4, dtype=torch.float32)
     times = []
     for _ in range(3):
         started = time.perf_counter()
         block.sum()
         times.append(time.perf_counter() - started)
     return block.nbytes / min(times)
+
+
+def measure_draft(own: Own, path: Path, draft: Path, bits: Bits) -> Pace:
+    """Compare a reply that a smaller network drafts with one that guesses only what stood before.
+
+    Raises:
+        DraftDiffers: it cannot draft for this one.
+        TemplateRefused: the checkpoint cannot be asked.
+    """
+    network, _ = read_draft(draft, path, bits)
+    asked = Chat.load(path).render([("user", QUESTION)])
+    drafted = partial(own.decode_guessing, draft=network)
+    return Pace("one reply, drafted", "tokens/s", *alternate(drafted, "without a draft", own.decode_guessing, asked))
 
 
 def measure_experts() -> Pace:
@@ -283,7 +322,11 @@ def measure_experts() -> Pace:
 
 
 def measure_start(path: Path, bits: Bits, threads: int) -> Iterator[Pace]:
-    """Start a process of its own, and say how long it took and how much memory."""
+    """Start a process of its own, and say how long it took and how much memory.
+
+    Raises:
+        WeightsDamaged: it ended before its first token.
+    """
     code = (
         "import sys, time; started = time.perf_counter();"
         "from pathlib import Path; from ringfence.model.loading import load;"
@@ -295,8 +338,57 @@ def measure_start(path: Path, bits: Bits, threads: int) -> Iterator[Pace]:
         "print(seconds, next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     command = [sys.executable, "-c", code, str(path), str(bits), str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - our own code
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own code
+    if done.returncode:
+        raise WeightsDamaged(f"the engine did not start in a process of its own ({done.returncode}):\n{done.stderr}")
     seconds, kib = map(float, done.stdout.split())
     stored = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     yield Pace("from start to the first token", "s", seconds)
     yield Pace("memory at most", "MB", kib * 1024 / 1e6, "the checkpoint", stored / 1e6)
+
+
+# What is lost
+
+
+def measure_loss(path: Path, file: Path, threads: int) -> Iterator[Pace]:
+    """Measure how surprising what the assistant says in conversations is to a checkpoint, in each form of its weights.
+
+    Each form reads them as it does at work: four bits a token at a time, as what speaks; the others a conversation at
+    once, as a prompt.
+
+    Args:
+        file: JSON lines, as `read_file` has them; of each conversation the first `PROMPT` tokens count.
+
+    Raises:
+        ConversationsUnusable, TemplateRefused: they cannot be read, or not with this checkpoint's template.
+    """
+    torch.set_num_threads(threads)
+    config, chat, ends = read_shape(path), Chat.load(path), end_tokens(path)
+    conversations = read_file(file, file.name)
+    examples = [encode(one, chat, ends, min(PROMPT, config.context)) for one in conversations]
+    if not any(any(example.spoken[1:]) for example in examples):
+        raise ConversationsUnusable(f"{file}: there is no conversation in which the assistant speaks")
+    exact = None
+    for bits in sorted(FORMS, reverse=True):
+        # One form at a time is in memory.
+        lost = loss(*read(path, config, bits, threads), examples, 1 if bits == 4 else PROMPT)
+        yield Pace(f"loss at {bits} bits", "nats/token", lost, "at 32 bits" if exact else "", exact)
+        exact = exact or lost
+
+
+@torch.inference_mode()
+def loss(network: Network, cache: Cache, examples: Sequence[Example], step: int) -> float:
+    """Return the nats a token of what the assistant says, read so many tokens at a time."""
+    nats, count = 0.0, 0
+    for example in examples:
+        held = Held()
+        cache.make_room(held, len(example.ids))
+        for start in range(0, len(example.ids), step):
+            ids, next = example.ids[start : start + step], slice(start + 1, start + step + 1)
+            ((_, logits),) = network.compute([(held, ids)], cache, [len(ids)])
+            learnt = torch.tensor(example.spoken[next], dtype=torch.bool)
+            said = torch.tensor(example.ids[next], dtype=torch.long)
+            nats += cross_entropy(logits[: len(said)][learnt], said[learnt], reduction="sum").item()
+            count += int(learnt.sum())
+        cache.cut(held, 0)
+    return nats / count

@@ -123,15 +123,21 @@ class Corpus:
 def read_pool(pool: Path) -> Iterator[Conversation]:
     """Yield what each source gives, in an order that its own words decide."""
     for source in SOURCES:
-        file = pool / "chat" / f"{source.name}.jsonl.gz"
-        try:
-            with gzip.open(file, "rt", encoding="utf-8") as lines:
-                found = [
-                    Conversation(source.name, read_turns(said, f"{file}:{at}")) for at, said in enumerate(lines, 1)
-                ]
-        except (OSError, EOFError, zlib.error) as error:
-            raise ConversationsUnusable(f"{file} cannot be read: {error}; --pool names the folder above") from error
+        found = read_file(pool / "chat" / f"{source.name}.jsonl.gz", source.name)
         yield from sorted(found, key=lambda one: one.order)[: source.most]
+
+
+def read_file(file: Path, source: str) -> list[Conversation]:
+    """Read a file with a conversation a line, packed by gzip where its name ends in `.gz`.
+
+    Raises:
+        ConversationsUnusable: it cannot be read, or a line is no conversation.
+    """
+    try:
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
+            return [Conversation(source, read_turns(said, f"{file}:{at}")) for at, said in enumerate(lines, 1)]
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise ConversationsUnusable(f"{file} cannot be read: {error}") from error
 
 
 def read_own(folder: Path) -> Iterator[Conversation]:

@@ -45,7 +45,7 @@ class Sampling:
         top_p: sample from the fewest tokens that together have this much probability (Holtzman et al. 2020).
         top_k: sample from so many of the likeliest tokens; 0 for all.
         min_p: sample from tokens that are at least so likely, the likeliest being 1 (Nguyen et al. 2025).
-        seed: the same seed, prompt and machine give the same tokens; None for a different reply each time.
+        seed: the same seed gives the same tokens from the same logits; None for a different reply each time.
         max_tokens: the reply ends after so many.
         repetition_penalty: above 1, tokens seen before become less likely (Keskar et al. 2019, CTRL, section 4.1).
         presence_penalty: taken off the logit of each token that the reply has (OpenAI).

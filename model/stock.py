@@ -4,7 +4,7 @@ Slower, and each sequence by itself; behind the same interface as `service`. Kno
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Tokens
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging
+from transformers.utils.quantization_config import Mxfp4Config
 
 from ringfence.model.checkpoint import CheckpointDamaged
 from ringfence.model.config import MOST_LAYERS
@@ -57,13 +58,15 @@ class StockService:
         how: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
             with _silent():
-                context = _context(path, AutoConfig.from_pretrained(path, **how), dtype)
+                config = AutoConfig.from_pretrained(path, **how)
+                context = _context(path, config, dtype)
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
                     path,
                     dtype=dtype,
                     use_safetensors=True,
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,
+                    **_written_out(config),
                     **how,
                 )
         except (CheckpointDamaged, MemoryError, NotEnoughMemory):
@@ -158,6 +161,12 @@ def _context(path: Path, config: Any, dtype: torch.dtype) -> int:
         raise CheckpointDamaged(f"config.json: {layers} layers of {kept} heads that are {width} wide are no network")
     per_token, context = 2 * layers * kept * width * dtype.itemsize * SEQUENCES, int(text.max_position_embeddings)
     return fitting(path.name, size_in(path, 8 * dtype.itemsize), per_token, context, context)
+
+
+def _written_out(config: Any) -> Mapping[str, Any]:
+    """Have weights in MXFP4, as gpt-oss has them, written out: to multiply them as they are takes other packages."""
+    told = getattr(config, "quantization_config", None) or {}
+    return {"quantization_config": Mxfp4Config(dequantize=True)} if told.get("quant_method") == "mxfp4" else {}
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Whatever a network says, a reply held to a grammar is of that grammar: with guesses, after rewinding, to the end."""
 
+import asyncio
 import json
 import re
 import subprocess
@@ -15,10 +16,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ringfence.guard.exchange import Exchange
 from ringfence.model import weights
 from ringfence.model.grammar import SOURCE, Grammars
 from ringfence.model.sampler import Sampler, Sampling, SamplingError
+from ringfence.policies.types import UpstreamChoice
+from ringfence.proxy.reply import Text
+from ringfence.proxy.upstreams import open_upstream
 
 WILD = Sampling(temperature=1, top_p=1)
 LIMIT = 4000
@@ -420,3 +426,35 @@ def test_grammars_are_read_on_several_threads_at_once_and_each_place_is_its_own(
 def test_checkpoint_without_an_end_can_be_held_to_nothing():
     with pytest.raises(ValueError, match="no end token"):
         Grammars(small(), [], 400)
+
+
+def test_several_replies_to_one_request_are_each_held_to_a_schema_that_is_read_once(tmp_path, monkeypatch):
+    tokenizer = small()
+    torch.manual_seed(1)
+    end, words = tokenizer.token_to_id("<end>"), tokenizer.get_vocab_size()
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=words, eos_token_id=end, bos_token_id=None, **sizes)).save_pretrained(
+        tmp_path
+    )
+    speaker = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+    speaker.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    speaker.save_pretrained(tmp_path)
+    once, read, said = Grammars.json_schema, [], ["", "", ""]
+    monkeypatch.setattr(Grammars, "json_schema", lambda self, schema: read.append(schema) or once(self, schema))
+    schema = {"type": "array", "items": {"enum": [1, 2, "aé漢"]}, "minItems": 3, "maxItems": 9}
+    body = {"model": tmp_path.name, "messages": [{"role": "user", "content": "true"}], "n": 3, "max_tokens": 400}
+    body |= {"temperature": 1, "top_p": 1, "seed": 2, "response_format": {"type": "json_schema"}}
+    body["response_format"]["json_schema"] = {"name": "list", "schema": schema}
+
+    async def ask():
+        upstream = open_upstream(UpstreamChoice(use=f"embedded:{tmp_path}"))
+        async for event in upstream.stream(Exchange("openai.chat", tmp_path.name, [], body), {}):
+            if isinstance(event, Text):
+                said[event.choice] += event.text
+        await upstream.aclose()
+
+    asyncio.run(ask())
+    for reply in said:
+        jsonschema.validate(json.loads(reply), schema)
+    assert len(set(said)) == 3
+    assert len(read) == 1

@@ -222,7 +222,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help="A system prompt; the checkpoint's own where left out.")] = None,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 for the likeliest token each time.")] = 0.2,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")] = 512,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same replies.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed and lines give the same replies here.")] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text as it is: no chat template, no memory.")
     ] = False,

@@ -167,7 +167,7 @@ class EmbeddedUpstream:
         """Generate; closing the iterator ends the sequences at the next step."""
         exchange.revisions["engine"] = self._revision
         wish = self._wish(exchange.body)
-        grammars = [await self._grammar(wish.schema) for _ in range(wish.choices)]
+        grammar = await self._grammar(wish.schema)
         loop, news = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Advance | Exception]]()
 
         def tell(index: int, said: Advance | Exception) -> None:
@@ -177,8 +177,9 @@ class EmbeddedUpstream:
         yield About({"model": self._name})
         choices: list[Choice] = []
         try:
-            for index, grammar in enumerate(grammars):
-                leave = self._service.submit(wish.prompt, wish.sampling_of(index), partial(tell, index), grammar)
+            for index in range(wish.choices):
+                own = grammar and grammar.copy()
+                leave = self._service.submit(wish.prompt, wish.sampling_of(index), partial(tell, index), own)
                 choices.append(Choice(index, self._chat.detokenizer(), Stops(wish.stops), leave))
             async for event in _texts(choices, news):
                 yield event
