@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -353,8 +354,9 @@ def measure_start(path: Path, bits: Bits, threads: int) -> Iterator[Pace]:
 def measure_loss(path: Path, file: Path, threads: int) -> Iterator[Pace]:
     """Measure how surprising what the assistant says in conversations is to a checkpoint, in each form of its weights.
 
-    Each form reads them as it does at work: four bits a token at a time, as what speaks; the others a conversation at
-    once, as a prompt.
+    In four bits they are read as at work, where one or two speak: what the assistant says a token at a time, which is
+    done in four bits, and what it is told at once, which is done in eight. In the other forms all is read at once; in
+    eight bits that is what many have who speak together.
 
     Args:
         file: JSON lines, as `read_file` has them; of each conversation the first `PROMPT` tokens count.
@@ -371,23 +373,27 @@ def measure_loss(path: Path, file: Path, threads: int) -> Iterator[Pace]:
     exact = None
     for bits in sorted(FORMS, reverse=True):
         # One form at a time is in memory.
-        lost = loss(*read(path, config, bits, threads), examples, 1 if bits == 4 else PROMPT)
+        lost = loss(*read(path, config, bits, threads), examples, singly=bits == 4)
         yield Pace(f"loss at {bits} bits", "nats/token", lost, "at 32 bits" if exact else "", exact)
         exact = exact or lost
 
 
 @torch.inference_mode()
-def loss(network: Network, cache: Cache, examples: Sequence[Example], step: int) -> float:
-    """Return the nats a token of what the assistant says, read so many tokens at a time."""
+def loss(network: Network, cache: Cache, examples: Sequence[Example], singly: bool) -> float:
+    """Return the nats a token of what the assistant says.
+
+    Args:
+        singly: read that a token at a time.
+    """
     nats, count = 0.0, 0
     for example in examples:
-        held = Held()
-        cache.make_room(held, len(example.ids))
-        for start in range(0, len(example.ids), step):
-            ids, next = example.ids[start : start + step], slice(start + 1, start + step + 1)
-            ((_, logits),) = network.compute([(held, ids)], cache, [len(ids)])
-            learnt = torch.tensor(example.spoken[next], dtype=torch.bool)
-            said = torch.tensor(example.ids[next], dtype=torch.long)
+        held, length = Held(), len(example.ids)
+        cache.make_room(held, length)
+        spoken = [at for at in range(length) if singly and example.spoken[at]]
+        for start, end in pairwise(sorted({0, length, *spoken, *(at + 1 for at in spoken)})):
+            ((_, logits),) = network.compute([(held, example.ids[start:end])], cache, [end - start])
+            learnt = torch.tensor(example.spoken[start + 1 : end + 1], dtype=torch.bool)
+            said = torch.tensor(example.ids[start + 1 : end + 1], dtype=torch.long)
             nats += cross_entropy(logits[: len(said)][learnt], said[learnt], reduction="sum").item()
             count += int(learnt.sum())
         cache.cut(held, 0)

@@ -22,7 +22,7 @@ from ringfence.model.graph import Both, Graph, drawable
 from ringfence.model.grouped import Grouped
 from ringfence.model.linear import Form, Int4, Int8, Plain
 from ringfence.model.llama4 import Network
-from ringfence.model.memory import LONGEST, fits, fitting, size_in
+from ringfence.model.memory import LONGEST, count_weights, fits, fitting
 from ringfence.model.service import Service
 from ringfence.model.weights import DELTA, WeightsDamaged, WeightsMissing, revision
 
@@ -181,10 +181,11 @@ def room(path: Path, config: Config, bits: Bits, drawn: bool, dtype: torch.dtype
     context = min(config.context, LONGEST)
     if context < config.context:
         log.warning("%s: of its context of %d tokens %d are used at most", path.name, config.context, context)
-    weights = size_in(path, KEPT[bits]) + beside
+    count = count_weights(path)
+    weights = count * KEPT[bits] // 8 + beside
     if bits < 16:  # the words stay as they are, beside the head, and each network that is drawn has its own
         weights += config.vocabulary * config.width * dtype.itemsize
-    many = size_in(path, TOGETHER) if drawn else 0
+    many = count * TOGETHER // 8 if drawn else 0
     together = drawn and fits(weights + many + context * per_token)
     most = max(context, CACHE // per_token // PAGE * PAGE)
     what = f"{path.name} at {bits} bits" + (" beside its draft" if beside else "")

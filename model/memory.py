@@ -16,14 +16,14 @@ LONGEST = 1 << 17
 """Tokens of context that our own engine uses, of however long a one a checkpoint was made for."""
 
 
-def size_in(path: Path, bits: int) -> int:
-    """Return what a checkpoint's weights take in memory with so many bits each, however many they are stored with.
+def count_weights(path: Path) -> int:
+    """Return how many weights a checkpoint has, however they are stored.
 
     Raises:
         CheckpointDamaged: its files cannot be read.
     """
     with opened(path) as tensors:
-        return tensors.weights * bits // 8
+        return tensors.weights
 
 
 def fits(size: int) -> bool:

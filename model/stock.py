@@ -19,7 +19,7 @@ from transformers.utils.quantization_config import Mxfp4Config
 from ringfence.model.checkpoint import CheckpointDamaged
 from ringfence.model.config import MOST_LAYERS
 from ringfence.model.engine import check
-from ringfence.model.memory import fitting, size_in
+from ringfence.model.memory import count_weights, fitting
 from ringfence.model.sampler import Constraint, Sampler, Sampling
 from ringfence.model.sequence import Advance
 from ringfence.model.service import Tell, told
@@ -160,7 +160,7 @@ def _context(path: Path, config: Any, dtype: torch.dtype) -> int:
     if not 1 <= layers <= MOST_LAYERS or min(kept, width) < 1:
         raise CheckpointDamaged(f"config.json: {layers} layers of {kept} heads that are {width} wide are no network")
     per_token, context = 2 * layers * kept * width * dtype.itemsize * SEQUENCES, int(text.max_position_embeddings)
-    return fitting(path.name, size_in(path, 8 * dtype.itemsize), per_token, context, context)
+    return fitting(path.name, count_weights(path) * dtype.itemsize, per_token, context, context)
 
 
 def _written_out(config: Any) -> Mapping[str, Any]:

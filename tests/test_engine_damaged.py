@@ -28,7 +28,7 @@ from ringfence.model import memory
 from ringfence.model.checkpoint import read_shape
 from ringfence.model.config import Config, UnknownArchitecture, read_config
 from ringfence.model.loading import load, read
-from ringfence.model.memory import size_in
+from ringfence.model.memory import count_weights
 from ringfence.model.sampler import Sampling
 from ringfence.model.weights import NotEnoughMemory, WeightsDamaged
 from ringfence.proxy.cli.bench import app as bench
@@ -235,7 +235,7 @@ def test_transformers_makes_nothing_up(copy, kind, changes, says):
 
 @pytest.mark.parametrize("kind", ["llama", "mixtral"])
 def test_what_does_not_fit_with_its_keys_and_values_is_refused(made, kind, monkeypatch):
-    weights = size_in(made / kind, 16)
+    weights = 2 * count_weights(made / kind)
     monkeypatch.setattr(memory, "available", lambda: weights + 100)
     with pytest.raises(NotEnoughMemory, match="keys and values of 128 tokens"):
         load(made / kind, bits=16, threads=1)
@@ -259,13 +259,13 @@ def test_mixture_in_four_bits_takes_no_more_than_what_it_is_weighed_at(tmp_path,
         tmp_path
     )
     keys_and_values = 2 * 4 * 2 * 16 * 2 * 128
-    weights = size_in(tmp_path, 13) + 512 * 64 * 2
+    weights = count_weights(tmp_path) * 13 // 8 + 512 * 64 * 2
     monkeypatch.setattr(memory, "available", lambda: weights + keys_and_values - 1)
     with pytest.raises(NotEnoughMemory, match="keys and values of 128 tokens"):
         read(tmp_path, read_shape(tmp_path), 4, 1)
     monkeypatch.setattr(memory, "available", lambda: weights + keys_and_values)
     network, _ = read(tmp_path, read_shape(tmp_path), 4, 1)
-    assert size_in(tmp_path, 12) < held_by([network.blocks, network.head, network.words]) <= weights
+    assert count_weights(tmp_path) * 12 // 8 < held_by([network.blocks, network.head, network.words]) <= weights
 
 
 @pytest.mark.parametrize(
@@ -280,13 +280,13 @@ def test_mixture_in_four_bits_takes_no_more_than_what_it_is_weighed_at(tmp_path,
 )
 def test_weights_are_counted_and_not_how_many_bits_they_are_stored_with(stored, weights, tmp_path):
     save_file({"one": stored}, tmp_path / "model.safetensors")
-    assert size_in(tmp_path, 16) == 2 * weights
+    assert count_weights(tmp_path) == weights
 
 
 def test_graph_of_many_lanes_is_left_out_where_only_one_context_fits(made, monkeypatch):
     path = made / "llama"
-    free = size_in(path, 13) + 64 * 64 * 4 + 128 * 2 * 4 * 2 * 16 * 4
-    for more, together in ((0, False), (size_in(path, 16), True)):
+    free = count_weights(path) * 13 // 8 + 64 * 64 * 4 + 128 * 2 * 4 * 2 * 16 * 4
+    for more, together in ((0, False), (2 * count_weights(path), True)):
         monkeypatch.setattr(memory, "available", lambda more=more: free + more)
         network, cache = read(path, read_shape(path), 4, 1)
         assert (network.together, cache.tokens) == (together, 128)
