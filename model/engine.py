@@ -22,7 +22,11 @@ SEATS = 16
 """Sequences under way at once; more wait. What a step costs grows slowly up to there."""
 
 BUDGET = 512
-"""Tokens of prompts that a step reads: more would keep those who speak waiting for longer than one notices."""
+"""Tokens of prompts that a step reads where nobody speaks: as many as make use of the processor."""
+
+BESIDE = 64
+"""Tokens of prompts that a step reads where somebody speaks: far into a long one, each takes a core five milliseconds,
+and who speaks waits for them all."""
 
 GUESSERS = 2
 """Up to how many sequences that speak may guess: with more, their guesses take more than they give."""
@@ -170,7 +174,9 @@ class Engine:
         """Choose the next step's sequences and what each of them computes, and make room for it."""
         self._admit()
         running = list(self._running)
-        shares = sorted(share([one.unread for one in running], BUDGET, self._guessers), key=lambda part: part.index)
+        unread = [one.unread for one in running]
+        budget = BESIDE if 1 in unread else BUDGET
+        shares = sorted(share(unread, budget, self._guessers), key=lambda part: part.index)
         chosen = ((running[part.index], part) for part in shares)
         turns = ((sequence, self._next(sequence, part)) for sequence, part in chosen)
         return [(sequence, ids) for sequence, ids in turns if self._make_room(sequence, len(ids))]

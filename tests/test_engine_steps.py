@@ -14,7 +14,7 @@ from transformers import Llama4ForCausalLM, Llama4TextConfig
 from ringfence.model.assemble import assemble
 from ringfence.model.cache import PAGE, Cache, Held
 from ringfence.model.config import read_config
-from ringfence.model.engine import BUDGET, SEATS, ContextOverflow, Engine
+from ringfence.model.engine import BESIDE, BUDGET, SEATS, ContextOverflow, Engine
 from ringfence.model.sampler import Sampling, SamplingError
 
 VOCABULARY = 97
@@ -189,6 +189,16 @@ def test_hidden_states_of_every_token_are_told_once_in_order(network):
     assert len(told) >= len(ids) - 1
     expected = whole(network, ids)
     assert (torch.stack(told[: len(ids) - 1]) - expected[:-1]).abs().max() < 1e-4
+
+
+def test_long_prompt_is_read_in_larger_parts_where_nobody_speaks(network):
+    one = engine(network)
+    alone = one.add(text(3, 2 * BESIDE + 20), GREEDY)
+    assert [len(advance.hidden) for advance in one.step()] == [2 * BESIDE + 20]
+    late = one.add(text(4, 2 * BESIDE + 20), GREEDY)
+    steps = [{advance.id: len(advance.hidden) for advance in one.step()} for _ in range(3)]
+    assert [step[late] for step in steps] == [BESIDE, BESIDE, 20]
+    assert all(alone in step for step in steps)
 
 
 def test_text_that_repeats_itself_is_guessed_and_takes_fewer_steps(network):
