@@ -4,9 +4,11 @@ The server's routes and the clients' transport send what stands here.
 """
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from bisect import bisect_right
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from ringfence.guard.audit.store import StoreError
 from ringfence.guard.exchange import Exchange, Judged, Subject
@@ -29,6 +31,9 @@ CONVERSATION = "x-ringfence-conversation"
 RETRY_IS_USELESS = {"x-should-retry": "false"}
 """Read by the SDKs: a blocked prompt must not be sent three times."""
 
+ROOM = 1_000
+"""Characters that rules take in a header: proxies commonly have 4 KB for all headers, and clients give up on more."""
+
 STREAMED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -37,13 +42,14 @@ class Failure:
     """An error as a caller is told of it, before it has the shape of an API.
 
     Attributes:
-        kind, code, param: as OpenAI's API has them; others write what they have for that.
+        kind, code, param: as OpenAI's API has them, a number as `code` where an upstream has one; others write what
+            they have for that.
     """
 
     status: int
     kind: str
     message: str
-    code: str | None = None
+    code: str | int | None = None
     param: str | None = None
     headers: Headers = field(default_factory=dict)
 
@@ -61,8 +67,8 @@ def failure(error: Exception) -> Failure:
             return Failure(400, invalid, str(error), "string_above_max_length", headers=RETRY_IS_USELESS)
         case UpstreamError():
             told = f": {error.told}" if error.told else ""
-            kind = invalid if error.status < 500 else "upstream_error"
-            return Failure(error.status, kind, f"{error}{told}", error.code)
+            kind = error.kind or (invalid if error.status < 500 else "upstream_error")
+            return Failure(error.status, kind, f"{error}{told}", error.code, error.param, error.headers)
         case StoreError():
             message = (
                 "the audit record of this exchange could not be kept, and the policy requires it: nothing is answered"
@@ -140,11 +146,18 @@ def headers_of(exchange: Exchange, guard: Guard) -> Headers:
     if exchange.decisions:
         strongest = max((d.action for d in exchange.decisions), key=lambda action: action.strength)
         rules = dict.fromkeys(why for d in exchange.decisions for why in (*reasons(d), *d.logged))
-        headers |= {"x-ringfence-action": strongest.value, "x-ringfence-rules": ",".join(rules)}
+        headers |= {"x-ringfence-action": strongest.value, "x-ringfence-rules": listed(rules)}
     if exchange.receipt:
         headers["x-ringfence-receipt"] = exchange.receipt
     counts = {status: sum(c.status is status for c in exchange.coverage) for status in Judged}
     return headers | {"x-ringfence-coverage": " ".join(f"{status}={n}" for status, n in counts.items())}
+
+
+def listed(names: Iterable[str]) -> str:
+    """Write names one behind the other, as far as a header has room for them; then `+` and how many are left out."""
+    told = list(names)
+    fitting = bisect_right(list(accumulate(len(name) + 1 for name in told)), ROOM)
+    return ",".join(told[:fitting] + [f"+{len(told) - fitting}"] * (fitting < len(told)))
 
 
 async def _chained(early: list[Released], events: AsyncIterator[Released]) -> AsyncIterator[Released]:

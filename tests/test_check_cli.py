@@ -1,6 +1,9 @@
 """`ringfence check`: whose exchange a text may be said to be of, and what one reads of a check that fails."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ringfence.guard import guard
-from ringfence.guard.check import Check
+from ringfence.guard.check import Check, Finding, Span
 from ringfence.proxy.cli.root import app
 
 UNANSWERED = """\
@@ -48,9 +51,9 @@ def test_a_judge_that_cannot_be_asked_is_told_in_a_line_with_its_place_and_what_
     done = check(UNANSWERED, {})
     assert done.exit_code == 0, done.output
     assert done.stderr == (
-        "ringfence check: the check 'gossip' could not answer: UpstreamError: the upstream could not be reached, or "
-        f"broke off (ConnectError); mend what {tmp_path}/policy.yaml:6:5 asks for, or say with 'on_error' what its "
-        "rules do without it\n"
+        "ringfence check: the check 'gossip' could not answer: judge ('gossip'): the upstream could not be reached, or "
+        "broke off (ConnectError); check that http://127.0.0.1:9/v1 is up and serves 'x'; mend what "
+        f"{tmp_path}/policy.yaml:6:5 asks for, or say with 'on_error' what its rules do without it\n"
     )
     assert "log by failed:gossip" in done.stdout
     assert json.loads(check(UNANSWERED, {}, "--json").stdout)["rules"] == ["failed:gossip"]
@@ -97,7 +100,34 @@ def test_a_text_is_judged_under_the_overlays_of_whose_it_is_said_to_be(check, ch
     assert not overlays or f"overlays: {', '.join(overlays)}\n" in check(LAYERED, checks, *whose).stdout
 
 
+def test_a_score_just_below_its_threshold_reads_as_one(check):
+    class Unsure:
+        name, categories = "toxic", frozenset({"toxic"})
+
+        def find(self, passage):
+            return [Finding("toxic", "toxic", 0.4999, (Span(0, 0, 4),))]
+
+    policy = "version: 1\nname: t\nrules: [{ id: t, category: toxic, action: block, threshold: 0.5 }]\n"
+    done = check(policy, {"toxic": Unsure()})
+    assert done.stdout.startswith("allow")
+    assert " 0.4999 " in done.stdout
+
+
 def test_a_route_that_there_is_not_is_refused(check, checks):
     done = check(LAYERED, checks, "--route", "openai.chatt")
     assert done.exit_code == 2
     assert done.stderr.startswith("ringfence check: --route openai.chatt is none of openai.chat, ")
+
+
+@pytest.mark.parametrize("command", ["policy show", "check hello"])
+def test_output_that_nobody_reads_is_no_answer(command: str) -> None:
+    """Status 1 would say that something was blocked, or a gate not met."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [Path(sys.executable).with_name("ringfence"), *command.split()], stdout=writing, stderr=subprocess.PIPE
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")

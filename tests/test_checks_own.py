@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ringfence.guard.check import Check, Passage, own_checks, taken_by
 from ringfence.guard.checks.own.length import LengthCheck
-from ringfence.guard.checks.own.patterns import keywords, regex
+from ringfence.guard.checks.own.patterns import MOST, keywords, regex
 from ringfence.policies.document import PolicyError
 from ringfence.policies.own import Keywords, Length, Regex
 from ringfence.policies.types import Stage
@@ -195,7 +195,7 @@ def test_patterns_of_one_policy_may_take_so_much_room_together_in_however_many_c
 def test_what_a_keyword_finds_reads_like_it(pieces):
     text = "".join(pieces)
     plain = words("cat", "strasse", "爆弾", whole_words=False)._look(text)
-    assert [text[start:end].casefold() for start, end, _ in plain] == [
+    assert [text[start:end].casefold() for start, end, *_ in plain] == [
         piece.casefold() for piece in pieces if piece in ("cat", "Straße", "爆弾")
     ]
 
@@ -218,8 +218,26 @@ def test_ten_thousand_words_take_time_that_grows_like_the_text():
     text = " ".join(word(chance, 2, 9) for _ in range(150_000))
     assert seconds(check, text) < 3
     full = " ".join(chance.choices(listed, k=20_000))
-    assert len(list(check._look(full))) == 20_000
+    assert len(list(check._look(full))) == MOST + 1
     assert seconds(check, full) < 1
+
+
+@pytest.mark.parametrize("pattern", ["a", "a(?:.*b)?"])
+def test_what_matches_too_often_to_tell_is_found_to_the_end_of_the_text(pattern):
+    """Each match of the second looks through the whole text."""
+    text = "a" * 190_000 + " it ends in c"
+    found = find(patterns(pattern, "in c"), text)
+    one, other = ([f for f in found if f.detail.startswith(f"pattern {number} ")] for number in (1, 2))
+    assert [f.spans[0].start for f in one] == list(range(MOST + 1))
+    assert {f.spans[0].end - f.spans[0].start for f in one[:-1]} == {1}
+    assert (one[-1].spans[0].end, "too many" in one[-1].detail) == (len(text), True)
+    assert [(f.spans[0].start, f.spans[0].end) for f in other] == [(len(text) - 4, len(text))]
+
+
+def test_a_keyword_that_stands_too_often_to_tell_is_found_to_the_end_of_the_text():
+    found = find(words("war"), "war " * 5_000)
+    assert len(found) == MOST + 1
+    assert (found[-1].spans[0].start, found[-1].spans[0].end) == (4 * MOST, 20_000)
 
 
 def test_no_pattern_runs_away():

@@ -14,6 +14,7 @@ from ringfence.guard.check import Check
 from ringfence.guard.exchange import Exchange
 from ringfence.guard.guard import Guard
 from ringfence.policies.types import Action, Condition, Overlay, Override, Policy, Rule, Scope
+from ringfence.proxy.answer import listed
 from ringfence.proxy.app import create_app
 from ringfence.proxy.reply import About, Event, UpstreamError
 from ringfence.proxy.service import Service
@@ -71,6 +72,11 @@ def test_a_harmless_chat_is_answered_and_on_record(proxy: Proxy) -> None:
     seq, digest = reply.headers["x-ringfence-receipt"].split(":")
     assert proxy.store.list(limit=1)[0].hash == digest
     assert seq == "1"
+
+
+def test_a_reply_of_nothing_is_empty_and_a_call_alone_has_no_text(proxy: Proxy) -> None:
+    said = [proxy.ask(order).json()["choices"][0]["message"]["content"] for order in ("say:", "call: f {}")]
+    assert said == ["", None]
 
 
 def test_a_streamed_chat_arrives_in_pieces_and_whole(proxy: Proxy) -> None:
@@ -143,6 +149,15 @@ def test_a_mild_finding_is_logged_and_answered(proxy: Proxy) -> None:
     assert response.headers["x-ringfence-action"] == "log"
     assert response.headers["x-ringfence-rules"] == "note-knives"
     assert proxy.last["action"] == "log"
+
+
+def test_rules_have_as_much_room_in_a_header_as_clients_take() -> None:
+    names = [f"a-rule-with-a-long-name-{number}" for number in range(1_000)]
+    told, left_out = listed(names).rsplit(",+", 1)
+    assert len(told) < 1_000
+    assert told.split(",") == names[: 1_000 - int(left_out)]
+    assert listed(names[:3]) == ",".join(names[:3])
+    assert listed([]) == ""
 
 
 def test_unknown_request_fields_reach_the_upstream_untouched(proxy: Proxy) -> None:
@@ -224,6 +239,7 @@ def test_a_client_that_leaves_stops_the_upstream_and_is_on_record(
         (b'{"model": "fake"', "not JSON"),
         (b"[]", "must be a JSON object"),
         (b'{"a": NaN}', "NaN"),
+        (b'{"a": ' + b"7" * 5000 + b"}", "not JSON: 777"),
         (b'{"model": "fake", "messages": [{"role": "user", "content": "\xff"}]}', "not UTF-8"),
         (b'{"model": "fake", "messages": [{"role": "user", "content": "\\ud800"}]}', "lone surrogate"),
         (b'{"model": "fake", "messages": [{"role": "user", "content": "a\\u0000b"}]}', "null character"),

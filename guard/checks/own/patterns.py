@@ -1,4 +1,4 @@
-"""Finds the words and patterns that a policy names, with RE2: in time linear in the text, whatever they say.
+"""Finds the words and patterns that a policy names, with RE2: for each match in time linear in the text.
 
 It knows no category; it looks in the text as it is written and in its other readings (`guard/normalise.py`).
 
@@ -35,6 +35,10 @@ EDGE = "\0"
 SPACE = r"[\s\x0b\x1c-\x1f\x85\pZ]+"
 """What a space in a keyword meets: what `str.isspace` says, which RE2's own class does not."""
 
+MOST = 1_000
+"""Matches of one pattern that are told apart in a text: each is told on record, and to look for one may take as long as
+the text."""
+
 PROBES = (b"", b"a", b"a b", b" a\n", b"1.", "ä".encode())
 """Texts that show whether a pattern matches where there is nothing, at a word's end, say."""
 
@@ -44,11 +48,16 @@ BYTE = re.compile(r"(?<!\\)(?:\\\\)*\\C")
 
 
 class Match(NamedTuple):
-    """Where one of the words or patterns matched, `[start, end)` in code points, and its number in the policy."""
+    """Where one of the words or patterns matched, `[start, end)` in code points, and its number in the policy.
+
+    Attributes:
+        rest: it goes on to the end of the text, where nobody looked.
+    """
 
     start: int
     end: int
     number: int
+    rest: bool = False
 
 
 class PatternCheck:
@@ -80,8 +89,8 @@ class PatternCheck:
         return sorted(found.values(), key=lambda finding: finding.spans[0].start)
 
     def _read(self, part: int, text: str) -> Iterator[tuple[Finding, int]]:
-        for start, end, number in self._look(text):
-            detail = f"{self._what} {number} of its list"
+        for start, end, number, rest in self._look(text):
+            detail = f"{self._what} {number} of its list" + (", and what follows: there were too many to tell" * rest)
             yield Finding(self.name, self.name, 1.0, (Span(part, start, end),), detail), number
 
 
@@ -119,7 +128,7 @@ def keywords(spec: Keywords) -> PatternCheck:
             span = (places[before], places[at - 1] + 1) if places else (before, at)
             yield Match(*span, numbers[_spelt(word)])
 
-    return PatternCheck(spec.category, "word", look, room(pattern))
+    return PatternCheck(spec.category, "word", lambda text: _bounded(look(text), text), room(pattern))
 
 
 def regex(spec: Regex) -> PatternCheck:
@@ -160,15 +169,27 @@ def regex(spec: Regex) -> PatternCheck:
     def look(text: str) -> Iterator[Match]:
         data = encoded(text)
         for index in matching(data):
-            at = last = 0
-            for match in patterns[index].finditer(data):
-                start, end = match.span()
-                before = at + _length(data[last:start])
-                at, last = before + _length(data[start:end]), end
-                if before < at:
-                    yield Match(before, at, index + 1)
+            yield from _bounded(one_by_one(index, data), text)
+
+    def one_by_one(index: int, data: bytes) -> Iterator[Match]:
+        at = last = 0
+        for match in patterns[index].finditer(data):
+            start, end = match.span()
+            before = at + _length(data[last:start])
+            at, last = before + _length(data[start:end]), end
+            if before < at:
+                yield Match(before, at, index + 1)
 
     return PatternCheck(spec.category, "pattern", look, taken)
+
+
+def _bounded(matches: Iterable[Match], text: str) -> Iterator[Match]:
+    """Yield the first matches of one pattern; from the next on, the rest of the text is one, as nobody looks there."""
+    for count, match in enumerate(matches):
+        if count == MOST:
+            yield match._replace(end=len(text), rest=True)
+            return
+        yield match
 
 
 def _together(spec: Regex) -> Callable[[bytes], list[int]]:
