@@ -4,9 +4,9 @@ READY := .venv/.ready
 LITELLM := .venv/litellm
 LLAMACPP := .venv/llamacpp
 
-.PHONY: serve test check litellm llamacpp clean
+.PHONY: serve test check litellm llamacpp clean help
 
-## serve: set up what is missing, fetch the embedded engine's weights, and run the proxy on 127.0.0.1:8080
+## serve: set up what is missing, fetch the embedded engine's weights, and run the proxy on 127.0.0.1:8080 (RINGFENCE_PORT: on another port)
 serve: $(READY)
 	$(BIN)/ringfence engine pull
 	$(BIN)/ringfence serve
@@ -33,6 +33,10 @@ llamacpp: $(LLAMACPP)/.ready
 ## clean: forget the virtual environment and every cache beside it
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build
+
+## help: what can be made
+help:
+	@sed -n 's/^## //p' $(firstword $(MAKEFILE_LIST))
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -43,7 +43,7 @@ class Sampling:
     Attributes:
         temperature: 0 takes the likeliest token each time.
         top_p: sample from the fewest tokens that together have this much probability (Holtzman et al. 2020).
-        top_k: sample from so many of the likeliest tokens; 0 for all.
+        top_k: sample from so many of the likeliest tokens; 0 for all, and -1 as well (vLLM's way to say so).
         min_p: sample from tokens that are at least so likely, the likeliest being 1 (Nguyen et al. 2025).
         seed: the same seed gives the same tokens from the same logits; None for a different reply each time.
         max_tokens: the reply ends after so many.
@@ -74,7 +74,8 @@ class Sampling:
             if kind is int and not isinstance(value, int):
                 raise ValueError(f"{name} must be a whole number, got {value}")
             if not low <= value <= high:
-                raise ValueError(f"{name} must be between {low} and {high}, got {value}")
+                bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+                raise ValueError(f"{name} must be {bounds}, got {value}")
         for token, bias in self.logit_bias.items():
             if not -100 <= bias <= 100:
                 raise ValueError(f"logit_bias of token {token} must be between -100 and 100, got {bias}")
@@ -83,7 +84,7 @@ class Sampling:
 BOUNDS: Mapping[str, tuple[type, float, float]] = {
     "temperature": (float, 0, 100),
     "top_p": (float, 0, 1),
-    "top_k": (int, 0, math.inf),
+    "top_k": (int, -1, math.inf),
     "min_p": (float, 0, 1),
     "seed": (int, -(1 << 63), (1 << 63) - 1),
     "max_tokens": (int, 1, math.inf),

@@ -2,6 +2,8 @@
 
 import json
 import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -64,6 +66,41 @@ def test_list_takes_the_action_and_the_number_to_go_on_from(db):
     assert len(rows("list", "--subject", "acme/key-7", "--model", "small", "--db", db)) == 3
 
 
+@pytest.mark.parametrize("subject", [Subject(), Subject("acme"), Subject("acme", "key-8")])
+def test_what_the_column_of_subjects_prints_finds_the_record(db, subject):
+    one = exchange("hello")
+    one.subject = subject
+    with closing(Store.open(db)) as store:
+        store.append(record_of(one, text="masked"))
+    printed = run("list", "--db", db).stdout.splitlines()[1].split()[-1]
+    assert rows("list", "--subject", printed, "--db", db)[0]["seq"] == 4
+
+
+@pytest.mark.parametrize(("since", "found"), [("5m", 1), ("30d", 2), ("2001-01-01", 3), ("1999-12-31T23:00-02:00", 3)])
+def test_list_takes_the_times_that_diff_takes(tmp_path, since, found):
+    path, now = tmp_path / "times.db", datetime.now(UTC)
+    with closing(Store.open(path)) as store:
+        for at in (datetime(2010, 1, 1, tzinfo=UTC), now - timedelta(days=1), now):
+            one = exchange("hello")
+            one.received_at = at
+            store.append(record_of(one, text="masked"))
+    assert len(rows("list", "--since", since, "--db", path)) == found
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--since", "yesterday"), "write 7d, 24h, 30m, or a date"),
+        (("--since", ""), "write 7d, 24h, 30m, or a date"),
+        (("--before", "2026-11-21"), "'2026-11-21' is no record's number"),
+    ],
+)
+def test_time_or_number_that_is_none_is_told_what_one_looks_like(db, words, says):
+    done = run("list", *words, "--db", db)
+    assert done.exit_code == 2
+    assert says in done.stderr
+
+
 def rows(*words):
     return [json.loads(line) for line in run(*words, "--json").stdout.splitlines()]
 
@@ -112,7 +149,7 @@ def test_verify_of_a_broken_log_names_the_first_bad_record(db):
     [verdict] = rows("verify", "--db", db)
     assert (verdict["whole"], verdict["seq"]) == (False, 2)
     assert "altered" in run("list", "--db", db).stdout
-    assert run("show", 2, "--db", db).exit_code == 1
+    assert run("show", 2, "--db", db).exit_code == run("show", 2, "--json", "--db", db).exit_code == 1
 
 
 def test_verify_of_a_log_whose_end_was_cut_off_fails_on_the_receipt(db):

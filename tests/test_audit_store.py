@@ -7,7 +7,7 @@ import resource
 import sqlite3
 import stat
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from threading import Barrier
 
 import pytest
@@ -89,10 +89,23 @@ def test_list_finds_by_action_model_subject_and_time(store):
     store.append(body("d", at="2027-01-01T00:00:00.000000Z"))
     assert [kept.seq for kept in store.list(action="block")] == [1]
     assert [kept.seq for kept in store.list(model="other")] == [2]
-    assert [kept.seq for kept in store.list(subject="acme/k")] == [3]
     assert [kept.seq for kept in store.list(since="2026-12")] == [4]
     assert store.list(action="block", model="other") == []
     assert (store.count(), store.count("block"), store.count("allow")) == (4, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [("acme", [3, 2, 1]), ("acme/k", [2]), ("acme/", [1]), ("acme2", [4]), ("acm", []), ("acme/k2", [3]), ("a%", [])],
+)
+def test_subject_is_a_tenant_with_all_its_keys_or_one_key(store, path, asked, found):
+    for subject in ("acme/", "acme/k", "acme/k2", "acme2/k"):
+        tenant, key = subject.split("/")
+        store.append(body(subject, subject={"tenant": tenant, "key": key}))
+    assert [kept.seq for kept in store.list(subject=asked)] == found
+    with sqlite3.connect(path) as connection:
+        query = f"EXPLAIN QUERY PLAN SELECT seq FROM records WHERE {store_module.CONDITIONS['subject']}"
+        assert "SCAN" not in str(connection.execute(query, {"subject": asked}).fetchall())
 
 
 def test_every_searchable_column_has_an_index_that_is_used(store, path):
@@ -272,6 +285,40 @@ def test_log_goes_on_after_its_last_record_was_damaged_and_the_damage_stays_visi
         connection.execute("UPDATE records SET hash = CAST(x'ff' AS TEXT)")
     assert store.append(body("b")).seq == 2
     assert verify(path).seq == 1
+
+
+CUT_OFF = "DELETE FROM records WHERE seq = 2"
+REWRITTEN = "UPDATE records SET hash = replace(hash, substr(hash, 1, 1), 'x') WHERE seq = 2"
+
+
+@pytest.mark.parametrize(("change", "following"), [(CUT_OFF, 2), (REWRITTEN, 3)])
+def test_newest_record_that_somebody_took_is_told_of_once_and_the_log_goes_on(store, path, change, following, caplog):
+    store.append(body("a"))
+    receipt = store.append(body("b"))
+    with sqlite3.connect(path) as connection:
+        connection.execute(change)
+    assert store.append(body("c")).seq == following
+    store.append(body("d"))
+    [told] = caplog.records
+    assert told.levelname == "ERROR"
+    assert str(receipt) in told.message
+
+
+def test_readiness_probe_sees_that_the_newest_record_was_taken(store, path, caplog):
+    receipt = store.append(body("a"))
+    with sqlite3.connect(path) as connection:
+        connection.execute("DELETE FROM records")
+    store.check_writable()
+    assert str(receipt) in caplog.text
+
+
+def test_record_of_another_process_is_no_news(store, path, caplog):
+    store.append(body("a"))
+    with closing(Store.open(path)) as other:
+        other.append(body("b"))
+    store.append(body("c"))
+    assert names(store) == ["a", "b", "c"]
+    assert not caplog.records
 
 
 def test_only_the_owner_may_read_a_new_log(store, path):

@@ -767,6 +767,7 @@ def test_gate_that_is_true_fails_the_command(files, logged, gates, status):
         (["--fail-if", "new_block > 1%"], "did you mean 'new_blocks'?"),
         (["--fail-if", "new_blocks"], "METRIC > VALUE[%]"),
         (["--since", "yesterday"], "write 7d, 24h, 30m, or a date"),
+        (["--since", ""], "write 7d, 24h, 30m, or a date"),
         (["--since", "2999-01-01"], "nothing to replay"),
     ],
 )

@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -368,6 +369,12 @@ def test_bad_input_is_said_in_one_line_with_status_2(
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_port_that_is_taken_is_said_with_both_ways_to_name_another(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run("serve", "--port", str(taken.getsockname()[1]), cwd=tmp_path)
+    assert (done.returncode, "; try --port or RINGFENCE_PORT" in done.stderr) == (2, True), done.stderr
 
 
 def test_a_broken_policy_is_located(tmp_path: Path) -> None:

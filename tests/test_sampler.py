@@ -35,7 +35,7 @@ def likelihood(logits, sampling, prompt=(), said=(), allowed=None):
     if sampling.temperature == 0:
         return [float(token == left.index(best)) for token in range(len(left))]
     weights = {token: math.exp((logit - best) / sampling.temperature) for token, logit in enumerate(left)}
-    kept = sorted(weights, key=weights.get, reverse=True)[: sampling.top_k or None]
+    kept = sorted(weights, key=weights.get, reverse=True)[: sampling.top_k if sampling.top_k > 0 else None]
     total = sum(weights[token] for token in kept)
     nucleus, mass = [], 0.0
     for token in kept:
@@ -196,7 +196,7 @@ samplings = st.builds(
     Sampling,
     temperature=st.sampled_from([0, 1e-6, 0.3, 1, 2.5]),
     top_p=st.sampled_from([0, 0.1, 0.5, 0.93, 1]),
-    top_k=st.sampled_from([0, 1, 3, 1000]),
+    top_k=st.sampled_from([-1, 0, 1, 3, 1000]),
     min_p=st.sampled_from([0, 0.05, 0.4, 1]),
     seed=st.integers(0, 99),
     repetition_penalty=st.sampled_from([1, 0.5, 1.3]),
@@ -462,25 +462,25 @@ def test_logits_of_another_precision_are_read_too():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "value", "bounds"),
     [
-        ("temperature", -1),
-        ("temperature", math.nan),
-        ("temperature", math.inf),
-        ("top_p", 1.1),
-        ("top_p", math.nan),
-        ("top_k", -1),
-        ("min_p", 1.5),
-        ("max_tokens", 0),
-        ("repetition_penalty", 0),
-        ("presence_penalty", 2.1),
-        ("frequency_penalty", -3),
-        ("seed", 1 << 63),
-        ("logprobs", 21),
+        ("temperature", -1, "between 0 and 100"),
+        ("temperature", math.nan, "between 0 and 100"),
+        ("temperature", math.inf, "between 0 and 100"),
+        ("top_p", 1.1, "between 0 and 1"),
+        ("top_p", math.nan, "between 0 and 1"),
+        ("top_k", -2, "at least -1"),
+        ("min_p", 1.5, "between 0 and 1"),
+        ("max_tokens", 0, "at least 1"),
+        ("repetition_penalty", 0, "between 0.01 and 100"),
+        ("presence_penalty", 2.1, "between -2 and 2"),
+        ("frequency_penalty", -3, "between -2 and 2"),
+        ("seed", 1 << 63, "between "),
+        ("logprobs", 21, "between 0 and 20"),
     ],
 )
-def test_sampling_out_of_bounds_is_refused_by_name(field, value):
-    with pytest.raises(ValueError, match=f"{field} must be between"):
+def test_sampling_out_of_bounds_is_refused_by_name(field, value, bounds):
+    with pytest.raises(ValueError, match=f"{field} must be {bounds}"):
         Sampling(**{field: value})
 
 

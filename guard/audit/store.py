@@ -5,11 +5,12 @@ Knows the chain's rule and nothing of what a record means. `verify` proves what 
 
 import hashlib
 import json
+import logging
 import sqlite3
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from threading import Lock
 from typing import Any, Self, TextIO
 
 from ringfence.guard.audit.record import GENESIS, Body, Receipt, seal
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x52464E43  # "RFNC", so that neither we nor `file` take another SQLite file for an audit log
@@ -42,8 +45,18 @@ SCHEMA = [
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 ]
+CONDITIONS = {
+    "before": "seq < :before",
+    "action": "action = :action",
+    "model": "model = :model",
+    # As text, '0' is what comes after '/': a range, unlike a pattern, is found by the index.
+    "subject": "(subject = :subject OR subject >= :subject || '/' AND subject < :subject || '0')",
+    "since": "at >= :since",
+}
 # As bytes: a changed record may not be UTF-8 any more.
 SELECT = "SELECT seq, IFNULL(CAST(hash AS BLOB), x''), IFNULL(CAST(body AS BLOB), x'') FROM records"
+HEAD = "SELECT seq, IFNULL(CAST(hash AS BLOB), x'') FROM records ORDER BY seq DESC LIMIT 1"
+THERE = "SELECT 1 FROM records WHERE seq = ? AND IFNULL(CAST(hash AS BLOB), x'') = ?"
 
 
 class StoreError(Exception):
@@ -123,6 +136,7 @@ class Store:
         self._lock = Lock()
         self._pending: deque[Body] = deque()
         self._inode = path.stat().st_ino
+        self._head: tuple[int, bytes] | None = None  # number and hash of the newest record after the last write
 
     def append(self, body: Body) -> Receipt:
         """Put a record at the end of the chain, on disk, and return its receipt.
@@ -183,14 +197,14 @@ class Store:
         Args:
             before: only those with a smaller sequence number; the last one's of a page asks for the next page.
             action: only those whose strongest action this is.
-            subject: `tenant/key`.
+            subject: `tenant` for all of its keys, or `tenant/key`.
             since: only those received at or after this time, `2026-11-21T00:00:00Z` or a beginning of that.
         """
-        asked = {"seq <": before, "action =": action, "model =": model, "subject =": subject, "at >=": since}
-        given = {column: value for column, value in asked.items() if value is not None}
-        where = " AND ".join(f"{column} ?" for column in given) or "1"
-        query = f"{SELECT} WHERE {where} ORDER BY seq DESC LIMIT ?"
-        return [_kept(*row) for row in self._read(query, (*given.values(), limit))]
+        asked = {"before": before, "action": action, "model": model, "subject": subject, "since": since}
+        given = {name: value for name, value in asked.items() if value is not None}
+        where = " AND ".join(CONDITIONS[name] for name in given) or "1"
+        query = f"{SELECT} WHERE {where} ORDER BY seq DESC LIMIT :limit"
+        return [_kept(*row) for row in self._read(query, {**given, "limit": limit})]
 
     def count(self, action: str | None = None) -> int:
         """Return how many records there are, in all or with this strongest action."""
@@ -223,18 +237,34 @@ class Store:
             raise StoreError("the file was moved or deleted while open; put it back, or restart to begin a new one")
         self._connection.execute("BEGIN IMMEDIATE")
         try:
+            self._look_back()
             yield
+            head = self._connection.execute(HEAD).fetchone()
             self._connection.execute("COMMIT")
+            self._head = head
         finally:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
+
+    def _look_back(self) -> None:
+        """Say loudly where the record that was the newest after the last write is not there any more as it was.
+
+        The chain cannot show that its end was cut off. Records after that one are no news: other processes add some.
+        """
+        if self._head and not self._connection.execute(THERE, self._head).fetchone():
+            seq, digest = self._head
+            log.error(
+                "%s: somebody changed the audit log: the newest record after the last write, %d:%s, is gone or another "
+                "now; new records follow what is left",
+                *(self.path, seq, digest.decode(errors="replace")),
+            )
 
     def _insert(self, body: Body) -> Receipt:
         for row in self._connection.execute(f"{SELECT} WHERE id = ?", (_text(body.get("id")),)):
             there = _kept(*row)
             if there.body is not None and seal(body, there.seq, str(there.body.get("prev"))).hash == there.hash:
                 return Receipt(there.seq, there.hash)
-        last = self._connection.execute(f"{SELECT} ORDER BY seq DESC LIMIT 1").fetchone()
+        last = self._connection.execute(HEAD).fetchone()
         seq, prev = (last[0], last[1].decode(errors="replace")) if last else (0, GENESIS)
         sealed = seal(body, seq + 1, prev)
         row = (sealed.seq, sealed.hash, sealed.canonical.decode())
@@ -254,7 +284,7 @@ class Store:
     def _spill_out(self, body: Body) -> None:
         print(json.dumps(body), file=self._spill, flush=True)
 
-    def _read(self, query: str, values: tuple[str | int | None, ...]) -> Sequence[tuple[Any, ...]]:
+    def _read(self, query: str, values: Sequence[str | int] | Mapping[str, str | int]) -> Sequence[tuple[Any, ...]]:
         try:
             with self._lock:
                 return self._connection.execute(query, values).fetchall()

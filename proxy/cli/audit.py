@@ -1,11 +1,12 @@
 """`ringfence audit`: the records in a terminal. Prints what the store and the verifier say; decides nothing."""
 
 import json
+import re
 import sys
 from codecs import lookup
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -22,30 +23,54 @@ from ringfence.guard.audit.store import Kept, Store, StoreError
 from ringfence.guard.audit.verify import Unreadable, Verified
 from ringfence.guard.audit.verify import verify as verify_chain
 from ringfence.policies.types import Action
+from ringfence.policies.words import seconds
 from ringfence.proxy.review.visible import visible, visible_json
 
 app = typer.Typer(no_args_is_help=True, help="Look into the audit log, and prove that nobody changed it.")
 
 Db = Annotated[Path, typer.Option("--db", envvar="RINGFENCE_AUDIT_PATH", help="The audit log, an SQLite file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead, one object a line.")]
+Since = Annotated[
+    str | None, typer.Option("--since", metavar="7d|24h|30m|DATE", help="Only what was received since, in UTC.")
+]
 DEFAULT_DB = Path("ringfence.db")
 
 COLUMNS = ("time (UTC)", "id", "action", "rules", "model", "subject")
 COLOURS = {"block": "bold red", "rewrite": "yellow", "log": "cyan", "allow": "green"}
 
 
+def number(text: str) -> int:
+    """Return a record's number.
+
+    Raises:
+        BadParameter: it is none, but a time perhaps.
+    """
+    if not (text.isascii() and text.isdecimal()):
+        raise typer.BadParameter(f"{text!r} is no record's number, as 72; --since is the option that takes a time")
+    return int(text)
+
+
 @app.command("list")
 def list_records(
     db: Db = DEFAULT_DB,
     limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20,
-    before: Annotated[int | None, typer.Option(help="Only records before this number: the next page.")] = None,
+    before: Annotated[
+        int | None, typer.Option(metavar="SEQ", parser=number, help="Only records before this number: the next page.")
+    ] = None,
     action: Annotated[Action | None, typer.Option(help="Only what ended in this action.")] = None,
     model: Annotated[str | None, typer.Option(help="Only requests for this model.")] = None,
-    subject: Annotated[str | None, typer.Option(help="Only exchanges of this TENANT/KEY.")] = None,
-    since: Annotated[datetime | None, typer.Option(help="Only from this time on, UTC.")] = None,
+    subject: Annotated[
+        str | None,
+        typer.Option(metavar="TENANT[/KEY]", help="Only exchanges of this tenant, or of this one of its keys."),
+    ] = None,
+    since: Since = None,
     as_json: Json = False,
 ) -> None:
     """List the newest records."""
+    try:
+        start = None if since is None else since_of(since, datetime.now(UTC))
+    except ValueError as error:
+        refuse(str(error))
     with opened(db) as store:
         kept = store.list(
             limit=limit,
@@ -53,7 +78,7 @@ def list_records(
             action=action,
             model=model,
             subject=subject,
-            since=since.strftime("%Y-%m-%dT%H:%M:%S.%fZ") if since else None,
+            since=start,
         )
         total = store.count()
     if as_json:
@@ -79,7 +104,10 @@ def show_record(
     db: Db = DEFAULT_DB,
     as_json: Json = False,
 ) -> None:
-    """Show one record whole."""
+    """Show one record whole.
+
+    Exit status: 0 shown, 1 shown, and altered since it was written, 2 there is no such record.
+    """
     with opened(db) as store:
         kept = store.get(key)
     if kept is None:
@@ -164,6 +192,27 @@ def refuse(message: str) -> NoReturn:
     """End the command with a message on standard error and status 2."""
     typer.echo(visible(message), err=True)
     raise typer.Exit(2)
+
+
+def since_of(text: str, now: datetime) -> str:
+    """Return the time that `7d`, `24h`, `30m` or an ISO date or time stands for, as records write it.
+
+    Args:
+        now: with its time zone. A time that names none is in UTC.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    try:
+        if re.fullmatch(r"\d+[smhd]", text):
+            at = now - timedelta(seconds=seconds(text))
+        else:
+            at = datetime.fromisoformat(text)
+            at = at if at.tzinfo else at.replace(tzinfo=UTC)
+        return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    except (ValueError, OverflowError):
+        hint = "write 7d, 24h, 30m, or a date as 2026-11-21 or 2026-11-21T08:00"
+        raise ValueError(f"--since {text!r} is no time: {hint}") from None
 
 
 def _print_json(kept: Sequence[Kept]) -> None:
@@ -263,4 +312,5 @@ def _time(body: dict[str, Any]) -> str:
 
 
 def _subject(body: dict[str, Any]) -> str:
-    return "/".join(filter(None, (body["subject"]["tenant"], body["subject"]["key"])))
+    subject = body["subject"]
+    return f"{subject['tenant']}/{subject['key']}" if subject["key"] else str(subject["tenant"])

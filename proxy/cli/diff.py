@@ -5,7 +5,7 @@ import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,8 +21,8 @@ from ringfence.guard.known import refuse_unknown
 from ringfence.policies.compare import Difference, compare
 from ringfence.policies.document import did_you_mean
 from ringfence.policies.load import PolicyError, load_policy
-from ringfence.policies.words import Origin, seconds
-from ringfence.proxy.cli.audit import opened, refuse
+from ringfence.policies.words import Origin
+from ringfence.proxy.cli.audit import Since, opened, refuse, since_of
 from ringfence.proxy.cli.table import coloured, place
 from ringfence.proxy.review.visible import visible
 
@@ -60,9 +60,7 @@ def diff(
     db: Annotated[
         Path | None, typer.Option("--replay", metavar="DB", help="Decide the exchanges of this audit log under both.")
     ] = None,
-    since: Annotated[
-        str | None, typer.Option(metavar="7d|24h|30m|DATE", help="Only what was received since, in UTC.")
-    ] = None,
+    since: Since = None,
     fail_if: Annotated[
         list[str] | None,
         typer.Option(metavar="'METRIC > VALUE[%]'", help=f"Exit with status 1; METRIC is {', '.join(METRICS)}."),
@@ -75,7 +73,7 @@ def diff(
     Exit status: 0 done, 1 a --fail-if is true, 2 a policy, the log or an option cannot be used.
     """
     try:
-        start = since_of(since, datetime.now(UTC)) if since else ""
+        start = "" if since is None else since_of(since, datetime.now(UTC))
         gates = [gate_of(text) for text in fail_if or ()]
     except ValueError as error:
         refuse(str(error))
@@ -124,27 +122,6 @@ def diff(
             console.print(Text(f"failed: {gate.text}", "bold red"))
     if tripped:
         raise typer.Exit(1)
-
-
-def since_of(text: str, now: datetime) -> str:
-    """Return the time that `7d`, `24h`, `30m` or an ISO date or time stands for, as records write it.
-
-    Args:
-        now: with its time zone. A time that names none is in UTC.
-
-    Raises:
-        ValueError: it is none of these.
-    """
-    try:
-        if re.fullmatch(r"\d+[smhd]", text):
-            at = now - timedelta(seconds=seconds(text))
-        else:
-            at = datetime.fromisoformat(text)
-            at = at if at.tzinfo else at.replace(tzinfo=UTC)
-        return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    except (ValueError, OverflowError):
-        hint = "write 7d, 24h, 30m, or a date as 2026-11-21 or 2026-11-21T08:00"
-        raise ValueError(f"--since {text!r} is no time: {hint}") from None
 
 
 def gate_of(text: str) -> Gate:

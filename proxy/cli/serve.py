@@ -113,7 +113,8 @@ def _listen(settings: Settings) -> socket.socket:
     try:
         listener.bind((settings.host, settings.port))
     except OSError as error:
-        raise OSError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; try --port") from None
+        where = f"{settings.host}:{settings.port}"
+        raise OSError(f"cannot listen on {where}: {error.strerror}; try --port or RINGFENCE_PORT") from None
     return listener
 
 

@@ -51,7 +51,7 @@ def read_object(raw: bytes) -> dict[str, Any]:
         raise BadRequest(f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except RecursionError:
         raise BadRequest("the body is nested too deeply") from None
-    except ValueError as error:  # NaN, or a number with too many digits
+    except ValueError as error:  # NaN, or a number that is too large
         raise BadRequest(f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise BadRequest(f"the body must be a JSON object, got {type(body).__name__}")
@@ -81,10 +81,10 @@ def parse(text: str) -> Any:
     """Return a JSON value as RFC 8259 has it.
 
     Raises:
-        ValueError: it is not JSON; NaN, Infinity and numbers beyond a float's range are not.
+        ValueError: it is not JSON; NaN, Infinity, floats beyond their range and integers beyond 4,300 digits are not.
         RecursionError: it is nested too deeply.
     """
-    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole)
 
 
 def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
@@ -121,6 +121,13 @@ def _finite(digits: str) -> float:
     if math.isinf(number):
         _refuse_constant(digits)
     return number
+
+
+def _whole(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError:  # more digits than Python reads; its words for that are no caller's business
+        _refuse_constant(digits)
 
 
 def _refuse_constant(name: str) -> NoReturn:
