@@ -5,7 +5,7 @@ The proxy and the decorator both walk it; so does anything else that wants to.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path as FilePath
@@ -257,10 +257,6 @@ class ReplyGuard:
         released = stream.settle(window, self._judge(passage))
         self.stopped = stream.stopped
         return "" if self.stopped else self._restorers[path].feed(released, last=window.last)
-
-    def paths(self) -> Iterable[Path]:
-        """The paths fed so far, in order of first appearance."""
-        return list(self._streams)
 
     def release_whole(self, part: Part, body: Any) -> Any:
         """Judge a part that is complete and return the body that it stands in, rewritten where that is asked for.

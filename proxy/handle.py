@@ -1,7 +1,6 @@
 """One exchange from start to end: judge, ask, judge, remember. Knows no API's wire format and no upstream's."""
 
-from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -61,11 +60,13 @@ async def handle(
             raise Blocked(decision, exchange.id)
         endings: list[Finish] = []
         likelihoods: list[Likelihoods] = []
-        left = defaultdict[int, str](str)  # the content of each choice
+        left: dict[Path, Text] = {}  # of each text that came, what has left of it
         async with aclosing(upstream.stream(exchange, headers)) as events:
             async for event in events:
                 exchange.timings.setdefault("upstream_first_s", perf_counter() - started)
                 match event:
+                    case Text():
+                        left.setdefault(event.path, replace(event, text=""))
                     case Finish():
                         endings.append(event)
                     case Likelihoods():
@@ -75,15 +76,19 @@ async def handle(
                     yield released
                 if reply.stopped:
                     break
-        async for released in _flush(reply):
+        async for released in _flush(reply, list(left.values())):
             _note(released, left)
             yield released
         if reply.stopped:
             yield Stopped(reply.stopped)
-        # INVARIANT: they tell no word that did not leave.
-        for one in likelihoods:
-            if not reply.stopped and left[one.choice] == one.text:
-                yield one
+        else:
+            for text in left.values():
+                if not text.text:  # it came empty, or nothing is left of it; no text is something else
+                    yield text
+            for one in likelihoods:
+                # INVARIANT: they tell no word that did not leave.
+                if Text(one.choice, "content", one.text) in left.values():
+                    yield one
         yield await remember()
         for ending in endings:
             if not reply.stopped:
@@ -109,10 +114,9 @@ def explain(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if ours else type(error).__name__
 
 
-def _note(released: Released, left: dict[int, str]) -> None:
-    match released:
-        case Text(choice, "content", text):
-            left[choice] += text
+def _note(released: Released, left: dict[Path, Text]) -> None:
+    if isinstance(released, Text):
+        left[released.path] = replace(released, text=left[released.path].text + released.text)
 
 
 async def _release(event: Event, reply: ReplyGuard, exchange: Exchange) -> AsyncIterator[Released]:
@@ -142,13 +146,11 @@ async def _due(reply: ReplyGuard, path: Path) -> AsyncIterator[str]:
             yield text
 
 
-async def _flush(reply: ReplyGuard) -> AsyncIterator[Released]:
-    for path in reply.paths():
-        reply.close(path)
-        async for text in _due(reply, path):
-            match path:
-                case ("choices", int(choice), "message", str(field)):
-                    yield Text(choice, field, text)
+async def _flush(reply: ReplyGuard, came: Iterable[Text]) -> AsyncIterator[Text]:
+    for one in came:
+        reply.close(one.path)
+        async for text in _due(reply, one.path):
+            yield replace(one, text=text)
 
 
 async def _judge_told(error: UpstreamError, guard: Guard, exchange: Exchange) -> None:

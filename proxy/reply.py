@@ -97,13 +97,25 @@ class UpstreamError(Exception):
 
     Attributes:
         status: HTTP status for the caller.
-        code: the error's code in the caller's API.
+        code, kind, param: as OpenAI's API has them; no `kind` where the status says it all.
         told: the upstream's own words, if any; unjudged.
+        headers: of the upstream's answer, those for the caller.
     """
 
-    def __init__(self, message: str, *, status: int, code: str, told: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        code: str | int | None,
+        kind: str | None = None,
+        param: str | None = None,
+        told: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
-        self.status, self.code, self.told = status, code, told
+        self.status, self.code, self.kind, self.param, self.told = status, code, kind, param, told
+        self.headers = dict(headers or {})
 
 
 class Source(Protocol):

@@ -12,8 +12,9 @@ from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from ringfence.guard.audit.store import Store
+from ringfence.guard.check import Check
 from ringfence.guard.guard import Guard
-from ringfence.policies.types import UpstreamChoice
+from ringfence.policies.types import Action, Policy, Rule, UpstreamChoice
 from ringfence.proxy.app import create_app
 from ringfence.proxy.service import Service
 from ringfence.proxy.upstreams import UnknownUpstream, open_upstream
@@ -26,6 +27,7 @@ class Vendor:
     """An OpenAI-compatible server that does what `answer` says; keeps what it was sent."""
 
     answer: Callable[[dict[str, object]], Response]
+    model: dict[str, object] = field(default_factory=lambda: {"id": "vendor-1", "object": "model"})
     bodies: list[dict[str, object]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
 
@@ -40,7 +42,7 @@ class Vendor:
 
         @app.get("/v1/models")
         async def models() -> Response:
-            return JSONResponse({"object": "list", "data": [{"id": "vendor-1", "object": "model"}]})
+            return JSONResponse({"object": "list", "data": [self.model]})
 
         return app
 
@@ -216,6 +218,45 @@ def test_words_hidden_anywhere_else_in_a_reply_do_not_leave(
     assert [c["status"] for c in kept.body["coverage"]].count("unjudged") > 0
 
 
+CALL = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize("more", [{}, {"tool_calls": [CALL]}, {"refusal": ""}])
+@pytest.mark.parametrize("content", ["", None])
+def test_an_empty_text_leaves_empty_and_none_stays_none(
+    front: Callable[..., tuple[openai.OpenAI, Vendor]], content: str | None, more: dict[str, object]
+) -> None:
+    client, _ = front(lambda _: JSONResponse(completion(content, **more)))
+    whole = ask(client).choices[0].message
+    opening = chunk({"role": "assistant", "content": content, **more})
+    client, _ = front(lambda _: sse(opening, chunk({}, "stop")))
+    with client.chat.completions.stream(model="m", messages=[{"role": "user", "content": "hi"}]) as stream:
+        streamed = stream.get_final_completion().choices[0].message
+    for message in (whole, streamed):
+        assert (message.content, message.refusal) == (content, more.get("refusal"))
+        assert bool(message.tool_calls) is ("tool_calls" in more)
+
+
+def test_a_text_that_was_rewritten_to_nothing_is_empty(
+    serve: Callable[..., str], service_of: Callable[..., Service], checks: dict[str, Check], store: Store
+) -> None:
+    policy = Policy("gone", (Rule("no-numbers", "number", Action.REWRITE, replacement=""),))
+    upstream = open_upstream(
+        UpstreamChoice(use=f"{serve(Vendor(lambda _: JSONResponse(completion('123456'))).app())}/v1")
+    )
+    url = serve(create_app(service_of(Guard(policy, checks=checks, store=store), upstream)))
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    assert ask(client).choices[0].message.content == ""
+
+
+def test_nothing_of_a_text_that_came_empty_stands_before_the_message_of_a_block(
+    front: Callable[..., tuple[openai.OpenAI, Vendor]],
+) -> None:
+    client, _ = front(lambda _: sse(chunk({"content": "", "reasoning": "a leak"}), chunk({}, "stop")))
+    said = [piece.choices[0].delta.content for piece in ask(client, stream=True)]
+    assert "".join(one or "" for one in said) == "That stays here."
+
+
 def test_a_field_withheld_from_every_chunk_is_said_once(
     front: Callable[..., tuple[openai.OpenAI, Vendor]], store: Store
 ) -> None:
@@ -287,6 +328,82 @@ def test_an_upstreams_error_message_is_judged_like_any_text(front: Callable[...,
     assert "leak" not in str(caught.value)
 
 
+VLLM = {"message": "too long", "type": "BadRequestError", "param": None, "code": 400}
+OURS = {"type": "invalid_request_error", "param": None, "code": "upstream_error"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (
+            {"error": {"message": "m", "type": "invalid_request_error", "param": "messages[0].role", "code": None}},
+            {"message": "m", "type": "invalid_request_error", "param": "messages[0].role", "code": None},
+        ),
+        ({"error": {"message": "m"}}, {**OURS, "message": "m", "code": None}),
+        ({"error": VLLM}, VLLM),
+        ({"object": "error", **VLLM}, VLLM),
+        ({"error": "boom"}, {**OURS, "message": "boom"}),
+        ({"detail": "Not Found"}, {**OURS, "message": "Not Found"}),
+        ({"detail": [{"loc": ["body"], "msg": "none"}]}, {**OURS, "message": '[{"loc": ["body"], "msg": "none"}]'}),
+        (
+            {"error": {"message": "m", "type": "some words", "param": "some words", "code": "some words"}},
+            {**OURS, "message": "m", "code": None},
+        ),
+        ([1, 2], {**OURS, "message": ""}),
+    ],
+)
+def test_an_upstreams_error_comes_as_it_was_written(
+    front: Callable[..., tuple[openai.OpenAI, Vendor]], body: object, told: dict[str, object], stream: bool
+) -> None:
+    client, _ = front(lambda _: JSONResponse(body, 400))
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, stream=stream)
+    message = f": {told['message']}" if told["message"] else ""
+    assert caught.value.body == {**told, "message": f"the upstream answered 400{message}"}
+
+
+def test_an_error_in_a_stream_is_told_in_both_of_its_shapes(front: Callable[..., tuple[openai.OpenAI, Vendor]]) -> None:
+    for error in ({"error": VLLM}, {"object": "error", **VLLM}):
+        client, _ = front(lambda _, error=error: sse(chunk({"content": LONG}), error))
+        with pytest.raises(openai.APIError, match="too long") as caught:
+            list(ask(client, stream=True))
+        assert caught.value.body == {**VLLM, "message": "the upstream answered 502: too long"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("status", [429, 503])
+def test_when_to_try_again_is_passed_on_and_nothing_else(
+    front: Callable[..., tuple[openai.OpenAI, Vendor]], status: int, stream: bool
+) -> None:
+    passed = {
+        "retry-after": "Wed, 21 Oct 2026 07:28:00 GMT",
+        "retry-after-ms": "1500",
+        "x-should-retry": "true",
+        "x-ratelimit-remaining-tokens": "0",
+        "x-ratelimit-reset-tokens": "6m0.5s",
+    }
+    kept_back = {"x-ratelimit-reset-requests": "ask jane for more", "x-note": "1", "set-cookie": "a=1"}
+    client, _ = front(lambda _: JSONResponse({"error": {"message": "m"}}, status, headers=passed | kept_back))
+    with pytest.raises(openai.APIStatusError) as caught:
+        ask(client, stream=stream)
+    assert caught.value.status_code == (429 if status == 429 else 502)
+    assert passed.items() <= caught.value.response.headers.items()
+    assert not kept_back.keys() & caught.value.response.headers.keys()
+
+
+@pytest.mark.parametrize(
+    "response", [JSONResponse(completion("hi")), Response("<html>hi</html>", media_type="text/html")]
+)
+def test_something_else_in_place_of_a_stream_is_told_as_that(
+    front: Callable[..., tuple[openai.OpenAI, Vendor]], response: Response
+) -> None:
+    client, _ = front(lambda _: response)
+    with pytest.raises(openai.APIStatusError, match="asked for a stream and answered with something else") as caught:
+        ask(client, stream=True)
+    assert (caught.value.status_code, caught.value.code) == (502, "upstream_malformed")
+
+
 def test_a_stream_that_breaks_off_is_an_error(front: Callable[..., tuple[openai.OpenAI, Vendor]]) -> None:
     client, _ = front(lambda _: sse(chunk({"content": LONG}), done=False))
     with pytest.raises(openai.APIError, match="broke off"):
@@ -324,9 +441,17 @@ def test_an_upstream_that_is_too_slow_is_a_504(front: Callable[..., tuple[openai
     assert caught.value.code == "upstream_timeout"
 
 
-def test_models_are_the_upstreams(front: Callable[..., tuple[openai.OpenAI, Vendor]]) -> None:
-    client, _ = front(lambda _: JSONResponse(completion("hi")))
-    assert [model.id for model in client.models.list()] == ["vendor-1"]
+def test_models_are_the_upstreams_with_their_names_and_numbers(
+    front: Callable[..., tuple[openai.OpenAI, Vendor]],
+) -> None:
+    client, vendor = front(lambda _: JSONResponse(completion("hi")))
+    [model] = client.models.list()
+    assert model.to_dict() == {"id": "vendor-1", "object": "model", "created": 0, "owned_by": ""}
+    told = {"id": "vendor-1", "object": "model", "created": 7, "owned_by": "vllm", "root": "org/vendor-1"}
+    told |= {"parent": None, "max_model_len": 8192}
+    vendor.model = {**told, "description": "write to jane", "permission": [{"id": "modelperm-1"}]}
+    [model] = client.models.list()
+    assert model.to_dict() == told
 
 
 def test_an_unknown_upstream_lists_the_known_ones() -> None:

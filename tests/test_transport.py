@@ -209,6 +209,27 @@ def test_text_after_a_block_never_leaves(ask: Ask, vendor: Vendor, store: Store)
     assert store.count("block") == store.count() == 2
 
 
+def test_empty_text_leaves_empty(vendor: Vendor, guard: Guard) -> None:
+    vendor.text = ""
+    with openai_client(vendor, guard) as client:
+        assert client.chat.completions.create(**told("go on")).choices[0].message.content == ""
+    with anthropic_client(vendor, guard) as client:
+        whole = client.messages.create(**told("go on"), max_tokens=9)
+        with client.messages.stream(**told("go on"), max_tokens=9) as stream:
+            streamed = stream.get_final_message()
+    assert [[block.text for block in message.content] for message in (whole, streamed)] == [[""], [""]]
+
+
+def test_thinking_that_is_left_out_keeps_its_signature(vendor: Vendor, guard: Guard) -> None:
+    thinking = {"type": "thinking", "thinking": "", "signature": "QUJD"}
+    answer = json.loads(bytes(messages_says("fine", stream=False, cut=False).body))
+    vendor.answer = JSONResponse({**answer, "content": [thinking, *answer["content"]]})
+    with anthropic_client(vendor, guard) as client:
+        content = client.messages.create(**told("go on"), max_tokens=9).content
+    assert content[0].to_dict() == thinking
+    assert content[1].text == "fine"
+
+
 def test_blocked_reply_has_the_apis_own_shape(vendor: Vendor, guard: Guard) -> None:
     vendor.text = "a leak"
     with openai_client(vendor, guard) as client:
@@ -291,12 +312,14 @@ def test_error_of_the_api_is_an_error_of_the_sdk(
     assert kept(store)["error"].startswith("UpstreamError")
 
 
-def test_anthropics_errors_keep_their_kind(vendor: Vendor, guard: Guard) -> None:
-    error = {"type": "rate_limit_error", "message": "slow down"}
-    vendor.answer = JSONResponse({"type": "error", "error": error}, 429)
+@pytest.mark.parametrize("kind", ["rate_limit_error", "conflict_error"])
+def test_anthropics_errors_keep_their_kind_and_say_when_to_try_again(vendor: Vendor, guard: Guard, kind: str) -> None:
+    again = {"retry-after": "7", "anthropic-ratelimit-tokens-reset": "2026-10-21T07:28:00Z"}
+    vendor.answer = JSONResponse({"type": "error", "error": {"type": kind, "message": "slow down"}}, 429, headers=again)
     with anthropic_client(vendor, guard) as client, pytest.raises(anthropic.RateLimitError) as raised:
         client.with_options(max_retries=0).messages.create(**told("go on"), max_tokens=9)
-    assert raised.value.body["error"]["type"] == "rate_limit_error"
+    assert raised.value.body["error"]["type"] == kind
+    assert again.items() <= raised.value.response.headers.items()
 
 
 def test_half_a_stream_is_an_error_and_no_answer(vendor: Vendor, guard: Guard, store: Store) -> None:

@@ -174,7 +174,7 @@ def test_streamed_reply_comes_out_in_one_block_each_with_calls_at_the_end() -> N
     renderer = Renderer(read_request(asked("hi", stream=True))[0])
     chunks = [chunk for event in read(streamed(THOUGHT, SPOKEN, CALLED)) for chunk in renderer.chunks(event)]
     chunks += renderer.last_chunks()
-    again = [event for event in read(chunks) if not isinstance(event, About)]
+    again = [event for event in read(chunks) if not isinstance(event, About) and getattr(event, "text", True)]
     assert again == [
         Text(0, "reasoning", "let me ", Kind.REASONING),
         Text(0, "reasoning", "see", Kind.REASONING),
@@ -264,7 +264,7 @@ def test_chunk_is_named_by_its_type() -> None:
 
 
 def test_error_has_the_apis_kinds() -> None:
-    assert error_body("no", kind="upstream_error", code="overloaded_error")["error"]["type"] == "overloaded_error"
+    assert error_body("no", kind="overloaded_error", code=None)["error"]["type"] == "overloaded_error"
     assert error_body("no", kind="server_error", code=None)["error"]["type"] == "api_error"
     assert error_body("no", kind="invalid_request_error", code=None, param="model") == {
         "type": "error",

@@ -115,12 +115,12 @@ class Choice:
             piece = self.words.feed(one.token)
             if one.logprob is not None:
                 self.likely.append((piece, one.logprob))
-            yield from self._text(self.stops.feed(piece))
+            yield self._text(self.stops.feed(piece))
             if self.stops.met:
                 break
         if advance.end and not self.stops.met:
-            yield from self._text(self.stops.feed(self.words.close()))
-            yield from self._text(self.stops.close())
+            yield self._text(self.stops.feed(self.words.close()))
+            yield self._text(self.stops.close())
         if advance.end or self.stops.met:
             self.reason = "stop" if self.stops.met else advance.end
             self.leave()
@@ -131,10 +131,9 @@ class Choice:
         told = [one for one, end in zip(self.likely, ends, strict=True) if end <= len(self.said)]
         return Likelihoods(self.index, self.said, told)
 
-    def _text(self, text: str) -> Iterator[Event]:
-        if text:
-            self.said += text
-            yield Text(self.index, "content", text)
+    def _text(self, text: str) -> Text:
+        self.said += text
+        return Text(self.index, "content", text)
 
 
 @dataclass(frozen=True, slots=True)

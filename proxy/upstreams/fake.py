@@ -75,7 +75,7 @@ class FakeUpstream:
 
 
 async def _words(text: str) -> AsyncIterator[Text]:
-    for piece in re.findall(r"\S+\s*|\s+", text):
+    for piece in re.findall(r"\S+\s*|\s+", text) or [""]:
         await lowlevel.checkpoint()
         yield Text(0, "content", piece)
 

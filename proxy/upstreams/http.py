@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import Any
@@ -15,9 +16,19 @@ from ringfence.proxy.reply import Event, UpstreamError
 from ringfence.proxy.wire import openai_chat
 from ringfence.proxy.wire.body import is_identifier, parse, readable
 from ringfence.proxy.wire.dialect import Dialect, Reader
+from ringfence.proxy.wire.parts import is_plain
 
 PASSED_ON = ("authorization", "openai-organization", "openai-project")
 LONGEST_TOLD = 500
+
+TOLD_WITH_ERRORS = re.compile(r"retry-after(-ms)?|x-should-retry|([a-z]+-)?ratelimit-[a-z-]+")
+"""Headers of an upstream's error that say when to try again."""
+
+TIME = re.compile(r"[\w.:+-]{1,64}|\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT", re.ASCII)
+"""What such a header may hold: a number, a duration or a date, and no words in a row."""
+
+NAMES_OF_MODEL = frozenset({"id", "object", "owned_by", "parent", "root"})
+"""Fields of an entry in a list of models that hold a name each."""
 
 LONGEST_ANSWER = 1_000_000
 """Bytes of an answer that is asked for by `HttpUpstream.ask`."""
@@ -33,7 +44,8 @@ def open_upstream(choice: UpstreamChoice) -> "HttpUpstream":
     if choice.api_key_env is not None:
         key = os.environ.get(choice.api_key_env)
         if not key:
-            raise ValueError(f"upstream.api_key_env names {choice.api_key_env}, which is not set in the environment")
+            what = f"the api_key_env of '{choice.use}' names {choice.api_key_env}"
+            raise ValueError(f"{what}, which is not set in the environment")
         headers["authorization"] = f"Bearer {key}"
     try:
         base = httpx.URL(choice.use.rstrip("/") + "/")
@@ -81,7 +93,7 @@ class HttpUpstream:
                         what = f"the upstream's answer is longer than {LONGEST_ANSWER:,} bytes"
                         raise UpstreamError(what, status=502, code="upstream_malformed")
                 if response.status_code != httpx.codes.OK:
-                    raise _refused(response.status_code, bytes(raw))
+                    raise _refused(response.status_code, bytes(raw), response.headers)
                 return parse(raw.decode())
 
     async def models(self, headers: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -128,7 +140,7 @@ async def ask(
         response = await client.send(request, stream=True)
         try:
             if response.status_code != httpx.codes.OK:
-                raise _refused(response.status_code, await response.aread())
+                raise _refused(response.status_code, await response.aread(), response.headers)
             if streamed:
                 async for event in _chunks(response, dialect.ChunkReader()):
                     yield event
@@ -152,13 +164,19 @@ def failing_as_upstream(wanted: str) -> Iterator[None]:
         raise UpstreamError(
             f"the upstream did not answer in time ({type(error).__name__})", status=504, code="upstream_timeout"
         ) from error
+    except SSEError as error:  # one of httpx's own
+        raise UpstreamError(
+            "the upstream was asked for a stream and answered with something else",
+            status=502,
+            code="upstream_malformed",
+        ) from error
     except httpx.HTTPError as error:
         raise UpstreamError(
             f"the upstream could not be reached, or broke off ({type(error).__name__})",
             status=502,
             code="upstream_unreachable",
         ) from error
-    except (ValueError, RecursionError, SSEError) as error:
+    except (ValueError, RecursionError) as error:
         raise UpstreamError(f"the upstream's answer is not {wanted}", status=502, code="upstream_malformed") from error
 
 
@@ -169,8 +187,8 @@ async def _chunks(response: httpx.Response, reader: Reader) -> AsyncIterator[Eve
         if not message.data.strip():
             continue
         chunk = parse(message.data)
-        if isinstance(chunk, dict) and chunk.get("error"):
-            raise _refused(502, message.data.encode())
+        if isinstance(chunk, dict) and (chunk.get("error") or chunk.get("object") == "error"):
+            raise _refused(502, message.data.encode(), {})
         for event in reader.read(chunk):
             yield event
     # Some servers leave [DONE] out; a stream in which nothing ended is broken all the same.
@@ -186,26 +204,46 @@ def _model(item: Any) -> dict[str, Any]:
     """Return an entry of a list of models, as far as it is names and numbers."""
     if not isinstance(item["id"], str) or not is_identifier(item["id"]):
         raise ValueError("a model's id is not a name")
-    owner, created = item.get("owned_by"), item.get("created")
-    return {
-        "id": item["id"],
-        "object": "model",
-        "created": created if isinstance(created, int) else 0,
-        "owned_by": owner if isinstance(owner, str) and is_identifier(owner) else "",
-    }
+    told = {key: value for key, value in item.items() if is_plain(key, value, NAMES_OF_MODEL)}
+    return {"object": "model", "created": 0, "owned_by": ""} | told
 
 
-def _refused(status: int, raw: bytes) -> UpstreamError:
+def _refused(status: int, raw: bytes, headers: Mapping[str, str]) -> UpstreamError:
     """Turn the upstream's own error into ours: a 4xx is the caller's affair and keeps its status, the rest is a 502."""
     try:
-        error = json.loads(raw)["error"]
-        told, code = str(error.get("message", "")), str(error.get("code") or error.get("type"))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        told, code = "", ""
-    kept = status if 400 <= status < 500 else 502
+        error = _error_in(json.loads(raw))
+    except (ValueError, RecursionError):
+        error = NO_ERROR
+    said, code = error.get("message") or "", error.get("code")
     return UpstreamError(
         f"the upstream answered {status}",
-        status=kept,
-        code=code if code and is_identifier(code) else "upstream_error",
-        told=readable(told)[:LONGEST_TOLD],
+        status=status if 400 <= status < 500 else 502,
+        code=code if isinstance(code, int) else _word(code),
+        kind=_word(error.get("type")),
+        param=_word(error.get("param")),
+        told=readable(said if isinstance(said, str) else json.dumps(said, ensure_ascii=False))[:LONGEST_TOLD],
+        headers={k: v for k, v in headers.items() if TOLD_WITH_ERRORS.fullmatch(k) and TIME.fullmatch(v)},
     )
+
+
+NO_ERROR: Mapping[str, Any] = {"code": "upstream_error"}
+"""What is told of an answer that holds no error of the API's shape."""
+
+
+def _error_in(body: Any) -> Mapping[str, Any]:
+    match body:
+        case {"error": Mapping() as error}:
+            return error
+        case {"error": said} | {"detail": said}:
+            return {**NO_ERROR, "message": said}
+        case Mapping() if "message" in body:  # vLLM's, before it had an `error`
+            return body
+        case _:
+            return NO_ERROR
+
+
+def _word(value: object) -> str | None:
+    """Return a name, or the place of a field, as it came; None where it is none, and could say anything."""
+    if isinstance(value, str) and is_identifier(value.replace("[", "").replace("]", "")):
+        return value
+    return None

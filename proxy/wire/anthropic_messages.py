@@ -73,19 +73,8 @@ GRAMMAR = frozenset(
 )
 """Words of tool definitions and calls that are the API's own."""
 
-ERRORS = frozenset(
-    {
-        "api_error",
-        "authentication_error",
-        "billing_error",
-        "invalid_request_error",
-        "not_found_error",
-        "overloaded_error",
-        "permission_error",
-        "rate_limit_error",
-        "timeout_error",
-    }
-)
+API_ERRORS = frozenset({"server_error", "upstream_error"})
+"""Kinds of errors that this API has one word for; others are its own, or its server's."""
 
 FIELDS: Mapping[str, tuple[str, str, Kind]] = {
     "content": ("text", "text_delta", Kind.TEXT),
@@ -274,8 +263,7 @@ class ChunkReader:
         for field, (name, _, sort) in FIELDS.items():
             if kind == name and isinstance(block.get(name), str):
                 read.add(name)
-                if block[name]:
-                    yield Text(0, field, readable(block[name]), sort)
+                yield Text(0, field, readable(block[name]), sort)
         if kind == "thinking":
             read.add("signature")
             yield from self._signature(index, block.get("signature"))
@@ -288,8 +276,7 @@ class ChunkReader:
         kind = delta.get("type")
         for field, (name, own, sort) in FIELDS.items():
             if kind == own and isinstance(delta.get(name), str):
-                if delta[name]:
-                    yield Text(0, field, readable(delta[name]), sort)
+                yield Text(0, field, readable(delta[name]), sort)
                 return
         if kind == "input_json_delta" and index in self._calls and isinstance(delta.get("partial_json"), str):
             self._written[index] += readable(delta["partial_json"])
@@ -446,8 +433,8 @@ def frame(chunk: Mapping[str, Any]) -> bytes:
     return f"event: {chunk['type']}\ndata: {data}\n\n".encode()
 
 
-def error_body(message: str, *, kind: str, code: str | None, param: str | None = None) -> dict[str, Any]:
+def error_body(message: str, *, kind: str, code: str | int | None, param: str | None = None) -> dict[str, Any]:
     """Return an error in the API's shape, which has a kind and no code; the field at fault goes into the message."""
-    known = next((word for word in (code, kind) if word in ERRORS), "api_error")
+    known = "api_error" if kind in API_ERRORS else kind
     told = f"{param}: {message}" if param and param not in message and code != "content_filter" else message
     return {"type": "error", "error": {"type": known, "message": told}}

@@ -47,7 +47,7 @@ class Writer(Protocol):
 class ErrorBody(Protocol):
     """Writes an error."""
 
-    def __call__(self, message: str, *, kind: str, code: str | None, param: str | None = None) -> dict[str, Any]:
+    def __call__(self, message: str, *, kind: str, code: str | int | None, param: str | None = None) -> dict[str, Any]:
         """Return an error in the API's shape."""
         ...
 

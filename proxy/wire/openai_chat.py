@@ -275,8 +275,7 @@ class ChunkReader:
         unread |= {f"message.{key}" for key, value in delta.items() if key not in ("role", *REPLY_TEXT) and value}
         for field, kind in REPLY_TEXT.items():
             if isinstance(delta.get(field), str):
-                if delta[field]:
-                    yield Text(index, field, readable(delta[field]), kind)
+                yield Text(index, field, readable(delta[field]), kind)
             elif delta.get(field):
                 unread.add(f"message.{field}")
         if isinstance(delta.get("tool_calls"), list) and all(isinstance(c, Mapping) for c in delta["tool_calls"]):
@@ -397,7 +396,8 @@ class Renderer:
 
     def _delta(self, index: int, delta: dict[str, Any], reason: str | None = None) -> Iterator[dict[str, Any]]:
         if index not in self._choices:
-            yield self._chunk([_stream_choice(index, {"role": "assistant", "content": ""}, None)])
+            opened = {"role": "assistant", "content": "" if "content" in delta else None}
+            yield self._chunk([_stream_choice(index, opened, None)])
         self._choice(index).update(dict.fromkeys(delta, True))
         if delta:
             yield self._chunk([_stream_choice(index, delta, None)])
@@ -427,7 +427,7 @@ def frame(chunk: Mapping[str, Any]) -> bytes:
     return b"data: %s\n\n" % json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def error_body(message: str, *, kind: str, code: str | None, param: str | None = None) -> dict[str, Any]:
+def error_body(message: str, *, kind: str, code: str | int | None, param: str | None = None) -> dict[str, Any]:
     """Return an error in the API's shape; `message` is a string, as its clients expect."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
