@@ -235,8 +235,8 @@ def test_another_audit_log_needs_a_restart(tmp_path: Path, serve: Callable[..., 
     running = Running(serve(create_app(build(Settings(policy=path)))), path)
     put(path, path.read_text().replace("one.db", "two.db").replace("use: fake", "use: embedded"))
     first, second = running.reload().json()["error"]["message"].splitlines()
-    assert re.search(r"policy\.yaml:15:3: 'audit\.path' is '.*one\.db' .* cannot become '.*two\.db'; restart", second)
-    assert "policy.yaml:16:12: 'upstream.use' is 'fake'" in first
+    assert re.search(r"policy\.yaml:15:3: 'audit\.path' is '.*one\.db' .* cannot become '.*two\.db'; restart", first)
+    assert "policy.yaml:16:12: 'upstream.use' is 'fake'" in second
     assert not (tmp_path / "two.db").exists()
 
 
