@@ -13,7 +13,7 @@ from ringfence.guard.expressions import Unusable, has_room, refuse_beyond_room
 from ringfence.guard.images import Image
 from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.findable import Findable
-from ringfence.policies.own import GuardModel, OwnCheck
+from ringfence.policies.own import GuardModel, OwnCheck, located
 from ringfence.policies.types import Finding, Span, Stage
 
 __all__ = [
@@ -286,6 +286,7 @@ def taken_by(checks: Iterable[Check]) -> int:
 
 def _made(wanted: OwnCheck) -> Check:
     # Kept, so that a policy that is read again does not learn its examples anew, or forget a judge's verdicts.
+    wanted = located(wanted)  # before it is looked up: two policies may each have weights of one name beside them
     kept = _kept(wanted)
     if not kept or is_replaced(kept[0]):
         # Families are anybody's, and made alike.

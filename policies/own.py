@@ -1,8 +1,9 @@
 """What a policy may look for by itself, beside what the installed checks find: words, patterns, lengths, examples, and
 what a language model or somebody else's guard makes of a text. Values only: who looks is in `guard/checks/own/`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Len, MinLen
@@ -162,7 +163,8 @@ class GuardModel:
         kind: whose guard it is; a family that is installed.
         category: what its findings are called: the verdict by this name, the model's categories below it.
         use: `local`, or the base URL of an OpenAI-compatible server (`http://host/v1`).
-        model: a folder of weights, or their name on the hub; for a server, which of its models.
+        model: a folder of weights, where it begins with `./` or `../` relative to this file's folder, or their name on
+            the hub; for a server, which of its models.
         categories: what the model is asked about; all that it was made for where none are given.
         api: of a server, `chat`, where the prompt is the server's own, or `completions`, where it is ours.
         images: whether it is shown images too, each with the text of its message; for llama-guard-4.
@@ -244,7 +246,8 @@ class ClassifierModel:
     Attributes:
         kind: `classifier-model` for any, or a model whose labels are known.
         category: what its findings are called.
-        model: a folder of weights, or their name on the hub.
+        model: a folder of weights, where it begins with `./` or `../` relative to this file's folder, or their name on
+            the hub.
         labels: those that speak for the category.
         multi_label: whether a text may have several labels; None for what the model's `config.json` says.
         bits: 8 or 4 a number in place of those the weights come with.
@@ -268,3 +271,11 @@ class ClassifierModel:
 OwnCheck = Annotated[
     Keywords | Regex | Length | Examples | LlmJudge | GuardModel | Moderations | ClassifierModel, Discriminator("kind")
 ]
+
+
+def located(check: OwnCheck) -> OwnCheck:
+    """Return a check whose weights are found from anywhere: `./` and `../` begin at the file that it is written in."""
+    match check:
+        case ClassifierModel() | GuardModel(use="local") if check.model.startswith(("./", "../")):
+            return replace(check, model=str(Path(check.origin.file).parent.resolve() / check.model))
+    return check

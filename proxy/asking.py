@@ -34,6 +34,11 @@ LOOK_FOR_S = 5.0
 RETRIES = 10
 """One question for so many texts may be put once more, so that a server that is down is not asked twice as much."""
 
+KEY = "check `api_key_env`: it wants a key, or one that may do more"
+
+REMEDIES = {401: KEY, 403: KEY, 429: "lower `per_minute`, or raise the server's own limits"}
+"""What to do about what a server refuses, by the status that it answers with."""
+
 HOPELESS = frozenset({"upstream_timeout", "upstream_malformed"})
 """Failures after which a second try would be of no use, or come too late."""
 
@@ -134,8 +139,8 @@ class Asking(Generic[T]):
             answers.cancel()
             raise TimeoutError(f"{self.who} gave no verdict within {left:.3g} s") from None
         except UpstreamError as error:
-            what = f"{self.who}: {error}"
-            raise CannotAnswer(f"{what}; check that {spec.use} is up and serves '{spec.model}'") from None
+            todo = REMEDIES.get(error.status, f"check that {spec.use} is up and serves '{spec.model}'")
+            raise CannotAnswer(f"{self.who}: {error}; {todo}") from None
 
     async def _all(self, questions: Sequence[Question[T]]) -> Sequence[T]:
         return await asyncio.gather(*map(self._tried, questions))

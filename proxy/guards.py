@@ -7,7 +7,7 @@ nothing else; where the server tells how probable the deciding word was, that is
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from time import monotonic
@@ -40,6 +40,9 @@ LOCAL = "local"
 
 TOP = 5
 """Alternatives asked for of every token: no family has more words that decide, and many servers give no more."""
+
+MOST = 1.01
+"""What the probabilities in one place come to at most: 1, and what rounding adds."""
 
 
 def open_guard(spec: GuardModel) -> GuardCheck:
@@ -184,7 +187,7 @@ class ServedGuard:
 
 
 Tokens = Sequence[tuple[str, Mapping[str, float]]]
-"""The tokens of an answer, each with the logarithms of its own probability and of others that it might have been."""
+"""The tokens of an answer, each with its own probability and those of others that might have been in its place."""
 
 
 def _chat_tokens(choice: Mapping[str, Any]) -> Tokens:
@@ -192,7 +195,7 @@ def _chat_tokens(choice: Mapping[str, Any]) -> Tokens:
     return [
         (
             str(one["token"]),
-            {str(top["token"]): float(top["logprob"]) for top in (one, *(one.get("top_logprobs") or []))},
+            _likely((top["token"], top["logprob"]) for top in (one, *(one.get("top_logprobs") or []))),
         )
         for one in told
     ]
@@ -203,9 +206,22 @@ def _completion_tokens(choice: Mapping[str, Any]) -> Tokens:
     tokens, own = told.get("tokens") or [], told.get("token_logprobs") or []
     tops = told.get("top_logprobs") or [{}] * len(tokens)
     return [
-        (str(token), {str(token): float(logprob)} | {str(name): float(value) for name, value in (top or {}).items()})
+        (str(token), _likely([(token, logprob), *(top or {}).items()]))
         for token, logprob, top in zip(tokens, own, tops, strict=True)
     ]
+
+
+def _likely(told: Iterable[tuple[Any, Any]]) -> Mapping[str, float]:
+    """Return the probabilities of what might stand in one place, by their logarithms.
+
+    Raises:
+        ValueError: they are none: one is no number, or they come to more than 1.
+    """
+    each = [(str(token), math.exp(min(float(logprob), 1.0))) for token, logprob in told]  # `nan` stays that
+    by_token = dict(each)  # a token may be told twice
+    if not all(chance <= MOST for chance in (*(chance for _, chance in each), sum(by_token.values()))):
+        raise ValueError
+    return by_token
 
 
 def _probabilities(family: Family, form: Form, judged: Judgement, tokens: Tokens) -> Mapping[str, float] | None:
@@ -221,12 +237,12 @@ def _probabilities(family: Family, form: Form, judged: Judgement, tokens: Tokens
     for token, tops in tokens:
         if form.until in before and token.strip() == said:
             mass = dict.fromkeys(words.values(), 0.0)
-            for other, logprob in tops.items():
+            for other, chance in tops.items():
                 if word := _begun(other.strip(), words):
-                    mass[word] += math.exp(min(logprob, 0.0))  # in this order: what is not a number stays that
+                    mass[word] += chance
             total = sum(mass.values())
             # Where safe was likelier than the unsafe word that is written, they cannot be believed.
-            fit = 0 < total < math.inf and mass[words[said]] >= mass[family.safe]
+            fit = total > 0 and mass[words[said]] >= mass[family.safe]
             return {word: mass[word] / total for word in family.unsafe} if fit else None
         before += token
     return None

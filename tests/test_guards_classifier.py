@@ -176,13 +176,26 @@ def test_nobody_waits_longer_than_the_passage_does(attack):
     [
         ("classifier-model", [], r"has the labels toxic, threat, insult; name under `labels`"),
         ("classifier-model", ["toxc"], r"has no label 'toxc'; did you mean 'toxic'\?"),
-        ("prompt-guard-2", [], "Prompt Guard 2 has two; say `kind: classifier-model`"),
+        (
+            "prompt-guard-2",
+            [],
+            "the labels toxic, threat, insult, and Prompt Guard 2 has two, the second called MALICIOUS",
+        ),
         ("prompt-guard-2", ["toxic"], "`labels` and `multi_label` are known for prompt-guard-2"),
     ],
 )
 def test_labels_that_a_model_has_not_are_a_located_error(toxic, kind, labels, told):
     with pytest.raises(PolicyError, match=f"p.yaml:7:5: the classifier of 'c'.*{told}"):
         open_check(kind, toxic, *map(Label, labels))
+
+
+def test_two_labels_of_other_names_are_not_those_of_prompt_guard(tmp_path):
+    folder = TINY["save_classifier"](tmp_path, "roberta", {0: "OK", 1: "BAD"})
+    told = (
+        "the labels OK, BAD, and Prompt Guard 2 has two, the second called MALICIOUS or LABEL_1; say `kind: classifier-"
+    )
+    with pytest.raises(PolicyError, match=told):
+        open_check("prompt-guard-2", folder)
 
 
 def test_a_network_that_is_no_classifier_is_a_located_error(toxic, tmp_path):

@@ -277,6 +277,8 @@ def test_a_policys_own_categories_are_scored_under_their_own_names(checkpoints):
         (["給料"], "a new category cannot have the code '給料': rules name it by its letters"),
         (["S9"], "a new category cannot have the code 'S9': an S-code is that of a hazard; choose another"),
         (["-S9"], "an S-code is that of a hazard"),
+        (["S15"], "an S-code is that of a hazard"),
+        (["s9"], "an S-code is that of a hazard"),
         (["pay rises", "pay-rises"], "'pay rises' and 'pay-rises' would both be 'g.pay-rises'; rename one"),
     ],
 )

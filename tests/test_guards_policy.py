@@ -94,6 +94,44 @@ def test_lint_finds_weights_that_are_not_there(tmp_path):
     )
 
 
+def test_a_folder_of_weights_is_relative_to_the_file_that_names_it(tmp_path, weights, monkeypatch):
+    """Wherever it is read from, and though another policy names other weights in the same words."""
+    for name in ("one", "same", "other"):
+        (tmp_path / name / "at").mkdir(parents=True)
+        (tmp_path / name / "at" / "p.yaml").write_text(policy(model="../guard"))
+    (tmp_path / "one" / "guard").symlink_to(weights)
+    (tmp_path / "same" / "guard").symlink_to(weights)
+    save_guard(tmp_path / "other" / "guard", find_families()["llama-guard-3"], "another template")
+    (tmp_path / "more.yaml").write_text("version: 1\nname: more\nextends: other/at/p.yaml\n")
+
+    def check_of(path):
+        return own_checks(load_policy(path).checks)["checks.guard"]
+
+    one, same, other = (check_of(tmp_path / name / "at" / "p.yaml") for name in ("one", "same", "other"))
+    assert one.revision == same.revision != other.revision
+    assert check_of(tmp_path / "more.yaml") is other
+    monkeypatch.chdir(tmp_path / "one")
+    assert check_of(Path("at/p.yaml")).revision == check_of(Path("../same/at/p.yaml")).revision == one.revision
+    (tmp_path / "p.yaml").write_text(policy(model="./gard"))
+    told = re.escape(f"p.yaml:4:5: the guard of 'guard' cannot use {tmp_path}/gard: there is no such folder")
+    with pytest.raises(PolicyError, match=told):
+        check_of(Path("../p.yaml"))
+
+
+def test_of_a_server_a_name_like_a_folder_is_the_servers_own(tmp_path, serve):
+    asked = []
+    server = FastAPI()
+
+    @server.post("/v1/chat/completions")
+    async def answer(request: Request):
+        asked.append(await request.json())
+        return {"choices": [{"message": {"content": "safe"}}]}
+
+    (tmp_path / "p.yaml").write_text(policy(use=f"{serve(server)}/v1", model="./guard"))
+    Guard(load_policy(tmp_path / "p.yaml")).check("hello", Stage.INPUT)
+    assert [body["model"] for body in asked] == ["./guard"]
+
+
 def test_lint_finds_an_address_that_is_none(tmp_path):
     result = lint(tmp_path, use="127.0.0.1:8000")
     assert result.exit_code == 2

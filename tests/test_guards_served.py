@@ -323,22 +323,49 @@ def test_word_that_is_written_outweighs_probabilities_that_say_safe(guard_of):
     assert found[0].detail.endswith("calibrated: false")
 
 
-@pytest.mark.parametrize("word", ["safe", "unsafe"])
+@pytest.mark.parametrize(
+    ("token", "logprob"),
+    [
+        ("safe", "nan"),
+        ("unsafe", "nan"),
+        (None, "nan"),
+        (None, 5.0),
+        ("unsafe", 5.0),
+        ("unsafe", 0.02),
+        ("unsafe", 1e308),
+        (" unsafe", math.log(0.9)),
+    ],
+)
 @pytest.mark.parametrize("api", ["chat", "completions"])
-def test_probabilities_that_are_not_numbers_are_none(guard_of, api, word):
-    """A server may write them as text, which is a number to Python: they say nothing, and the word that is written does."""
+def test_probabilities_that_nothing_can_have_are_no_verdict(guard_of, api, token, logprob):
+    """One is no number (a server may write it as text, which is one to Python), or all of one place are more than 1."""
 
     def answer(body: dict) -> Response:
         told = json.loads(said("unsafe\nS2", ["unsafe", "\n", "S", "2"], 0.9, ("safe", "unsafe"))(body).body)
         logprobs = told["choices"][0]["logprobs"]
         if api == "chat":
-            logprobs["content"][0]["top_logprobs"].append({"token": word, "logprob": "nan"})
+            one = {"token": token or "unsafe", "logprob": logprob}
+            logprobs["content"][0] |= one if token is None else {"top_logprobs": [one]}
+        elif token:
+            logprobs["top_logprobs"][0] |= {token: logprob}
         else:
-            logprobs["top_logprobs"][0] |= {word: "nan"}
+            logprobs["token_logprobs"][0] = logprob
         return JSONResponse(told)
 
-    found = guard_of(Server(answer), api=api).find(passage())
-    assert (found[0].score, found[0].detail) == (1.0, "calibrated: false")
+    check = guard_of(Server(answer), api=api)
+    with pytest.raises(CannotAnswer, match="is no verdict"):
+        check.find(passage())
+    assert decision_of(check).action is Action.BLOCK
+
+
+@pytest.mark.parametrize("logprob", [0.0005, 0.0, -0.0])
+def test_certainty_that_rounding_put_above_one_is_certainty(guard_of, logprob):
+    told = {
+        "content": [{"token": "unsafe", "logprob": logprob, "top_logprobs": [{"token": "safe", "logprob": "-inf"}]}]
+    }
+    choice = {"message": {"content": "unsafe\nS2"}, "logprobs": told}
+    found = guard_of(Server(lambda _: JSONResponse({"choices": [choice]}))).find(passage())
+    assert (found[0].score, found[0].detail) == (1.0, "")
 
 
 def test_who_thinks_first_is_given_room_and_asked_for_no_probabilities(guard_of):
@@ -537,6 +564,21 @@ def test_an_error_that_quotes_a_text_about_logprobs_says_nothing_of_the_server(g
     assert ["logprobs" in asked for asked in server.asked] == [True, False, True]
 
 
+@pytest.mark.parametrize(
+    ("status", "todo"),
+    [
+        (401, "check `api_key_env`: .*"),
+        (403, "check `api_key_env`: .*"),
+        (404, "check that http://.* is up and serves 'guard'"),
+        (429, "lower `per_minute`, or raise the server's own limits"),
+    ],
+)
+def test_what_a_server_refuses_says_what_to_do_about_it(guard_of, status, todo):
+    check = guard_of(Server(lambda _: JSONResponse({"error": {"message": "no"}}, status)))
+    with pytest.raises(CannotAnswer, match=rf"^llama-guard-3 \('g'\): the upstream answered {status}; {todo}$"):
+        check.find(passage())
+
+
 def test_that_it_knows_no_probabilities_is_learnt_by_all_questions_at_once(guard_of):
     def answer(body: dict) -> Response:
         refused = JSONResponse({"error": {"message": "logprobs: unknown field"}}, 422)
@@ -680,7 +722,10 @@ def test_the_key_comes_from_the_environment_and_its_absence_is_a_located_error(g
     guard_of(server, api_key_env="GUARD_KEY").find(passage())
     assert server.headers[0]["authorization"] == "Bearer k-1"
     monkeypatch.delenv("GUARD_KEY")
-    with pytest.raises(PolicyError, match=r"<memory>:1:1: the guard of 'g' cannot be asked: .*GUARD_KEY"):
+    told = (
+        r"^<memory>:1:1: the guard of 'g' cannot be asked: the api_key_env of 'http://.*' names GUARD_KEY, which is not"
+    )
+    with pytest.raises(PolicyError, match=told):
         guard_of(server, api_key_env="GUARD_KEY")
 
 

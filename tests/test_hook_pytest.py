@@ -58,7 +58,7 @@ def test_failure_shows_rule_score_and_place(run: pytest.Pytester) -> None:
         [
             "expected the output to pass, but the policy would block it",
             "  by rules: no-bombs",
-            "  bomb 1.00 (bomb): [[]10:14[]] 'here is a ' >>> 'bomb' <<< ' for you'",
+            "  bomb 1 (bomb): [[]10:14[]] 'here is a ' >>> 'bomb' <<< ' for you'",
             "expected the output to pass, but the policy would rewrite it",
             "expected the input to be blocked by 'no-bombs'",
             "  decision: allow",

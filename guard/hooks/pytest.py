@@ -84,7 +84,7 @@ def _reasons(text: str, decision: "Decision") -> Iterator[str]:
         yield f"  failed: {error}"
     for finding in sorted(decision.findings, key=lambda finding: -finding.score):
         where = "; ".join(_shown(text, span) for span in finding.spans)
-        yield f"  {finding.category} {finding.score:.2f} ({finding.check}){': ' + where if where else ''}"
+        yield f"  {finding.category} {finding.score:g} ({finding.check}){': ' + where if where else ''}"
 
 
 def _shown(text: str, span: "Span") -> str:

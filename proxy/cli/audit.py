@@ -285,7 +285,7 @@ def _decision(decision: dict[str, Any]) -> Iterator[Padding | Table]:
             table.add_column(name)
         for finding in sorted(decision["findings"], key=lambda finding: -finding["score"]):
             spans = ", ".join(f"{span['part']}:{span['start']}-{span['end']}" for span in finding["spans"])
-            score = "error" if finding["error"] else f"{finding['score']:.3f}"
+            score = "error" if finding["error"] else f"{finding['score']:g}"
             cells = (score, finding["category"], finding["check"], spans, finding["error"] or finding["detail"])
             table.add_row(*(Text(visible(cell)) for cell in cells))
         yield table

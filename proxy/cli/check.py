@@ -139,6 +139,6 @@ def _show(decision: Decision, text: str, latency_ms: float) -> None:
     for finding in sorted(decision.findings, key=lambda f: -f.score):
         if finding.score >= SHOWN_FROM:
             where = ", ".join(f"{span.start}-{span.end}" for span in finding.spans)
-            table.add_row(finding.category, f"{finding.score:.2f}", where, finding.detail)
+            table.add_row(finding.category, f"{finding.score:g}", where, finding.detail)
     if table.row_count:
         console.print(table)

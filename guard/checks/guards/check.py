@@ -5,6 +5,7 @@ Knows no family and nobody who answers: a family says how it is asked, an `Oracl
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -223,7 +224,7 @@ def _unfit(code: str) -> str:
     name = below("", code, own=True)
     if not name:
         return "rules name it by its letters A to Z, digits and underscores, and it has none"
-    if name in HAZARDS:
+    if re.fullmatch(r"[Ss][0-9]+", name):
         return "an S-code is that of a hazard; choose another"
     if listed(code) != {code} or len(code.splitlines()) > 1:
         return "no answer could name it; leave out commas, line breaks, and a dot at the end"

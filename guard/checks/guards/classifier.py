@@ -187,7 +187,7 @@ def _attack(spec: ClassifierModel, weights: Weights, known: Mapping[str, int]) -
         raise weights.refused(f"{what}; leave them out, or say `kind: classifier-model`")
     index = next((known[name] for name in ATTACK if name in known), None)
     if len(known) != 2 or index != 1:
-        raise weights.refused(
-            f"it has the labels {', '.join(known)}, and Prompt Guard 2 has two; say `kind: classifier-model`"
-        )
+        fitting = f"two, the second called {' or '.join(ATTACK)}"
+        told = f"it has the labels {', '.join(known)}, and Prompt Guard 2 has {fitting}"
+        raise weights.refused(f"{told}; say `kind: classifier-model`")
     return {index: ""}

@@ -88,7 +88,7 @@ def find_weights(who: str, model: str, bits: int | None, origin: Origin) -> Weig
     if local and not any(folder.glob("*.safetensors")):
         raise found.refused("the folder has a config.json and no weights (*.safetensors); download the model anew")
     architecture = (config.architectures or [""])[0]
-    revision = _revision(folder, config) if local else _named(model, config)
+    revision = _revision(folder) if local else _named(model, config)
     return Weights(who, model, config, architecture, bits, origin, revision, seen)
 
 
@@ -212,12 +212,12 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
-def _revision(folder: Path, config: Any) -> str:
-    """Return the sha256 of a folder's configuration, of its files' names and sizes, and of a sample of each.
+def _revision(folder: Path) -> str:
+    """Return the sha256 of the names and sizes of a folder's files, and of a sample of each; small ones are whole.
 
     Not of whole files: to read all weights takes minutes. Training moves nearly every weight, so the sample tells.
     """
-    digest = hashlib.sha256(config.to_json_string(use_diff=False).encode())
+    digest = hashlib.sha256()
     for file in sorted(one for one in folder.iterdir() if one.is_file()):
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}\n".encode())
