@@ -53,9 +53,11 @@ def read_labelled(path: Path, rules: Sequence[Rule]) -> list[Labelled]:
     """Read from a file or folder of rows every text that is labelled for a rule; a text that comes again counts once.
 
     Raises:
-        RowError: a row is not as expected, or a text is labelled both ways; the message begins with `FILE:line`.
+        RowError: a row is not as expected, a text is labelled both ways, or there is no row; the message begins with
+            `FILE:line`.
     """
     found: dict[tuple[Stage, str, str], Labelled] = {}
+    where = ""
     for where, row in read_path(path):
         for passage in _passages(row, where):
             try:
@@ -69,7 +71,25 @@ def read_labelled(path: Path, rules: Sequence[Rule]) -> list[Labelled]:
                 raise RowError(f"{where}: the same text is labelled otherwise before, for rule '{torn[0]}'")
             if labels:
                 found[key] = Labelled(passage, {**known, **labels})
+    if not where:
+        raise RowError(f"{path}: there is no row in it")
     return list(found.values())
+
+
+def refuse_unlabelled(rules: Iterable[Rule], texts: Iterable[Labelled], path: Path) -> None:
+    """Refuse rows of which none has a label for a rule at one of its stages.
+
+    Raises:
+        RowError: with a line for each such stage, which names the field that was looked for.
+    """
+    labelled = {(rule, text.passage.stage) for text in texts for rule in text.labels}
+    missing = [(rule, stage) for rule in rules for stage in rule.stages if (rule.id, stage) not in labelled]
+    if missing:
+        hint = "label the rows, narrow 'stages', or write a 'threshold'"
+        what = (
+            (_wanted(one.category, stage), f"rule '{one.id}' goes by on the {stage} stage") for one, stage in missing
+        )
+        raise RowError("\n".join(f"{path}: no row has {field}, which {who}; {hint}" for field, who in what))
 
 
 def read_label(row: Row, name: str) -> int | None:
@@ -153,6 +173,11 @@ def digest(path: Path) -> str:
         return sha256(path.read_bytes()).hexdigest()
     files = sorted(file for file in path.iterdir() if file.is_file())
     return sha256("".join(f"{digest(file)}  {file.name}\n" for file in files).encode()).hexdigest()
+
+
+def _wanted(category: str, stage: Stage) -> str:
+    hazard = category.startswith("harm.")
+    return f"'{field_of(category, stage)}'" + (" with 'category' or 'categories' where it is 1" if hazard else "")
 
 
 def _passages(row: Row, where: str) -> Iterator[Passage]:

@@ -104,14 +104,14 @@ class Problem:
 class PolicyError(ValueError):
     """A policy, pack or case file cannot be used; the text has one line a problem: `FILE:LINE:COLUMN: what`.
 
-    Beyond `MOST` problems, the last line says that there are more.
+    They come in the order of their lines. Beyond `MOST` problems, the last line says that there are more.
     """
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(islice(problems, MOST + 1))
-        if len(self.problems) > MOST:
-            *told, more = self.problems
-            self.problems = (*told, Problem(more.origin, "there are more problems from here on"))
+        told = sorted(islice(problems, MOST + 1), key=lambda problem: problem.origin)
+        if len(told) > MOST:
+            told[-1] = Problem(told[-1].origin, "there are more problems")
+        self.problems = tuple(told)
         super().__init__("\n".join(map(str, self.problems)))
 
 
@@ -170,7 +170,7 @@ def parse_document(text: str, name: str, kind: type[T]) -> Document[T]:
                 at = read.at(*refusal.loc)
                 found += [] if at in known else [(at, refusal)]
     if found:
-        found.sort(key=lambda one: (one[0].line, one[0].column))
+        found.sort(key=lambda one: one[0])  # before they are put in words, which only the first of them are
         raise PolicyError(Problem(at, what if isinstance(what, str) else _said(what, bare)) for at, what in found)
     return document
 
@@ -393,7 +393,9 @@ def _refusals(error: ValidationError, value: Any, kind: Any) -> Iterator[_Refusa
             unions.setdefault(loc[:member], {}).setdefault(loc[member], []).append(refusal)
     for members in unions.values():
         ways = list(members.values())
-        yield from next((way for way in ways if not (len(way) == 1 and way[0].of_another_kind)), ways[0])
+        itself = min(len(refusal.loc) for way in ways for refusal in way)  # what is refused within it, it has
+        others = (way for way in ways if not (len(way) == 1 and way[0].of_another_kind and len(way[0].loc) == itself))
+        yield from next(others, ways[0])
 
 
 def _placed(loc: Loc, value: Any, kind: Any) -> tuple[Loc, int | None, tuple[str, ...]]:
@@ -467,6 +469,8 @@ def _said(refusal: _Refusal, bare: Mapping[Loc, str]) -> str:
             return f"{key} is missing here"
         case "unexpected_keyword_argument":
             return f"unknown key {key}{did_you_mean(loc[-1], refusal.keys)}"
+        case "literal_error" if bounds["expected"] == refusal.got:
+            return f"{key} must be the number {refusal.got}, without quotes"
         case "enum" | "literal_error":
             # A literal of enumeration members is shown as <Action.LOG: 'log'>, a plain one as 'log'.
             allowed = re.findall(r"'([^']*)'", bounds["expected"]) or [str(bounds["expected"])]

@@ -1,6 +1,6 @@
 """Makes one policy of a policy file and the packs it names. Knows files and YAML; knows nothing of judging."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from hashlib import sha256
@@ -227,6 +227,10 @@ def _assemble(document: Document[PolicyFile], folder: Path, above: tuple[Path, .
     gone = set(file.remove)
     rules = [*_overridden((rule for rule in inherited if rule.id not in gone), document)]
     rules += _rules(document, file.rules, "rules")
+    added = (rule.id for overlay in (*base.overlays, *file.overlays) for rule in overlay.rules)
+    counted = {one.id for one in base.counters}
+    base = _without(base, gone.difference((rule.id for rule in rules), added))
+    lost = counted - {one.id for one in base.counters}
     given = _places(document, file)
     policy = Policy(
         name=file.name,
@@ -254,10 +258,10 @@ def _assemble(document: Document[PolicyFile], folder: Path, above: tuple[Path, .
         problems += _torn(one, [("rules", i) for i in range(len(one.value.rules))])
     problems += _torn(document, [("rules", i) for i in range(len(file.rules))])
     problems += _torn(document, [("override", name) for name in file.override])
-    problems += _idle(document)
+    problems += [*_idle(document), *_crossed(document)]
     problems += _misplaced(policy)
     if not problems:  # with a pack missing, every override of its rules would look like a mistake
-        problems += islice(chain(_aimless(document, inherited), _unmet(policy), _unsettled(policy)), MOST)
+        problems += islice(chain(_aimless(document, inherited), _unmet(policy, lost), _unsettled(policy)), MOST)
     if problems:
         raise PolicyError(problems)
     return policy
@@ -345,6 +349,26 @@ def _removals(document: Document[PolicyFile]) -> Iterator[Removal]:
         yield Removal(name, f"policy {document.value.name}", document.at("remove", index))
 
 
+def _without(base: Policy, gone: Set[str]) -> Policy:
+    """Return what is inherited without the names of rules that are gone, and without what named no others."""
+
+    def left(names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(name for name in names if name not in gone)
+
+    counters = (replace(one, rules=left(one.rules)) for one in base.counters)
+    exceptions = (replace(one, rules=left(one.rules)) for one in base.exceptions)
+    overlays = (
+        replace(one, remove=left(one.remove), override={name: one.override[name] for name in left(one.override)})
+        for one in base.overlays
+    )
+    return replace(
+        base,
+        counters=tuple(one for one in counters if one.rules),
+        exceptions=tuple(one for one in exceptions if one.rules),
+        overlays=tuple(overlays),
+    )
+
+
 def _overridden(rules: Iterable[Rule], document: Document[PolicyFile]) -> Iterator[Rule]:
     changes = _changes(document, document.value.override, "override")
     for rule in rules:
@@ -374,16 +398,28 @@ def _torn(document: Document[PackFile] | Document[PolicyFile], places: Iterable[
 
 def _idle(document: Document[PolicyFile]) -> Iterator[Problem]:
     """Yield every null in a change that takes nothing out: whoever wrote it meant something."""
-    changes: list[tuple[Loc, Override]] = [
-        (("override", name), change) for name, change in document.value.override.items()
-    ]
-    for index, overlay in enumerate(document.value.overlays):
-        changes += [(("overlays", index, "override", name), change) for name, change in overlay.override.items()]
+    changes = [((*at, "override", name), one) for at, part in _parts(document) for name, one in part.override.items()]
     for place, change in changes:
         for key in sorted(_nulls(document, change, *place) - {*MAY_BE_ABSENT}):
             hint = "; a 'threshold' takes its place" if key == "target" else ""
             what = f"'{key}' cannot be null here: leave it out, and it stays as it is{hint}"
             yield Problem(document.at(*place, key), what)
+
+
+def _crossed(document: Document[PolicyFile]) -> Iterator[Problem]:
+    """Yield every change to a rule that the same file, or the same overlay, removes."""
+    for place, part in _parts(document):
+        removed = {name: document.at(*place, "remove", index) for index, name in enumerate(part.remove)}
+        for name in part.override:
+            if name in removed:
+                what = f"rule '{name}' is changed here and removed at {removed[name]}; leave one of the two out"
+                yield Problem(document.at(*place, "override", name), what)
+
+
+def _parts(document: Document[PolicyFile]) -> Sequence[tuple[Loc, PolicyFile | Overlay]]:
+    """Return what changes and removes rules, the file and each of its overlays, with the way to it."""
+    overlays = enumerate(document.value.overlays)
+    return [((), document.value), *((("overlays", index), overlay) for index, overlay in overlays)]
 
 
 def _misplaced(policy: Policy) -> Iterator[Problem]:
@@ -416,8 +452,12 @@ def _aimless(document: Document[PolicyFile], inherited: Iterable[Rule]) -> Itera
             yield Problem(document.at(*loc), what + did_you_mean(name, known))
 
 
-def _unmet(policy: Policy) -> Iterator[Problem]:
-    """Yield every name of a rule or a counter that there is not."""
+def _unmet(policy: Policy, lost: Set[str]) -> Iterator[Problem]:
+    """Yield every name of a rule or a counter that there is not.
+
+    Args:
+        lost: inherited counters of which every rule was removed.
+    """
     known = dict.fromkeys(rule.id for rule in policy.rules)
     for overlay in policy.overlays:
         for key, names in (("override", overlay.override), ("remove", overlay.remove)):
@@ -433,8 +473,12 @@ def _unmet(policy: Policy) -> Iterator[Problem]:
                 yield Problem(origin, f"'{who}' names rule '{name}'" + _which(name, known))
     counters = dict.fromkeys(counter.id for counter in policy.counters)
     looking = ((rule, one) for rule in as_any_overlay_has_them(policy) for one in sought(rule))
+    hint = ", and all that this counts was removed; remove the rule as well"
     yield from dict.fromkeys(
-        Problem(rule.written_at(one.key), f"rule '{rule.id}' looks at counter '{name}'" + _which(name, counters))
+        Problem(
+            rule.written_at(one.key),
+            f"rule '{rule.id}' looks at counter '{name}'" + (hint if name in lost else _which(name, counters)),
+        )
         for rule, one in looking
         if (name := one.category.removeprefix("count.")) != one.category and name not in counters
     )

@@ -4,6 +4,7 @@ The sum of an entry shows that somebody edited it, not who; against somebody who
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
@@ -81,7 +82,7 @@ def resolve(policy: Policy, path: Path | None) -> Policy:
         hint = f"run: ringfence policy fit {name_of(path)} --data LABELLED.jsonl"
     there = path is not None and lock_beside(path).is_file()
     lock = _read(lock_beside(path), hint) if path and there else Document(LockFile(), {})
-    unfit = ((rule, _unfit(rule, lock.value.rules.get(rule.id))) for rule in policy.rules)
+    unfit = ((rule, _unfit(rule, lock.value.rules.get(rule.id), policy.layers[:-1])) for rule in policy.rules)
     problems = [Problem(rule.written_at("target"), f"rule '{rule.id}' {what}; {hint}") for rule, what in unfit if what]
     if problems:
         raise PolicyError(problems)
@@ -104,14 +105,23 @@ def _read(path: Path, hint: str) -> Document[LockFile]:
     return document
 
 
-def _unfit(rule: Rule, fitted: Fitted | None) -> str | None:
+def _unfit(rule: Rule, fitted: Fitted | None, extended: Iterable[Path]) -> str | None:
     if rule.target is None:
         return None
     if fitted is None:
-        return f"has a target ({rule.target}) that no threshold was fitted to"
+        return f"has a target ({rule.target}) that no threshold was fitted to{_elsewhere(rule, extended)}"
     then = _promised(fitted.target, fitted.category, fitted.samples, fitted.roles, fitted.when)
     now = _promised(rule.target, rule.category, rule.stages, rule.roles, rule.when)
     return None if then == now else f"has changed since its threshold was fitted: from {then} to {now}"
+
+
+def _elsewhere(rule: Rule, extended: Iterable[Path]) -> str:
+    """Name a lock file of a policy extended that has a threshold for the rule: no policy has another's thresholds."""
+    for path in map(lock_beside, extended):
+        with suppress(PolicyError):  # what is wrong with it is for that policy to say
+            if path.is_file() and rule.id in read_document(path, LockFile).value.rules:
+                return f" for this policy ({name_of(path)} counts only for the policy beside it)"
+    return ""
 
 
 def _promised(

@@ -47,6 +47,7 @@ Duration = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}[smhd]$")]
 
 FORMS = {
     r"^[1-9][0-9]{0,5}[smhd]$": "must be a number and s, m, h or d, as 90s, 10m, 24h, 7d",
+    r"^[A-Za-z][A-Za-z0-9_-]{0,63}$": "must be one word of letters, digits, - and _, without a dot",
     r"^[a-z]{2,3}$": "must be the code of a language, as en or de",
     r"^[0-9a-f]{64}$": "must be 64 hexadecimal digits, as sha256sum prints them",
 }
@@ -83,9 +84,9 @@ def seconds(duration: str) -> int:
     return int(duration[:-1]) * SECONDS[duration[-1]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Origin:
-    """The line of a policy file that a value came from; line and column count from 1."""
+    """The line of a policy file that a value came from; line and column count from 1. In the order of lines."""
 
     file: str = "<memory>"
     line: int = 1

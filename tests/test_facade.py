@@ -1,7 +1,10 @@
 """`import ringfence`: every name is there, and nothing is loaded before somebody asks for it."""
 
+import shutil
 import subprocess
 import sys
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +30,20 @@ def test_importing_it_loads_none_of_its_parts() -> None:
     program = "import sys, ringfence; print([n for n in sys.modules if n in ('numpy', 'pydantic', 'torch', 'httpx')])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_the_command_tells_its_version() -> None:
+    ringfence = Path(sys.executable).with_name("ringfence")
+    done = subprocess.run([ringfence, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"ringfence {version('ringfence')}\n"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_help_lists_every_target_that_there_is_to_ask_for() -> None:
+    root = Path(__file__).parent.parent
+    done = subprocess.run(["make", "help"], cwd=root, capture_output=True, text=True, check=True)
+    (phony,) = [line for line in (root / "Makefile").read_text().splitlines() if line.startswith(".PHONY: ")]
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == phony.split()[1:]
 
 
 def test_missing_framework_is_named_with_what_to_install() -> None:

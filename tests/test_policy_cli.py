@@ -184,6 +184,20 @@ def test_show_names_what_was_removed(policy):
     assert "removed   secrets: by policy tiny" in run("show", policy(LAYERED)).stdout
 
 
+def test_show_takes_no_route_that_there_is_not(policy):
+    assert run("show", policy(LAYERED), "--for", "route=openai.chat").exit_code == 0
+    result = run("show", policy(LAYERED), "--for", "route=openai.chatt")
+    assert (result.exit_code, "--for route=openai.chatt is none of openai.chat, " in result.stderr) == (2, True)
+
+
+def test_show_marks_an_exception_that_ran_out(policy):
+    spared = "{{id: {0}, rules: [war], pattern: x, why: y, until: {1}}}"
+    exceptions = f"exceptions: [{spared.format('old', '2020-01-01')}, {spared.format('new', '2999-01-01')}]\n"
+    shown = run("show", policy(LAYERED + exceptions)).stdout
+    assert "old: war until 2020-01-01 (ran out): y" in shown
+    assert "new: war until 2999-01-01: y" in shown
+
+
 CASES = """\
 - text: war
   expect: {action: block, rules: [harm]}
@@ -221,6 +235,11 @@ def test_test_as_json_lists_results_and_rules_without_a_case(policy):
     told = json.loads(result.stdout)
     assert told["without_cases"] == ["harm", "mail"]
     assert {row["outcome"] for row in told["results"]} == {"pass"}
+
+
+def test_test_of_the_policys_own_cases_takes_no_rule_of_a_pack_for_one_without_a_case(policy):
+    told = json.loads(run("test", policy("packs: [pii]\n" + RULES), "--own", "--json").stdout)
+    assert (told["without_cases"], told["results"]) == (["harm", "mail"], [])
 
 
 def test_test_of_a_broken_case_file_exits_2(policy):

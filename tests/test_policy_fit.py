@@ -1,6 +1,7 @@
 """Targets: that the fitted threshold keeps its promise, that too little data is refused, that a lock is never stale."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from datetime import date
@@ -441,6 +442,17 @@ def test_target_without_a_threshold_of_its_own_is_an_error_that_says_what_to_run
     assert str(caught.value).endswith(f"; run: ringfence policy fit {path} --data LABELLED.jsonl")
 
 
+def test_lock_file_of_the_policy_extended_does_not_count_and_the_error_says_so(policy, tmp_path):
+    base = policy(lock=fitted())
+    (tmp_path / "mine.yaml").write_text("version: 1\nname: mine\nextends: ./policy.yaml\n")
+    what = f"to for this policy ({lock_beside(base)} counts only for the policy beside it); run: ringfence policy fit "
+    with pytest.raises(PolicyError, match=re.escape(f"{what}{tmp_path / 'mine.yaml'} --data")):
+        load_policy(tmp_path / "mine.yaml")
+    lock_beside(base).write_text("rules")
+    with pytest.raises(PolicyError, match="that no threshold was fitted to; run"):
+        load_policy(tmp_path / "mine.yaml")
+
+
 def test_broken_lock_file_is_told_with_its_place(policy):
     path = policy(lock=fitted())
     lock_beside(path).write_text(lock_beside(path).read_text().replace("0.4321", "4.321"))
@@ -646,7 +658,28 @@ def test_fit_without_a_target_or_without_readable_rows_exits_2(policy, rows, tmp
     assert "no rule has a 'target'" in run("fit", plain, "--data", rows()).stderr
     broken = run("fit", policy(), "--data", rows({"text": 3}))
     assert (broken.exit_code, "labelled.jsonl:1: text must be" in broken.stderr) == (2, True)
-    assert run("fit", policy(), "--data", tmp_path / "none.jsonl").exit_code == 2
+    missing = run("fit", policy(), "--data", tmp_path / "none.jsonl")
+    assert missing.exit_code == 2
+    assert missing.stderr.endswith("none.jsonl: cannot read the file: No such file or directory\n")
+
+
+def test_fit_on_rows_that_say_nothing_of_the_rule_names_the_field_that_was_looked_for(policy, rows):
+    data = rows({"text": "bad", "label": 1})
+    result = run("fit", policy(), "--data", data)
+    told = f"{data}: no row has 'prompt_label', which rule 'harm' goes by on the input stage; label the rows"
+    assert (result.exit_code, told in result.stderr) == (2, True)
+    of_a_hazard = run("fit", policy(TARGETED.replace("category: harm", "category: harm.S9")), "--data", data)
+    assert "no row has 'prompt_label' with 'category' or 'categories' where it is 1," in of_a_hazard.stderr
+    nothing = run("fit", policy(), "--data", rows())
+    assert (nothing.exit_code, nothing.stderr.strip()) == (2, f"{data}: there is no row in it")
+
+
+def test_fit_on_rows_of_one_side_says_that_the_other_figure_is_not_known(policy, rows):
+    positives = sample_of(100)[:100]
+    result = run("fit", policy(), "--data", rows(*positives))
+    assert result.exit_code == 0
+    assert "warning: how often it fires on others is not known: no row is one of them" in result.stdout
+    assert "warning" not in run("fit", policy(), "--data", rows(*sample_of(100))).stdout
 
 
 def test_picture_without_matplotlib_is_refused_before_anything_is_judged(policy, rows, tmp_path, monkeypatch):

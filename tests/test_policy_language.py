@@ -139,13 +139,40 @@ class TestExtends:
     def test_what_any_policy_of_the_chain_removed_is_known_and_may_come_back(self, folder):
         (folder / "top.yaml").write_text("version: 1\nname: top\nextends: shop.yaml\nremove:\n  - pii\n")
         (folder / "back.yaml").write_text("version: 1\nname: back\nextends: top.yaml\npacks: [pii]\n")
-        with pytest.raises(PolicyError, match="overlay 'clinic' names rule 'pii'"):
-            load_policy(folder / "top.yaml")
-        (folder / "shop.yaml").write_text(SHOP.partition("overlays:")[0])
+        [clinic] = load_policy(folder / "top.yaml").overlays
+        assert ([*clinic.override], [rule.id for rule in clinic.rules]) == ([], ["no-ip"])
         policy = load_policy(folder / "back.yaml")
         told = [(one.rule, one.by, Path(one.origin.file).name, one.origin.line) for one in policy.removed]
         assert told == [("knives", "policy shop", "shop.yaml", 4), ("pii", "policy top", "top.yaml", 5)]
         assert [rule.id for rule in policy.rules] == ["pii"]
+
+    def test_a_rule_that_is_counted_or_spared_below_can_be_removed_and_the_others_are_counted_on(self, folder):
+        counting = "{id: k, rules: [pii, knives], at_least: 2, within: 1h, hold: 1h}"
+        sparing = "{id: ours, rules: [knives], pattern: x, until: 2027-03-01, why: Ours.}"
+        (folder / "base.yaml").write_text(f"{BASE}counters: [{counting}]\nexceptions: [{sparing}]\n")
+        (folder / "top.yaml").write_text("version: 1\nname: top\nextends: shop.yaml\n")
+        for name in ("shop", "top"):
+            policy = load_policy(folder / f"{name}.yaml")
+            assert ([one.rules for one in policy.counters], policy.exceptions) == ([("pii",)], ())
+            assert loads_policy(yaml.safe_dump(canonical(policy))) == policy
+
+    def test_who_removes_the_last_rule_that_a_counter_counts_removes_the_rules_over_it_as_well(self, folder):
+        counting = "{id: k, rules: [knives], at_least: 2, within: 1h, hold: 1h}"
+        (folder / "base.yaml").write_text(
+            f"{BASE}  - {{ id: pause, category: count.k, stages: [input], action: block }}\ncounters: [{counting}]\n"
+        )
+        with pytest.raises(PolicyError) as caught:
+            load_policy(folder / "shop.yaml")
+        told = "rule 'pause' looks at counter 'k', and all that this counts was removed; remove the rule as well"
+        assert lines_of(caught) == [f"base.yaml:9: {told}"]
+        (folder / "shop.yaml").write_text(SHOP.replace("[knives]", "[knives, pause]"))
+        assert load_policy(folder / "shop.yaml").counters == ()
+
+    def test_a_counter_of_its_own_counts_no_rule_that_the_policy_removes(self, folder):
+        counting = "{id: k, rules: [pii, knives], at_least: 2, within: 1h, hold: 1h}"
+        (folder / "shop.yaml").write_text(f"{SHOP}counters: [{counting}]\n")
+        with pytest.raises(PolicyError, match="'k' names rule 'knives', which there is not"):
+            load_policy(folder / "shop.yaml")
 
     def test_a_missing_file_and_an_unknown_rule_are_told_where_they_are_named(self, folder):
         (folder / "a.yaml").write_text("version: 1\nname: a\nextends: nowhere.yaml\n")
@@ -313,7 +340,10 @@ class TestOverlays:
                 "'key' must not be empty",
             ),
             ("checks: [{kind: keyword, category: x, words: [a]}]", "did you mean 'keywords'?"),
-            ("checks: [{kind: keywords, category: x.y, words: [a]}]", "'category' must match"),
+            (
+                "checks: [{kind: keywords, category: x.y, words: [a]}]",
+                "'category' must be one word of letters, digits, - and _",
+            ),
         ],
     )
     def test_what_is_wrong_is_told_at_its_line(self, wrong, line):

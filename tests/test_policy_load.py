@@ -252,6 +252,34 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_file():
     assert [line.split(":")[0] for line in problems(from_text, text)] == ["1", "1", "4", "5", "6"]
 
 
+def test_problems_of_names_are_told_in_the_order_of_the_file_too():
+    text = MINIMAL + "counters: [{id: k, rules: [nobody], at_least: 1, within: 1m, hold: 1m}]\n"
+    text += "rules:\n" + RULE + "  - {id: mail2, category: count.x, action: log}\noverride: {nobody: {shadow: true}}\n"
+    assert [line.split(":")[0] for line in problems(from_text, text)] == ["3", "8", "9"]
+
+
+def test_change_to_a_rule_that_the_same_file_or_overlay_removes_is_refused_where_it_stands():
+    twice = "remove: [pii]\noverride:\n  pii: {threshold: 0.7}\n"
+    lines = problems(from_text, MINIMAL + "packs: [pii]\n" + twice)
+    assert lines == ["6:3: rule 'pii' is changed here and removed at p.yaml:4:10; leave one of the two out"]
+    overlay = "overlays: [{id: o, scope: {tenant: [t]}, remove: [pii], override: {pii: {threshold: 0.7}}}]\n"
+    lines = problems(from_text, MINIMAL + "packs: [pii]\n" + overlay)
+    assert lines == ["4:68: rule 'pii' is changed here and removed at p.yaml:4:51; leave one of the two out"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (ONE_RULE.replace("version: 1", 'version: "1"'), "1:1: 'version' must be the number 1, without quotes"),
+        (ONE_RULE + "    on_error: {degrade: 3}\n", "7:16: 'degrade' must be text in quotes, got 3"),
+        (ONE_RULE + "    on_error: 3\n", "7:5: 'on_error' cannot be 3; choose from: allow, log, block"),
+        (ONE_RULE + "    message: {en: 3}\n", "7:15: 'en' must be text in quotes, got 3"),
+    ],
+)
+def test_wrong_value_is_told_of_as_what_it_was_meant_to_be(text, expected):
+    assert problems(from_text, text) == [expected]
+
+
 def test_origin_is_not_a_key_that_a_file_may_have():
     (line,) = problems(from_text, ONE_RULE + "    origin: {file: x}\n")
     assert line.startswith("7:5: unknown key 'origin'")

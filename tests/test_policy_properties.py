@@ -393,4 +393,4 @@ def test_no_more_problems_are_told_than_somebody_reads():
     lines = str(caught.value).splitlines()
     assert len(lines) == 101
     assert lines[0].startswith("<memory>:3:1: unknown key 'key0'")
-    assert lines[-1] == "<memory>:103:1: there are more problems from here on"
+    assert lines[-1] == "<memory>:103:1: there are more problems"

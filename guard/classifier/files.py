@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import yaml
 
-from ringfence.guard.classifier.rows import Row, RowError, read_rows
+from ringfence.guard.classifier.rows import Row, RowError, cannot_read, read_rows
 
 Rows = Iterator[tuple[str, Row]]
 
@@ -64,7 +64,7 @@ def read_text(path: Path) -> str:
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError) as error:
-        raise RowError(f"{path}: {error}") from error
+        raise cannot_read(path, error) from error
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -28,7 +28,12 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
                     where = f"{path}:{number}"
                     yield where, parse(line, where)
     except (OSError, EOFError, zlib.error) as error:
-        raise RowError(f"{path}: {error}") from error
+        raise cannot_read(path, error) from error
+
+
+def cannot_read(path: Path, error: Exception) -> RowError:
+    """Say why a file cannot be read: in the system's words, which name no file, where the system says it."""
+    return RowError(f"{path}: cannot read the file: {getattr(error, 'strerror', None) or error}")
 
 
 def exchange_of(row: Row, where: str) -> tuple[str, str | None]:

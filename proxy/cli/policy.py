@@ -120,7 +120,7 @@ def show(
     if as_json:
         typer.echo(json.dumps(policy_as_json(policy), ensure_ascii=False))
     else:
-        print_policy(policy, origins=effective)
+        print_policy(policy, datetime.now(UTC).date(), origins=effective)
 
 
 @app.command("test")
@@ -134,7 +134,8 @@ def run(
     path = policy_path(path) or SHIPPED
     with _told():
         policy = load_policy(path)
-        suites = [suite for suite in suites_of(policy, path) if suite.policy is policy or not own]
+        shown = list(suites_of(policy, path))
+        suites = [suite for suite in shown if suite.policy is policy or not own]
         checks = _checks_of(policy)
         judges = [judge_of(suite.policy, checks) for suite in suites]
     runs: list[list[Result]] = []
@@ -154,7 +155,7 @@ def run(
         except OSError as error:
             refuse(str(error))
     coverage = coverage_of(policy, zip(suites, runs, strict=True))
-    bare = [rule.id for rule in without_cases(policy, suites)]
+    bare = [rule.id for rule in without_cases(policy, shown)]
     if as_json:
         told = {
             "results": list(map(_as_json, results)),
@@ -230,7 +231,7 @@ def fit(
     Exit status: 0 written, 1 the rows cannot promise the targets and nothing is written, 2 there is nothing to fit.
     """
     # Imported here: scipy is slow to load, and the other commands do without.
-    from ringfence.guard.labelled import digest, read_labelled, refuse_unread, score
+    from ringfence.guard.labelled import digest, read_labelled, refuse_unlabelled, refuse_unread, score
     from ringfence.policies.fit import CannotPromise, refuse_verdicts
     from ringfence.policies.fit import fit as threshold_of
     from ringfence.proxy.cli.curve import Curves, NoPlots, draw, require_plots
@@ -248,6 +249,7 @@ def fit(
         if not rules:
             refuse(f"{path}: no rule has a 'target': there is nothing to fit")
         texts = read_labelled(data, rules)
+        refuse_unlabelled(rules, texts, data)
         with Progress(console=Console(stderr=True), transient=True) as progress:
             known = progress.track(texts, description="texts")
             scored = score(rules, known, lambda passage: pipeline.judge(passage.stage, [passage]).findings)
@@ -482,6 +484,9 @@ def _print_fits(curves: "Curves", found: Mapping[str, Fitted]) -> None:
                 low, high = interval
                 told = f"fires on {share:.2%} of {what} ({low:.2%} to {high:.2%})"
                 console.print(told + (promised if is_promised else ""))
+            else:
+                told = f"warning: how often it fires on {what} is not known: no row is one of them"
+                console.print(told, style="yellow", soft_wrap=True)
         console.print(as_text(scored, one.threshold))
         console.print()
 

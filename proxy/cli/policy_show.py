@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
-from typing import Any
+from datetime import date
+from typing import Any, get_args
 
 from pydantic import TypeAdapter
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from ringfence.policies.load import SETTINGS, canonical
 from ringfence.policies.types import Action, Degrade, Overlay, Policy, Rule, Scope, Stage
+from ringfence.policies.words import Route
 from ringfence.proxy.cli.table import COLOURS, place, table_of
 
 WHO = tuple(f.name for f in fields(Scope))
@@ -32,12 +34,18 @@ def who_of(pairs: Iterable[str]) -> dict[str, str]:
         key, equals, value = pair.partition("=")
         if not equals or key not in WHO:
             raise ValueError(f"{pair!r} is not KEY=VALUE, where KEY is one of {', '.join(WHO)}")
+        if key == "route" and value not in get_args(Route):
+            raise ValueError(f"--for {pair} is none of {', '.join(get_args(Route))}")
         found[key] = value
     return found
 
 
-def print_policy(policy: Policy, *, origins: bool) -> None:
-    """Print a policy: its rules in a table, or every value with its origin."""
+def print_policy(policy: Policy, today: date, *, origins: bool) -> None:
+    """Print a policy: its rules in a table, or every value with its origin.
+
+    Args:
+        today: exceptions that have run out by then are marked.
+    """
     console = Console(highlight=False)
     applied = f"  with {', '.join(policy.applied)}" if policy.applied else ""
     console.print(f"[bold]{policy.name}[/]  [dim]revision {policy.revision[:16]}{applied}[/]\n")
@@ -47,7 +55,7 @@ def print_policy(policy: Policy, *, origins: bool) -> None:
     console.width = max(console.width, size.minimum if origins else size.maximum)
     console.print(table)
     if not origins:
-        console.print(_settings_table(policy))
+        console.print(_settings_table(policy, today))
 
 
 def as_json(policy: Policy) -> dict[str, Any]:
@@ -78,7 +86,7 @@ def _action(rule: Rule) -> Text:
     return Text.assemble((rule.action, COLOURS[rule.action]), f" ({'; '.join(notes)})" if notes else "")
 
 
-def _settings_table(policy: Policy) -> Table:
+def _settings_table(policy: Policy, today: date) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
     for removal in policy.removed:
@@ -91,7 +99,8 @@ def _settings_table(policy: Policy) -> Table:
         line = f"count.{counter.id}: {counter.at_least} of {', '.join(counter.rules)} within {counter.within}"
         table.add_row("counter", escape(f"{line}, per {counter.per}, held {counter.hold}"))
     for one in policy.exceptions:
-        table.add_row("exception", escape(f"{one.id}: {', '.join(one.rules)} until {one.until}: {one.why}"))
+        until = f"until {one.until}" + (" (ran out)" if one.until < today else "")
+        table.add_row("exception", escape(f"{one.id}: {', '.join(one.rules)} {until}: {one.why}"))
     for overlay in policy.overlays:
         table.add_row("overlay", escape(f"{overlay.id}: {_value(overlay.scope)}"))
     sections = canonical(policy)
