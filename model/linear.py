@@ -27,6 +27,9 @@ SLICE = 1 << 11
 FEW = 4
 """Rows up to which reading the weights takes longer than multiplying them."""
 
+NARROW = 8
+"""Rows up to which the library multiplies weights in float32 faster by columns."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plain:
@@ -37,7 +40,7 @@ class Plain:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return (N, out)."""
-        if x.dtype != torch.float32 or len(x) > FEW:
+        if x.dtype != torch.float32 or len(x) > NARROW:
             return linear(x, self.weight, self.bias)
         # Few rows in float32 keep one core busy; columns, from two on, all.
         columns = x.T if len(x) > 1 else x.T.expand(-1, 2)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringfence.model.linear import FEW, Int4, Int8, Plain
+from ringfence.model.linear import FEW, NARROW, Int4, Int8, Plain
 
 FORMS = {"int8": Int8.of, "int4": Int4.of}
 
@@ -25,7 +25,7 @@ def test_product_is_as_near_as_its_bits_allow(form, error, count):
     assert (said - exact).norm() / exact.norm() < error
 
 
-@pytest.mark.parametrize("count", [1, 2, FEW, FEW + 1])
+@pytest.mark.parametrize("count", [1, 2, NARROW, NARROW + 1])
 @pytest.mark.parametrize("biased", [False, True])
 def test_plain_product_of_few_rows_is_the_plain_product(count, biased):
     weight, x = made(96, 128).float(), made(count, 128, 1).float()
