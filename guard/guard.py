@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from ringfence.guard.actions import rewrite_body
 from ringfence.guard.audit.record import Body, Receipt, record_of
 from ringfence.guard.audit.store import StoreError
-from ringfence.guard.check import Check, Finding, Form, Passage, Span, Versioned, load_checks, own_checks, said
+from ringfence.guard.check import Check, Finding, Form, Passage, Span, load_checks, own_checks, said
 from ringfence.guard.exchange import SPEAKERS, Coverage, Exchange, Judged, Kind, Part, Path, Subject, unread, whose
 from ringfence.guard.history import History
 from ringfence.guard.images import why_unreadable
@@ -159,7 +159,7 @@ class Guard:
         )
         decision = numbered(decision, exchange, dict(judged), pipeline.policy.rules)
         exchange.decisions.append(decision)
-        exchange.revisions |= {c.name: c.revision for c in pipeline.checks if isinstance(c, Versioned)}
+        exchange.revisions |= pipeline.revisions
         exchange.coverage = [
             _coverage_of(part, missed.get(index), exempt.get(part.role), _about(decision, index), pipeline)
             for index, part in enumerate(parts)

@@ -95,6 +95,11 @@ class Pipeline:
         second = [check for stage in self._second.values() for check in stage.values()]
         return list({check.name: check for check in (*first, *second)}.values())
 
+    @property
+    def revisions(self) -> Mapping[str, str]:
+        """Which version of a check looks, by its name, where it has versions."""
+        return {check.name: check.revision for check in self.checks if isinstance(check, Versioned)}
+
     def check_of(self, category: str) -> Check | None:
         """Return the check that answers for a category; None for what no check reads."""
         return self._owners.get(root(category))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ringfence.guard.audit.record import SENSITIVE, Body
-from ringfence.guard.check import Finding, Passage, Span, Versioned, reads_of
+from ringfence.guard.check import Finding, Passage, Span, reads_of
 from ringfence.guard.exchange import SPEAKERS, Exchange, Kind, Part
 from ringfence.guard.pipeline import Pipeline
 from ringfence.guard.replay.groups import Past
@@ -48,7 +48,7 @@ def rejudge(side: Side, past: Past, outcome: Outcome, body: Body) -> Past:
             if recorded.stage is Stage.INPUT and any("image" in reads_of(check) for check in looking.checks):
                 _refuse_images(body, side.policy)
             found += [one for one in _look(looking, passages) if root(one.category) in names]
-            revisions |= {check.name: check.revision for check in looking.checks if isinstance(check, Versioned)}
+            revisions |= looking.revisions
         if outcome.excepted:
             found = side.pipeline(past.who).mark(found, passages, past.who, past.day)
         decisions.append(replace(recorded, findings=tuple(found)))

@@ -117,9 +117,10 @@ class Side:
         lacking, excepted = [], []
         for recorded, had_looked, decider in zip(past.decisions, ran, then, strict=True):
             sources, second = self.sources(past.who, recorded.stage), self.second(past.who, recorded.stage)
+            both = {**sources, **second}
             stale = {
                 name: source
-                for name, source in {**sources, **second}.items()
+                for name, source in both.items()
                 if source in had_looked.everywhere | had_looked.where_unsure and self._was_another(past, name)
             }
             looked = had_looked.without(frozenset(stale.values()))
@@ -144,7 +145,7 @@ class Side:
             decisions.append(decision)
             most += [decision.action, without.action, *(one.action for one in opened)]
             left_open += [_opened(recorded.stage, rule, {**missing, **unseen}, unread, stale) for rule in opened]
-            lacking.append({**sources, **second} if unread else missing)
+            lacking.append(both if unread else missing)
             if recorded.stage is Stage.INPUT and decision.action is Action.BLOCK:
                 break
         action = strongest(one.action for one in decisions)
