@@ -41,7 +41,9 @@ def test_the_command_tells_its_version() -> None:
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_make_help_lists_every_target_that_there_is_to_ask_for() -> None:
     root = Path(__file__).parent.parent
-    done = subprocess.run(["make", "--no-print-directory", "help"], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=root, capture_output=True, text=True, check=True
+    )
     (phony,) = [line for line in (root / "Makefile").read_text().splitlines() if line.startswith(".PHONY: ")]
     assert [line.partition(":")[0] for line in done.stdout.splitlines()] == phony.split()[1:]
 
