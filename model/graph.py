@@ -14,7 +14,6 @@ import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding
 
 from ringfence.model.cache import Cache, Held
 from ringfence.model.config import Config
@@ -63,6 +62,11 @@ class Graph:
         self._binding: Any = self._session.io_binding()
         self._cache: ReferenceType[Cache] | None = None
         self._starts: list[int | None] = []
+        self._lengths, self._lasts = np.ones(lanes, np.int32), np.zeros(lanes, np.int32)
+        for lane in range(lanes):  # bound once; they change where they lie
+            for name, numbers, shape in (("length", self._lengths, ()), ("last", self._lasts, (1,))):
+                place = numbers[lane:].ctypes.data
+                self._binding.bind_input(f"{name}_{lane}", "cpu", 0, np.int32, shape, place)
         self._spare = torch.zeros(self.config.kv_heads, SPARE, self.config.head)
 
     def __call__(self, new: Sequence[New], cache: Cache) -> Sequence[Said]:
@@ -78,15 +82,14 @@ class Graph:
         count = len(new[0][1])
         starts = [next(held.slots(0, held.length + count)).start for held, _ in new]
         self._bind(cache, starts)
-        lengths = [held.length + count for held, _ in new] + [1] * (self.lanes - len(new))
-        ids = [list(own) for _, own in new] + [[0]] * (self.lanes - len(new))
-        x = embedding(torch.tensor(ids), self._words).float()
+        self._lengths[:] = [held.length + count for held, _ in new] + [1] * (self.lanes - len(new))
+        self._lasts[:] = self._lengths - 1
+        ids = [id for _, own in new for id in own] + [0] * (self.lanes - len(new))
+        # one by one: to look up several at once, torch wakes its threads, which takes longer
+        x = torch.stack([self._words[id] for id in ids]).float().view(self.lanes, count, -1)
         hidden = torch.empty(self.lanes, count, self.config.width)
         logits = torch.empty(self.lanes, count, self.config.vocabulary)
         self._binding.bind_input("x", *_place(x))
-        for lane, length in enumerate(lengths):
-            self._binding.bind_cpu_input(f"last_{lane}", np.array([length - 1], np.int32))
-            self._binding.bind_cpu_input(f"length_{lane}", np.array(length, np.int32))
         for name, out in (("hidden", hidden), ("logits", logits)):
             self._binding.bind_output(name, *_place(out))
         self._session.run_with_iobinding(self._binding)
