@@ -14,7 +14,7 @@ serve: $(READY)
 ## test: set up what is missing and run every test
 test: $(READY)
 	$(BIN)/ringfence engine pull
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 ## check: formatting, lint, types, layers, tests
 check: $(READY)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
 from transformers import Llama4ForCausalLM, Llama4TextConfig, LlamaConfig, LlamaForCausalLM
 
 from ringfence.model.assemble import assemble
@@ -69,7 +70,8 @@ def test_of_a_checkpoint_that_sees_the_text_part_is_read_and_the_rest_is_named(l
     save_file(tensors | {"vision_model.patch.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
     text = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama4", "text_config": text}))
-    assert (said(tmp_path) - said(folder)).abs().max() == 0
+    # not to the last bit: how numbers are summed up may depend on where in memory they lie
+    assert_close(said(tmp_path), said(folder), rtol=0, atol=1e-6)
     with opened(tmp_path) as take:
         assert take.seeing == ("vision_model.patch.weight",)
 

@@ -11,6 +11,7 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.testing import assert_close
 
 from ringfence.model.assemble import assemble
 from ringfence.model.cache import Cache, Held
@@ -62,7 +63,7 @@ def test_quantised_tensors_are_what_they_are_rounded_to(family, kind, tmp_path):
     expected = read(write(network, tmp_path / "y.gguf", family=family, extra=rounded))
     assert file.tensors.keys() == expected.tensors.keys()
     assert all(torch.equal(file(name), expected(name)) for name in file.tensors)
-    assert torch.equal(said(file), said(expected))
+    assert_close(said(file), said(expected), rtol=0, atol=1e-6)  # where they lie in memory may change the last bit
 
 
 def test_special_tokens_are_told(tmp_path):
