@@ -4,7 +4,7 @@ READY := .venv/.ready
 LITELLM := .venv/litellm
 LLAMACPP := .venv/llamacpp
 
-.PHONY: serve test check litellm llamacpp clean help
+.PHONY: serve test check litellm llamacpp names clean help
 
 ## serve: set up what is missing, fetch the embedded engine's weights, and run the proxy on 127.0.0.1:8080 (RINGFENCE_PORT: on another port)
 serve: $(READY)
@@ -29,6 +29,10 @@ litellm: $(LITELLM)/.ready
 
 ## llamacpp: llama.cpp's server in an environment of its own, built here in minutes; without it its tests are skipped
 llamacpp: $(LLAMACPP)/.ready
+
+## names: spaCy, for checks of kind entities (190 MB); without it their tests are skipped
+names: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[names]'
 
 ## clean: forget the virtual environment and every cache beside it
 clean:

@@ -30,11 +30,14 @@ def refuse_unknown(policy: Policy, checks: Iterable[Check]) -> None:
 
 
 def findable(policy: Policy, checks: Iterable[Check]) -> Mapping[str, Sequence[Findable]]:
-    """Return by first word of categories all that can ever be found of them; where anything can, it is missing."""
+    """Return by first word of what rules look at all that can ever be found; where anything can, it is missing."""
+    looked_at = {root(one.category) for rule in as_any_overlay_has_them(policy) for one in sought(rule)}
     own = [Findable(check.category) for check in policy.checks]
     in_requests = [*UNJUDGED, *(f"count.{counter.id}" for counter in policy.counters)]
     known: dict[str, list[Findable]] = {"count": []}
-    said = (one for check in checks if isinstance(check, Bounded) for one in check.finds)
+    # Who is not asked need not say what there is: to tell languages apart takes a model.
+    asked = (check for check in checks if not looked_at.isdisjoint(check.categories))
+    said = (one for check in asked if isinstance(check, Bounded) for one in check.finds)
     for one in (*own, *(Findable(name, stages=(Stage.INPUT,)) for name in in_requests), *said):
         known.setdefault(root(one.category), []).append(one)
     return known

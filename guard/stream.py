@@ -8,7 +8,7 @@ INVARIANT: every cut is a function of the text alone, never of how it was chunke
 window is always the one that the end of the text closes.
 
 INVARIANT: text is parted only where no check could read on across the place, whatever disguise it undoes: where the
-text and each of its readings (`guard/normalise.py`) has white space, or a letter of a script without, outside of every
+text and each of its readings (`guard/normalise/`) has white space, or a letter of a script without, outside of every
 encoded block, with `reach` code points of each reading beyond. What cannot be parted is held until it ends, however
 long it is: a part of it was never judged by itself. The longer what is held, the rarer it is judged, so that the time
 stays linear; where a check takes too long over it, that is settled as ever.
@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 
 from ringfence.guard.actions import rewrite
 from ringfence.guard.checks.words import UNSPACED
-from ringfence.guard.normalise import blocks, spellings, variants
+from ringfence.guard.normalise.blocks import blocks
+from ringfence.guard.normalise.readings import spellings, variants
 from ringfence.policies.own import Keywords
 from ringfence.policies.types import Action, Decision, Finding, Policy, Rewrite, Span, StreamSettings
 

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ringfence.policies.types import Degrade, Rule, Stage
+from ringfence.policies.words import Voice
 
-UNREAD = frozenset({"unjudged", "count"})
-"""Roots that no text by itself is of, so that no case can show their rules, and no row a threshold for them."""
+UNREAD = {"unjudged": "what nobody can read", "count": "counters"}
+"""Roots that no text by itself is of, and what they are for: no check answers for them, no case can show their rules,
+and no row a threshold for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +19,15 @@ class Findable:
         category: in full, as findings have it.
         highest: no finding of it scores more.
         stages: where it may be found.
+        roles: in whose text; in everybody's, where none is named.
+        called: what people may take its last word for, beside what it is: `german` for `de`.
     """
 
     category: str
     highest: float = 1.0
     stages: tuple[Stage, ...] = tuple(Stage)
+    roles: tuple[Voice, ...] = ()
+    called: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass, replace
 from datetime import date
 from difflib import get_close_matches
-from itertools import product
+from itertools import chain, product
 from types import MappingProxyType
 from typing import get_args
 
@@ -13,7 +13,7 @@ from ringfence.policies.cases import Suite, without_cases
 from ringfence.policies.document import Problem, did_you_mean, name_of
 from ringfence.policies.findable import Findable, Sought, sought
 from ringfence.policies.overlay import as_any_overlay_has_them, effective
-from ringfence.policies.own import Keywords
+from ringfence.policies.own import Keywords, written_at
 from ringfence.policies.types import Action, Condition, Degrade, Overlay, Policy, Rule, Stage
 from ringfence.policies.words import Origin, Voice, covers, lineage, root
 
@@ -22,6 +22,8 @@ Reach = Callable[[str], tuple[float, float] | None]
 
 REPLYING = frozenset({"assistant", "tool_call"})
 """Whose text there is on the output stage."""
+
+EVERYBODY = frozenset[str](get_args(Voice))
 
 CODES = (
     (
@@ -110,6 +112,7 @@ def _of_rule(
     yield from _idle_threshold(rule)
     yield from _out_of_reach(rule, reach(rule.category))
     yield from _never_found(rule, findable)
+    yield from _contradicted(rule)
     yield from _misfiled(rule)
     yield from _cascaded(rule, policy)
     if rule.restore and (rule.action is not Action.REWRITE or Stage.INPUT not in rule.stages):
@@ -143,10 +146,11 @@ def _of_overlay(
 def _held_longer(policy: Policy) -> Iterator[Problem]:
     for check in policy.checks:
         if isinstance(check, Keywords):
-            length, number = max((len(word), number) for number, word in enumerate(check.words, 1))
+            length, index = max((len(word), index) for index, word in enumerate(check.words))
             if length > (reach := policy.stream.reach):
-                what = f"word {number} of '{check.category}' has {length} characters: replies are held back that far"
-                yield Problem(check.origin, f"{what}, and not the {reach} of 'stream.reach'")
+                what = f"word {index + 1} of '{check.category}' has {length} characters: replies are held back that far"
+                place = written_at(check, "words", index)
+                yield Problem(place, f"{what}, and not the {reach} of 'stream.reach'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +294,7 @@ def _rewrite_alike(one: Rule, other: Rule) -> bool:
 
 
 def _heard(rule: Rule) -> frozenset[str]:
-    return frozenset(rule.roles or get_args(Voice))
+    return frozenset(rule.roles or EVERYBODY)
 
 
 def _least_on_error(rule: Rule) -> int:
@@ -345,11 +349,65 @@ def _never_found(rule: Rule, findable: Mapping[str, Sequence[Findable]]) -> Iter
     for one in sought(rule):
         if (known := findable.get(root(one.category))) is not None and (what := _why_never(rule, one, known)):
             yield Problem(rule.written_at(one.key), f"rule '{rule.id}' looks at '{one.category}'{what}")
-    if Stage.INPUT not in rule.stages and rule.roles and REPLYING.isdisjoint(rule.roles):
+    if not _hears_anybody(rule):
         what = f"rule '{rule.id}' looks at what {', '.join(rule.roles)} said, on the output stage only, where there is "
         yield Problem(
             rule.written_at("roles"), f"{what}none of it: a reply is text of {' and '.join(sorted(REPLYING))}"
         )
+
+
+def _contradicted(rule: Rule) -> Iterator[Problem]:
+    """Yield a warning where a rule asks for something and for its absence at once."""
+    if rule.when is None:
+        return
+    what = ""
+    if apart := _opposites([Condition(category=rule.category, threshold=rule.least), rule.when]):
+        what = f"rule '{rule.id}' never fires: {_at_once(*apart)}"
+    elif apart := next(filter(None, (_opposites([one]) for one in _alls(rule.when))), None):
+        what = f"rule '{rule.id}' has an 'all' that never holds: {_at_once(*apart)}"
+    if what:
+        yield Problem(rule.written_at("when"), what)
+
+
+def _opposites(conditions: Iterable[Condition]) -> tuple[Condition, Condition] | None:
+    """Return two conditions of which one never holds without the other, which must not, of those that must all hold."""
+    parts = list(chain.from_iterable(map(_conjuncts, conditions)))
+    denied = {part.not_ for part in parts if part.not_}
+    least: dict[str, Condition] = {}
+    for one in denied:
+        if one.category and one.least <= least.get(one.category, one).least:
+            least[one.category] = one
+    for part in parts:
+        if part in denied:
+            return part, part
+        for category in lineage(part.category or ""):
+            if (other := least.get(category)) and other.least <= part.least:
+                return part, other
+    return None
+
+
+def _conjuncts(condition: Condition) -> Iterator[Condition]:
+    """Yield what must hold for a condition to hold, each by itself."""
+    if condition.all:
+        yield from chain.from_iterable(map(_conjuncts, condition.all))
+        return
+    yield condition
+    if condition.not_ and condition.not_.any:
+        yield from (Condition(not_=one) for one in condition.not_.any)
+
+
+def _alls(condition: Condition) -> Iterator[Condition]:
+    if condition.all:
+        yield condition
+    for inner in (*(condition.any or ()), *(condition.all or ()), *([condition.not_] if condition.not_ else ())):
+        yield from _alls(inner)
+
+
+def _at_once(part: Condition, denied: Condition) -> str:
+    if part.category and denied.category:
+        there, gone = (f"'{one.category}' from {one.least:g} on" for one in (part, denied))
+        return f"it asks for {there} and for no {gone}"
+    return "it asks for something and for the same under 'not'"
 
 
 def _why_never(rule: Rule, one: Sought, known: Sequence[Findable]) -> str:
@@ -360,20 +418,37 @@ def _why_never(rule: Rule, one: Sought, known: Sequence[Findable]) -> str:
     there = [other for other in meant if not set(other.stages).isdisjoint(rule.stages)]
     if not there:
         return f" on the {' and '.join(rule.stages)} stage, where it is never found"
+    of_its_roles = one.key != "when"  # which asks of everybody's text
+    if of_its_roles and _hears_anybody(rule) and not any(_is_heard(other, rule) for other in there):
+        return f" in text of {', '.join(rule.roles)}, where it is never found"
     highest = max(other.highest for other in there)
     if one.threshold > highest:
         return f" from {one.threshold:g} on, and nothing that is found of it scores more than {highest:g}"
     return ""
 
 
+def _hears_anybody(rule: Rule) -> bool:
+    return any(_voices(stage) & _heard(rule) for stage in rule.stages)
+
+
+def _is_heard(found: Findable, rule: Rule) -> bool:
+    """Whether something may be found in a text that the rule looks at."""
+    stages = {*rule.stages}.intersection(found.stages)
+    return any(_voices(stage) & _heard(rule) & {*(found.roles or _voices(stage))} for stage in stages)
+
+
+def _voices(stage: Stage) -> frozenset[str]:
+    return REPLYING if stage is Stage.OUTPUT else EVERYBODY
+
+
 def _nearest(category: str, known: Sequence[Findable]) -> str:
     # Compared without the word that all of them begin with, which would make any two alike.
-    names = {_below(one.category): one.category for one in known}
+    names = {name: one.category for one in known for name in (_below(one.category), *one.called)}
     word = _below(category)
     near = [name for name in names if name.startswith(word)] or get_close_matches(word, names, n=1)
     if near:
         return did_you_mean(category, [names[name] for name in near])
-    return f"; choose from: {', '.join(names.values())}" if names else ""
+    return f"; choose from: {', '.join(dict.fromkeys(names.values()))}" if names else ""
 
 
 def _below(category: str) -> str:

@@ -26,7 +26,7 @@ from ringfence.policies.document import (
 from ringfence.policies.findable import UNREAD, scored_by, sought
 from ringfence.policies.lock import resolve
 from ringfence.policies.overlay import as_any_overlay_has_them, changed
-from ringfence.policies.own import OwnCheck
+from ringfence.policies.own import OwnCheck, written_at
 from ringfence.policies.types import (
     DEFAULT_MESSAGE,
     MAY_BE_ABSENT,
@@ -57,7 +57,7 @@ SETTINGS = ("upstream", "stream", "audit", "limits")
 MOST_LAYERS = 20
 """Policies that may extend each other, the first one counted; reading them goes by recursion."""
 
-Placed = TypeVar("Placed", OwnCheck, Counter, RuleException, Exemption)
+Placed = TypeVar("Placed", Counter, RuleException, Exemption)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ def canonical(policy: Policy) -> dict[str, Any]:
 
 
 _PLAIN = TypeAdapter(Policy)
-_NO_PLACE = {"__all__": {"origin"}}
+_NO_PLACE = {"__all__": {"origin", "origins"}}
 _RULES = {"__all__": {"origin", "origins", "target", "fitted"}}
 _NOT_CANONICAL: Any = {
     "revision": True,
@@ -237,8 +237,8 @@ def _assemble(document: Document[PolicyFile], folder: Path, above: tuple[Path, .
         rules=tuple(rules),
         checks=(
             *base.checks,
-            *(check for pack in packs for check in _placed(pack, "checks", pack.value.checks)),
-            *_placed(document, "checks", file.checks),
+            *(check for pack in packs for check in _checks(pack, pack.value.checks)),
+            *_checks(document, file.checks),
         ),
         counters=(*base.counters, *_placed(document, "counters", file.counters)),
         exceptions=(*base.exceptions, *_placed(document, "exceptions", file.exceptions)),
@@ -305,6 +305,16 @@ def _extended(name: str, folder: Path, origin: Origin, above: tuple[Path, ...]) 
 def _placed(document: Document[Any], key: str, items: Iterable[Placed]) -> list[Placed]:
     """Return the items of a list with the places that they were written at."""
     return [replace(item, origin=document.at(key, index)) for index, item in enumerate(items)]
+
+
+def _checks(document: Document[Any], checks: Iterable[OwnCheck]) -> Iterator[OwnCheck]:
+    for index, check in enumerate(checks):
+        place, origins = ("checks", index), _places(document, check, "checks", index)
+        for key in [*origins]:
+            listed = getattr(check, key)
+            if isinstance(listed, tuple):
+                origins |= {f"{key}.{item}": document.at(*place, key, item) for item in range(len(listed))}
+        yield replace(check, origin=document.at(*place), origins=origins)
 
 
 def _places(document: Document[Any], item: Any, *loc: str | int) -> dict[str, Origin]:
@@ -427,6 +437,10 @@ def _misplaced(policy: Policy) -> Iterator[Problem]:
     hint = "choose another, or change a pack's rule under 'override'"
     yield from _repeated("id", [(rule.id, rule.origin) for rule in policy.every_rule], hint)
     yield from _repeated("check", [(one.category, one.origin) for one in policy.checks], "choose another category")
+    for one in policy.checks:
+        if one.category in UNREAD:
+            what = f"a check cannot have the category '{one.category}', which is for {UNREAD[one.category]}"
+            yield Problem(written_at(one, "category"), f"{what}; choose another")
     for kind in (policy.counters, policy.exceptions, policy.overlays):
         yield from _repeated("id", [(one.id, one.origin) for one in kind], "choose another")
     for rule in policy.every_rule:

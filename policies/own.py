@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import Ge, Gt, Le, Len, MinLen
 from pydantic import Discriminator
 
-from ringfence.policies.words import STRICT_KEYS, Category, Name, Origin, Root, Text, Written
+from ringfence.policies.words import STRICT_KEYS, Category, Name, Origin, Origins, Root, Text, Written
 
 FAMILIES = "ringfence.guards"
 """Entry points, ours and other packages': the families of guards that a policy may name."""
@@ -42,6 +42,7 @@ class Keywords:
     whole_words: bool = True
     why: str = ""
     origin: Written = field(default_factory=Origin, compare=False)
+    origins: Origins = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class Regex:
     patterns: Annotated[tuple[Text, ...], MinLen(1)]
     why: str = ""
     origin: Written = field(default_factory=Origin, compare=False)
+    origins: Origins = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class Length:
     more_than: Annotated[int, Ge(0)]
     why: str = ""
     origin: Written = field(default_factory=Origin, compare=False)
+    origins: Origins = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,7 @@ class Examples:
     leave: Annotated[tuple[Text, ...], Len(5, 200)]
     why: str = ""
     origin: Written = field(default_factory=Origin, compare=False)
+    origins: Origins = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,7 @@ class LlmJudge:
     remember: Annotated[int, Ge(0), Le(1_000_000)] = 10_000
     why: str = ""
     origin: Written = field(default_factory=Origin, compare=False)
+    origins: Origins = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +197,7 @@ class GuardModel:
     remember: Annotated[int, Ge(0), Le(1_000_000)] = 10_000
     why: str = ""
     origin: Written = field(default_factory=Origin, compare=False)
+    origins: Origins = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,14 +228,15 @@ class Moderations:
     remember: Annotated[int, Ge(0), Le(1_000_000)] = 10_000
     why: str = ""
     origin: Written = field(default_factory=Origin, compare=False)
+    origins: Origins = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What one label of a classifier means.
+    """What one label of a classifier, or of a pipeline, means.
 
     Attributes:
-        label: as the model's `config.json` has it under `id2label`.
+        label: as the model's `config.json` has it under `id2label`; a pipeline's, as its `meta.json` has it.
         category: what its findings are called, below the check's category; None for that itself.
     """
 
@@ -266,16 +273,49 @@ class ClassifierModel:
     timeout_s: Annotated[float, Gt(0), Le(600)] = 10.0
     why: str = ""
     origin: Written = field(default_factory=Origin, compare=False)
+    origins: Origins = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Entities:
+    """Names of people, places and organisations, as a spaCy pipeline of somebody else's recognises them.
+
+    Attributes:
+        kind: what sort of check this is.
+        category: what its findings are called: `name`, `place`, `organisation` below it, unless `labels` say otherwise.
+        model: an installed package (`en_core_web_sm`), or a folder of a pipeline, where it begins with `./` or `../`
+            relative to this file's folder.
+        labels: those that count; where none are given, those of people, places and organisations.
+        timeout_s: seconds until a text counts as not read.
+        why: the reason, for the reader and the auditor.
+    """
+
+    __pydantic_config__ = STRICT_KEYS
+
+    kind: Literal["entities"]
+    category: Root
+    model: Text
+    labels: tuple[Label, ...] = ()
+    timeout_s: Annotated[float, Gt(0), Le(600)] = 10.0
+    why: str = ""
+    origin: Written = field(default_factory=Origin, compare=False)
+    origins: Origins = field(default_factory=dict, compare=False)
 
 
 OwnCheck = Annotated[
-    Keywords | Regex | Length | Examples | LlmJudge | GuardModel | Moderations | ClassifierModel, Discriminator("kind")
+    Keywords | Regex | Length | Examples | LlmJudge | GuardModel | Moderations | ClassifierModel | Entities,
+    Discriminator("kind"),
 ]
+
+
+def written_at(check: OwnCheck, key: str, index: int | None = None) -> Origin:
+    """Return where a value of a check was written, or one item of a list, counted from 0; else where the check was."""
+    return check.origins.get(key if index is None else f"{key}.{index}", check.origin)
 
 
 def located(check: OwnCheck) -> OwnCheck:
     """Return a check whose weights are found from anywhere: `./` and `../` begin at the file that it is written in."""
     match check:
-        case ClassifierModel() | GuardModel(use="local") if check.model.startswith(("./", "../")):
+        case ClassifierModel() | Entities() | GuardModel(use="local") if check.model.startswith(("./", "../")):
             return replace(check, model=str(Path(check.origin.file).parent.resolve() / check.model))
     return check

@@ -1,7 +1,7 @@
 """The smallest pieces that a policy is written with: names, categories, shares, durations, and where a line stands."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, NoReturn
 
@@ -105,3 +105,6 @@ NOT_WRITTEN = BeforeValidator(_not_written)
 
 Written = Annotated[SkipJsonSchema[Origin], NOT_WRITTEN]
 """Where something was written."""
+
+Origins = Annotated[SkipJsonSchema[Mapping[str, Origin]], NOT_WRITTEN]
+"""Where the values of something were written, by key."""

@@ -18,7 +18,7 @@ from ringfence.guard.check import Passage
 from ringfence.guard.checks.pii import PiiCheck
 from ringfence.guard.checks.secrets import SecretsCheck
 from ringfence.guard.guard import Guard
-from ringfence.guard.normalise import spellings
+from ringfence.guard.normalise.readings import spellings
 from ringfence.policies.types import Stage
 
 CHECKS = (PiiCheck(), SecretsCheck())

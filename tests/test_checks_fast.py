@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringfence.guard import normalise
 from ringfence.guard.bench.checks import replies_and_prompts
 from ringfence.guard.bench.spans import load_corpus_of
 from ringfence.guard.checks import (  # noqa: F401 - patched by name
@@ -25,7 +24,8 @@ from ringfence.guard.checks import (  # noqa: F401 - patched by name
 )
 from ringfence.guard.checks.secret_forms import EXACT, FORMS, LIKELY
 from ringfence.guard.checks.secret_values import is_meant, is_strewn
-from ringfence.guard.normalise import variants
+from ringfence.guard.normalise import characters, encodings, letters  # noqa: F401 - patched by name
+from ringfence.guard.normalise.readings import DISGUISES, variants
 
 CORPUS = [text.text for name in ("pii", "secrets") for text in load_corpus_of(name)]
 TEXTS = [*CORPUS, *(reply for reply, _ in replies_and_prompts())]
@@ -100,19 +100,19 @@ def patched(**replaced):
 
 def every_leet_word(text):
     sign = re.compile(r"[A-Za-z][0134578@$!|]|[0134578@$][A-Za-z]")
-    return [word for word in normalise._LEET_WORD.finditer(text) if sign.search(word[1])]
+    return [word for word in letters._LEET_WORD.finditer(text) if sign.search(word[1])]
 
 
 @settings(max_examples=200)
 @given(ANY_TEXT)
 def test_no_disguise_is_passed_over(text):
     with patched(
-        normalise___HEX_SHAPES=(b"",),
-        normalise___CAPITAL_IN_BASE64=EVERYTHING,
-        normalise___SPACED_GOES_ON=EVERYTHING,
-        normalise___DOTTED_GOES_ON=EVERYTHING,
-        normalise___UNSEEN_ASCII=EVERYTHING,
-        normalise___leet_words=every_leet_word,
+        encodings___HEX_SHAPES=(b"",),
+        encodings___CAPITAL_IN_BASE64=EVERYTHING,
+        letters___SPACED_GOES_ON=EVERYTHING,
+        letters___DOTTED_GOES_ON=EVERYTHING,
+        characters__UNSEEN_ASCII=EVERYTHING,
+        letters___leet_words=every_leet_word,
     ):
         slow = variants.__wrapped__(text)
     assert variants.__wrapped__(text) == slow
@@ -121,19 +121,19 @@ def test_no_disguise_is_passed_over(text):
 @settings(max_examples=200)
 @given(ANY_TEXT)
 def test_each_look_finds_what_it_finds_without_a_first_look(text):
-    looks = [look for kind, look in normalise.DISGUISES if kind in ("invisible", "hex", "base64", "spaced")]
+    looks = [look for kind, look in DISGUISES if kind in ("invisible", "hex", "base64", "spaced")]
     fast = [look(text) for look in looks]
     with patched(
-        normalise___HEX_SHAPES=(b"",),
-        normalise___CAPITAL_IN_BASE64=EVERYTHING,
-        normalise___SPACED_GOES_ON=EVERYTHING,
-        normalise___DOTTED_GOES_ON=EVERYTHING,
-        normalise___UNSEEN_ASCII=EVERYTHING,
+        encodings___HEX_SHAPES=(b"",),
+        encodings___CAPITAL_IN_BASE64=EVERYTHING,
+        letters___SPACED_GOES_ON=EVERYTHING,
+        letters___DOTTED_GOES_ON=EVERYTHING,
+        characters__UNSEEN_ASCII=EVERYTHING,
     ):
         assert fast == [look(text) for look in looks]
-    assert [word.span() for word in normalise._leet_words(text)] == [word.span() for word in every_leet_word(text)]
+    assert [word.span() for word in letters._leet_words(text)] == [word.span() for word in every_leet_word(text)]
     morse = r"(?<!\S)[.·•\-–—−]{1,6}(?:[ \t/|]{1,5}[.·•\-–—−]{1,6}(?![^\s/|])){3,}+"
-    assert normalise._MORSE.findall(text) == re.findall(morse, text)
+    assert encodings.MORSE.findall(text) == re.findall(morse, text)
 
 
 WITHOUT = re.compile(f"[{words.UNSPACED}]")

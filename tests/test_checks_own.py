@@ -1,4 +1,5 @@
 import random
+from base64 import b64encode
 from dataclasses import replace
 from time import thread_time
 
@@ -10,6 +11,7 @@ from ringfence.guard.check import Check, Passage, own_checks, taken_by
 from ringfence.guard.checks.own.length import LengthCheck
 from ringfence.guard.checks.own.patterns import MOST, keywords, regex
 from ringfence.policies.document import PolicyError
+from ringfence.policies.load import loads_policy
 from ringfence.policies.own import Keywords, Length, Regex
 from ringfence.policies.types import Stage
 from ringfence.policies.words import Origin
@@ -101,6 +103,104 @@ def test_what_is_found_in_the_clear_is_not_found_again_in_the_clear_text_of_a_di
     assert [f.detail for f in find(words("cat"), text)] == ["word 1 of its list", "read as base64, word 1 of its list"]
 
 
+def full_width(text):
+    return "".join(chr(ord(c) + 0xFEE0) for c in text)
+
+
+def base64(text):
+    return b64encode(text.encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("hidden", "how"),
+    [
+        ("INC-１２３４５６", "lookalike"),
+        ("ＩＮＣ-１２３４５６", "lookalike"),
+        ("INC-𝟏𝟐𝟑𝟒𝟓𝟔", "lookalike"),
+        ("INC-¹²³⁴⁵⁶", "lookalike"),
+        ("I\N{GREEK CAPITAL LETTER NU}C-123456", "lookalike"),
+        ("INC\u2011123456", "lookalike"),
+        ("INC\u200b-123456", "invisible"),
+        ("INC-1\u033623456", "marks"),
+        ("INC%2D123456", "percent"),
+        ("INC&#45;123456", "entities"),
+        ("INC=2D123456", "quoted-printable"),
+        ("INC\\-123456", "escapes"),
+        ("SU5DLTEyMzQ1Ng==", "base64"),
+        (b"INC-123456".hex(), "hex"),
+        (b"Is it the INC-123456?".hex(" "), "hex"),
+        (base64(base64("INC-123456")), "base64"),
+    ],
+)
+def test_a_pattern_is_found_in_every_spelling_that_need_be_no_english_exactly_where_it_stands(hidden, how):
+    text = f"😀 ticket {hidden} is open"
+    (finding,) = find(patterns(r"\bINC-[0-9]{6}\b"), text)
+    (span,) = finding.spans
+    assert text[span.start : span.end] == hidden
+    assert finding.detail == f"read as {how}, pattern 1 of its list"
+
+
+@pytest.mark.parametrize(
+    ("word", "hidden"),
+    [
+        ("Zqx7Kd", full_width("Zqx7Kd")),
+        ("Zqx7Kd", base64("Zqx7Kd")),
+        ("Zqx7Kd", b"Zqx7Kd".hex()),
+        ("heron-7", "heron\u00ad-7"),
+        ("heron-7", "heron\u20117"),
+        ("AT&T", "AT&amp;T"),
+        ("проект", "пpoeкт"),
+        ("проект", "пp\u200boeкт"),
+        ("проект", base64("пpoeкт")),
+        ("ЕВРОПА", "EBPOПA"),
+        ("Αθήνα", "Aθήνa"),
+        ("paypal", "pаypаl"),
+        ("замок", "за\u0301мок"),
+    ],
+)
+def test_a_keyword_is_found_in_every_spelling_in_its_own_script(word, hidden):
+    assert seen(words(word), f"a {hidden}, so") == [hidden]
+    assert seen(words(word), hidden) == [hidden]
+
+
+@pytest.mark.parametrize(
+    ("check", "text"),
+    [
+        (words("проект"), "npoekt"),
+        (words("сор"), "a cop, COP"),
+        (words("ссора"), "Wir haben sssopa gesagt."),
+        (words("heron-7", "leet"), "h3r0n-7 1337 and her0n-7"),
+        (words("cafe", "resume"), "cafe\u0301 and re\u0301sume\u0301, café and résumé"),
+        (words("и"), "и\u0306"),
+        (words("no", "tm"), "№ 5 of Foo™"),
+        (patterns(r"\b[A-Z]{3}\b"), "call 4155552671, 41 55 55 26 71 or 41-55-55-26-71"),
+        (patterns(r"\b[0-9]{5}\b"), "in 2019² and 1990⁴, 10¹² of them, m² ½"),
+        (patterns("(?i)[a-z]+-o"), "13375-0 and 1-0"),
+    ],
+)
+def test_what_only_resembles_a_word_or_a_pattern_is_not_found(check, text):
+    assert seen(check, text) == []
+
+
+def test_of_one_pattern_what_overlaps_in_several_spellings_is_one_finding_over_all_of_it():
+    text = "１23 and 456 and ７８９"
+    assert [(text[f.spans[0].start : f.spans[0].end], f.detail) for f in find(patterns("[0-9]+", "[3-6]+"), text)] == [
+        ("１23", "read as lookalike, pattern 1 of its list"),
+        ("3", "pattern 2 of its list"),
+        ("456", "pattern 1 of its list"),
+        ("456", "pattern 2 of its list"),
+        ("７８９", "read as lookalike, pattern 1 of its list"),
+    ]
+
+
+def test_no_reading_is_looked_through_twice(monkeypatch):
+    check, looked = words("cat"), []
+    monkeypatch.setattr(check, "_look", lambda text: looked.append(text) or ())
+    find(check, "ｃａｔ & the do\u200bg, &#99;at")
+    assert len(looked) > 2
+    assert len(set(looked)) == len(looked)
+
+
 def test_patterns_are_found_in_code_points_with_their_numbers():
     text = "ä😀\ud800 Bäd 123 née"
     check = patterns(r"(?i)bä+d", r"\d{3}", r"\pL+ée", "never")
@@ -119,6 +219,22 @@ def test_every_pattern_that_cannot_be_used_is_told_with_the_reason():
     assert "invalid repetition size" in lines[2]
     assert "matches where there is nothing" in lines[4]
     assert "takes characters apart" in lines[7]
+
+
+def test_what_is_wrong_with_a_word_or_a_pattern_is_told_where_that_stands():
+    policy = loads_policy(
+        "version: 1\nname: n\nchecks:\n"
+        "  - kind: regex\n    category: ticket\n    patterns:\n      - fine\n      - '(?=a)'\n      - 'a*'\n"
+        "  - { kind: keywords, category: names, words: [a, ' '] }\n",
+        "shop.yaml",
+    )
+    with pytest.raises(PolicyError) as caught:
+        own_checks(policy.checks)
+    assert [line.split(",")[0] for line in str(caught.value).splitlines()] == [
+        "shop.yaml:8:9: pattern 2",
+        "shop.yaml:9:9: pattern 3",
+        "shop.yaml:10:51: word 2 is nothing but white space; write one or leave it out",
+    ]
 
 
 def test_every_keyword_of_nothing_but_white_space_is_refused():

@@ -98,13 +98,19 @@ def test_key_is_found_to_the_character_wherever_it_stands(category, key, around)
 
 OF_ONE_LENGTH = [
     ("adafruit", "aio" + "_" + drawn(28)),
+    ("adobe", "p8" + "e-" + drawn(32)),
+    ("airtable", "pat" + drawn(14) + "." + drawn(64, HEX)),
     ("artifactory", "AKCp" + drawn(69)),
     ("artifactory", "cmVmd" + "Gtu" + drawn(56)),
     ("atlassian", "ATATT3" + "xFfGF0" + drawn(171, SAFE) + "=" + drawn(8, UPPER)),
     ("atlassian", "ATCTT3" + "xFfGN0" + drawn(171, SAFE) + "=" + drawn(8, UPPER)),
     ("brevo", "xkeysib" + "-" + drawn(64, HEX) + "-" + drawn(16)),
+    ("buildkite", "bkua" + "_" + drawn(40, HEX)),
+    ("clickhouse", "4b" + "1d" + drawn(38)),
     ("clojars", "CLOJARS" + "_" + drawn(60, HEX)),
     ("cloudflare", "v1.0" + "-" + drawn(24, HEX) + "-" + drawn(146, HEX)),
+    ("contentful", "CFPAT" + "-" + drawn(43, SAFE)),
+    ("defined_networking", "dnkey" + "-" + drawn(26, UPPER) + "-" + drawn(52, UPPER)),
     ("duffel", "duffel" + "_live_" + drawn(43, SAFE)),
     ("dynatrace", "dt0" + "c01." + drawn(24, UPPER) + "." + drawn(64, UPPER)),
     ("easypost", "EZAK" + drawn(54)),
@@ -125,9 +131,11 @@ OF_ONE_LENGTH = [
     ("mapbox", "sk" + ".eyJ" + drawn(70) + "." + drawn(22, SAFE)),
     ("maxmind", drawn(6) + "_" + drawn(29) + "_mmk"),
     ("new_relic", "NRII" + "-" + drawn(32, SAFE)),
+    ("nuget", "oy" + "2" + drawn(43, LOWER)),
     ("octopus", "API" + "-" + drawn(26, UPPER)),
     ("openshift", "sha256" + "~" + drawn(43, SAFE)),
     ("pinecone", "pcsk" + "_" + drawn(6) + "_" + drawn(63)),
+    ("plaid", "access" + "-sandbox-" + "-".join(drawn(n, HEX) for n in (8, 4, 4, 4, 12))),
     ("prefect", "pnu" + "_" + drawn(36)),
     ("pulumi", "pul" + "-" + drawn(40, HEX)),
     ("readme", "rdme" + "_" + drawn(70, LOWER)),
@@ -135,21 +143,38 @@ OF_ONE_LENGTH = [
     ("rubygems", "rubygems" + "_" + drawn(48, HEX)),
     ("scalingo", "tk-us" + "-" + drawn(48, SAFE)),
     ("sentry", "sntrys" + "_eyJ" + drawn(120) + "=_" + drawn(43)),
+    ("settlemint", "sm" + "_aat_" + drawn(16)),
     ("shippo", "shippo" + "_test_" + drawn(40, HEX)),
     ("sonarqube", "squ" + "_" + drawn(40, HEX)),
     ("sonarqube", "sqp" + "_" + drawn(40, HEX)),
+    ("sourcegraph", "sgp" + "_" + drawn(16, HEX) + "_" + drawn(40, HEX)),
+    ("sourcegraph", "sgp" + "_local_" + drawn(40, HEX)),
+    ("sourcegraph", "sgp" + "_" + drawn(40, HEX)),
     ("square", "sq0atp" + "-" + drawn(22, SAFE)),
     ("square", "sq0csp" + "-" + drawn(43, SAFE)),
     ("square", "EAAA" + drawn(60)),
     ("supabase", "sbp" + "_" + drawn(40, HEX)),
     ("supabase", "sbp" + "_oauth_" + drawn(40, HEX)),
+    ("tencent", "AK" + "ID" + drawn(32)),
     ("typeform", "tfp" + "_" + drawn(59, SAFE)),
     ("yandex", "t1" + "." + drawn(60, SAFE) + "." + drawn(86, SAFE)),
 ]
 OF_ANY_LENGTH = [
     ("openrouter", "sk-" + "or-v1-" + drawn(64, HEX)),
     ("alibaba", "LTAI" + drawn(20)),
+    (
+        "authress",
+        "sc" + "_" + drawn(10, LOWER) + "." + drawn(5, LOWER) + ".acc_" + drawn(12, LOWER) + "." + drawn(44, SAFE),
+    ),
+    ("aws_bedrock", "ABSK" + b64encode(("BedrockAPIKey-x:" + drawn(70)).encode()).decode()),
+    (
+        "aws_bedrock",
+        "bedrock" + "-api-key-" + b64encode(("bedrock.amazonaws.com/?Action=" + drawn(90)).encode()).decode(),
+    ),
+    ("dropbox", "sl" + "." + drawn(137, SAFE)),
+    ("dropbox", "sl" + ".u." + drawn(300, SAFE)),
     ("facebook", "EAAC" + drawn(180)),
+    ("figma", "figd" + "_" + drawn(40, SAFE)),
     ("fireworks", "fw" + "_" + drawn(24)),
     ("fly", "fm2" + "_" + drawn(400) + "=="),
     ("gitlab", "gloas" + "-" + drawn(64, HEX)),
@@ -158,14 +183,21 @@ OF_ANY_LENGTH = [
     ("grafana", "eyJr" + "Ijoi" + drawn(84) + "="),
     ("mailchimp", drawn(32, HEX) + "-us12"),
     ("onepassword", "ops" + "_eyJ" + drawn(600)),
+    ("netlify", "nfp" + "_" + drawn(36)),
+    ("netlify", "nfp" + "_" + drawn(40)),
     ("planetscale", "pscale" + "_tkn_" + drawn(43)),
     ("planetscale", "pscale" + "_pw_" + drawn(43)),
+    ("posthog", "phx" + "_" + drawn(43)),
+    ("posthog", "phs" + "_" + drawn(48)),
     ("slack", "xoxe" + ".xoxp-1-" + drawn(164)),
     ("slack", "xoxc" + "-2541715624-2536568458-2560197464-" + drawn(64, HEX)),
     ("slack", "xoxd" + "-" + drawn(120) + "%2B" + drawn(40)),
     ("snyk", "snyk" + "_uat." + drawn(8, HEX) + "." + drawn(40) + "." + drawn(40)),
     ("supabase", "sb" + "_secret_" + drawn(31)),
+    ("tailscale", "tskey" + "-auth-" + drawn(12) + "CNTRL-" + drawn(32)),
+    ("tailscale", "tskey" + "-" + drawn(12) + "-" + drawn(22)),
     ("terraform", drawn(14) + ".atlas" + "v1." + drawn(66)),
+    ("twitter", "A" * 21 + drawn(18) + "%2B" + drawn(22) + "%3D" + drawn(48)),
     ("yandex", "AQVN" + drawn(36)),
 ]
 
@@ -182,7 +214,13 @@ def test_what_is_too_short_or_too_long_for_a_key_or_joined_to_a_word_is_none(cat
 
 
 NAMED = drawn(40)
+LETTERED = [drawn(length, string.ascii_letters, seed) for length in (16, 20, 24, 32, 40) for seed in (1, 2)]
 HOOK = "T0AB12CD3/" + "B0AB12CD3/" + drawn(24)
+DISCORD = f"https://discord.com/api/webhooks/{'7' * 18}/{drawn(68)}"
+UUIDS = ["-".join(drawn(n, HEX, seed) for n in (8, 4, 4, 4, 12)) for seed in (1, 2, 3)]
+TEAMS = "https://acme.webhook.office.com/webhookb2/{}@{}/IncomingWebhook/{}/{}/V2{}".format(
+    *UUIDS[:2], drawn(32, HEX), UUIDS[2], drawn(43, SAFE)
+)
 FLOW = "T0AB12CD3/" + "A0AB12CD3/442660231806210747/" + drawn(24)
 
 
@@ -193,7 +231,7 @@ FLOW = "T0AB12CD3/" + "A0AB12CD3/442660231806210747/" + drawn(24)
         (f"AWS Secret Access Key is {NAMED}", "aws_secret", NAMED),
         (f"AccountKey={drawn(86)}==;", "azure", drawn(86) + "=="),
         (f"https://x.blob/y?sv=1&sig={drawn(43)}%3D&se=2", "azure", drawn(43) + "%3D"),
-        (f"https://hooks.slack.com/services/{HOOK}", "slack", HOOK),
+        (f"post to https://hooks.slack.com/services/{HOOK}.", "slack", f"https://hooks.slack.com/services/{HOOK}"),
         (f'api_key = "{NAMED}"', "api_key", NAMED),
         (f'{{"apiKey": "{NAMED}"}}', "api_key", NAMED),
         (f"client_secret: {NAMED}", "api_key", NAMED),
@@ -253,11 +291,15 @@ FLOW = "T0AB12CD3/" + "A0AB12CD3/442660231806210747/" + drawn(24)
         (f"my key for the weather service is {NAMED}", "api_key", NAMED),
         (f"aws configure set aws_secret_access_key {NAMED}", "aws_secret", NAMED),
         (f"--account-key {drawn(86)}==", "azure", drawn(86) + "=="),
+        # Few digits or none: only the letters say that it was drawn.
+        *((f"API_KEY={key}", "api_key", key) for key in LETTERED),
+        *((f'auth_token: "{key[:9]}7{key[9:]}"', "api_key", f"{key[:9]}7{key[9:]}") for key in LETTERED),
         # Beside or within what has a form.
         (f'("AC{drawn(32, HEX)}", "{drawn(32, HEX, 8)}")', "twilio", drawn(32, HEX, 8)),
         (f"Authorization: SSWS 00{NAMED}", "okta", f"00{NAMED}"),
-        (f"https://hooks.slack.com/workflows/{FLOW}", "slack", FLOW),
-        (f"https://discord.com/api/webhooks/{'7' * 18}/{drawn(68)}", "discord", f"{'7' * 18}/{drawn(68)}"),
+        (f"hooks.slack.com/workflows/{FLOW}", "slack", f"hooks.slack.com/workflows/{FLOW}"),
+        (f"hook: {DISCORD}", "discord", DISCORD),
+        (f"url = '{TEAMS}'", "teams", TEAMS),
         ('{"h": {"auth": "YWxhZGRpbjpvcGVuc2VzYW1l"}}', "docker", "YWxhZGRpbjpvcGVuc2VzYW1l"),
         (f"/bot123456789:AA{drawn(33)}/getMe", "telegram", f"123456789:AA{drawn(33)}"),
         (f"Private-Lines: 1\n{drawn(44)}\nPrivate-MAC: 0", "private_key", drawn(44)),
@@ -325,6 +367,18 @@ def test_value_after_a_telling_name_is_found(text, category, value):
         "www-data:x:33:33:www-data2 main.go:1234:15: undefined_2",
         "Passwort: mindestens 8 Zeichen. パスワードは8文字以上で、数字を1つ以上",
         'The passphrase is "a word that you must keep for the day".',
+        # Names of things in place of a value: humps, abbreviations, words joined, in other languages too.
+        "token = nextPageTokenCursorIdentifier; secret: NSUserDefaultsSecretKey, api_key = XMLHttpRequestTokenHeader",
+        "apiKey: kSecAttrAccessibleWhenUnlockedThisDeviceOnly, authToken = getOAuthTokenFromSessionContext",
+        "client_secret = CKEditorUploadTokenUrlProvider; session_key: AbstractSingletonProxyFactoryBean",
+        "token: Rechtsschutzversicherungsgesellschaften secret=wszystkich-szczegolow-przyszlosci",
+        f"api_key_hash md5 {drawn(32, HEX)} token_id urn:uuid:{UUIDS[0]} secret-santa-gift-exchange-generator",
+        # The beginnings of keys, and what else begins so.
+        f"patience.{drawn(64, HEX)} spat{drawn(14)}.{drawn(64, HEX)} oy2 4b1d{drawn(36, HEX)} 4b1d{drawn(60, HEX)}",
+        f"{drawn(30)}/ABSK{drawn(200)} data:font/woff2;base64,{'A' * 40}{drawn(120)} AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+        "access-sandbox-of-the-plaid-account access-production-environment-settings tskey-auth-<your key here>",
+        "phx_ is PostHog's, phc_" + drawn(43) + " is public; nfp_ Netlify's, figd_… Figma's, sl. Dropbox's",
+        "sgp_1 sm_aat_ sl.wikipedia.org/wiki/" + "a" * 140 + " webhook.office.com/webhookb2/ CFPAT-xxxxxxxxxxxx",
         "hf_hub_download(repo_id) npm_config_cache gsk_" + "a" * 10,
         "",
     ],
@@ -333,9 +387,12 @@ def test_what_only_looks_like_a_secret_is_left_alone(text):
     assert seen(text) == []
 
 
-def test_secret_beside_its_id_is_found_with_it():
-    key, secret = "LTAI" + drawn(20), drawn(30, seed=8)
-    assert seen(f"{key},{secret}") == [("alibaba", key), ("alibaba", secret)]
+@pytest.mark.parametrize(
+    ("category", "key", "secret"),
+    [("alibaba", "LTAI" + drawn(20), drawn(30, seed=8)), ("tencent", "AKID" + drawn(32), drawn(32, seed=8))],
+)
+def test_secret_beside_its_id_is_found_with_it(category, key, secret):
+    assert seen(f"{key},{secret}") == [(category, key), (category, secret)]
 
 
 def test_private_key_without_an_end_runs_to_the_end_of_the_text():
@@ -357,7 +414,7 @@ def test_provider_keeps_a_key_that_also_stands_in_an_assignment():
 
 def test_every_row_finds_something():
     keys = {category for category, _ in (*KEYS, *OF_ONE_LENGTH, *OF_ANY_LENGTH)}
-    found = keys | {"aws_secret", "password", "bearer", "basic_auth", "api_key", "okta"}
+    found = keys | {"aws_secret", "password", "bearer", "basic_auth", "api_key", "okta", "teams"}
     assert {row.category.removeprefix("secret.") for row in FORMATS.rows} == found
 
 
@@ -417,6 +474,18 @@ def test_key_is_found_whatever_stands_around_it(before, after):
         *("t1.a", "t1.aaaaaaaaaaaaaaaaaaaaaa.", "sk.eyJ", "snyk_uat.", "snyk_uat.aaaaaaaa.", "ATATT3", "-ATATT3"),
         *("pscale_tkn_", ".pscale_tkn_", "a.atlasv1.", "aaaaaa_mmk", "-us1", "xoxd-", "xoxd-a%", "LTAI", "SSWS 00"),
         *("hooks.slack.com/workflows/TAAAAAA/", "glpat-aaaaaaaaaaaaaaaaaaaa.0", "dt0c01.", "pat."),
+        *(
+            "A",
+            "%A",
+            "ABSK",
+            "/ABSK",
+            "bedrock-api-key-YmVkcm9jay5hbWF6b25hd3MuY29t",
+            "sl.",
+            "sl.u.a",
+            "figd_",
+            "-figd_a",
+        ),
+        *("pat", "sc_aaaaa.aaaa.acc_", "a.webhook.office.com/webhookb2/", "-a.webhook.office.com/webhookb2/", "tskey-"),
     ],
 )
 def test_time_grows_with_the_length_and_no_faster(unit, grows_with_its_length):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringfence.guard.actions import rewrite
-from ringfence.guard.check import Passage
+from ringfence.guard.check import Passage, own_checks
 from ringfence.guard.checks.exfiltration import ExfiltrationCheck
 from ringfence.guard.checks.hidden import HiddenCheck
 from ringfence.guard.checks.pii import PiiCheck
@@ -170,6 +170,46 @@ def test_a_value_in_disguise_is_rewritten_in_a_stream_as_in_the_whole_text(rows,
     whole = judge(pipeline, text).rewrites
     assert streamed(pipeline, text, chunk) == rewrite(text, whole)
     assert len(whole) >= len({value for value, _ in rows})
+
+
+OWN_POLICY = loads_policy("""
+version: 1
+name: ours
+checks:
+  - { kind: regex, category: ticket, patterns: ['\\bINC-[0-9]{6}\\b'] }
+  - { kind: keywords, category: names, words: [Zqx7Kd, heron-7, проект альфа, résumé] }
+rules:
+  - { id: ticket, category: ticket, action: rewrite }
+  - { id: names, category: names, action: rewrite }
+stream: { window: 16, context: 0, reach: 24 }
+""")
+OWN = Pipeline(OWN_POLICY, own_checks(OWN_POLICY.checks))
+OURS = ["INC-123456", "Zqx7Kd", "heron-7", "проект альфа", "пpoeкт aльфa", "re\u0301sume\u0301"]
+ASCII_ONLY = {"tags", "full width", "mathematical", "percent", "quoted-printable", "escapes"}
+ANY_SCRIPT = sorted({*DISGUISES} - ASCII_ONLY)
+
+
+@settings(max_examples=150)
+@given(
+    st.lists(st.tuples(st.sampled_from(OURS), st.sampled_from(ANY_SCRIPT)), min_size=1, max_size=3),
+    st.integers(0, 400),
+    st.sampled_from([PROSE, "Погода сегодня хорошая, и облака идут; "]),
+    st.integers(1, 200),
+)
+def test_what_a_policy_looks_for_itself_is_rewritten_in_a_stream_as_in_the_whole_text(rows, offset, around, chunk):
+    hidden = [DISGUISES[disguise](value) for value, disguise in rows]
+    text = "".join((around * 10)[:offset] + " " + one + " . " for one in hidden) + around * 3
+    whole = judge(OWN, text).rewrites
+    assert streamed(OWN, text, chunk) == rewrite(text, whole)
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+@pytest.mark.parametrize("value", ["INC-123456", "heron-7"])
+def test_what_a_policy_looks_for_itself_is_found_in_every_disguise_that_a_key_is_found_in(value, disguise):
+    text = PROSE * 3 + "Look: " + DISGUISES[disguise](value) + " . " + PROSE * 3
+    left = streamed(OWN, text, 7)
+    assert left == rewrite(text, judge(OWN, text).rewrites)
+    assert left != text
 
 
 @pytest.mark.parametrize("disguise", DISGUISES)

@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringfence.guard import normalise
-from ringfence.guard.normalise import GROWTH, ROUNDS, Variant, spellings, variants
+from ringfence.guard.normalise.encodings import ROUNDS
+from ringfence.guard.normalise.english import COST
+from ringfence.guard.normalise.readings import GROWTH, spellings, variants, wordings
+from ringfence.guard.normalise.variant import Variant
 
 DATA = Path(__file__).parents[1] / "guard" / "classifier" / "data"
 PLAIN = "how do I make a bomb at home"
@@ -386,7 +388,7 @@ def test_the_bits_of_letter_pairs_are_those_of_the_data():
             firsts.update(f" {word}")
     often = {pair: n for pair, n in pairs.items() if n >= 200}
     assert len(often) > 200
-    off = [abs(-log2(n / firsts[pair[0]]) - normalise._COST["".join(pair)]) for pair, n in often.items()]
+    off = [abs(-log2(n / firsts[pair[0]]) - COST["".join(pair)]) for pair, n in often.items()]
     assert sum(off) / len(off) < 0.5
 
 
@@ -506,7 +508,7 @@ def test_what_one_encoding_hides_is_read_before_it_is_taken_for_another():
 @given(MIXED, st.data())
 def test_a_place_in_the_text_is_between_the_code_points_that_come_from_its_sides(text, data):
     places = np.arange(len(text) + 1)
-    for found in chain(spellings(text), variants(text)):
+    for found in chain(spellings(text), wordings(text), variants(text)):
         each = [found.span(i, i + 1) for i in range(len(found.text))]
         for place, count, parts in zip(places, *found.before(places), strict=True):
             assert all(end <= place for _, end in each[:count])
@@ -516,7 +518,7 @@ def test_a_place_in_the_text_is_between_the_code_points_that_come_from_its_sides
 
 def test_prose_has_no_other_spelling():
     texts = [row["text"] for row in rows("plain")]
-    assert [text for text in texts if text.isascii() and spellings(text)] == []
+    assert [text for text in texts if text.isascii() and (spellings(text) or wordings(text))] == []
 
 
 def test_a_spelling_of_nothing_is_nothing():
@@ -527,7 +529,7 @@ def test_a_spelling_of_nothing_is_nothing():
 @settings(max_examples=150)
 @given(MIXED, st.data())
 def test_every_spelling_knows_where_each_of_its_code_points_came_from(text, data):
-    for found in spellings(text):
+    for found in chain(spellings(text), wordings(text)):
         size = len(found.text)
         each = [found.span(i, i + 1) for i in range(size)]
         assert each == sorted(each)
@@ -544,5 +546,28 @@ def test_every_spelling_knows_where_each_of_its_code_points_came_from(text, data
     ["a", "A1", "&", "&amp;", "&#", "%", "%41", "%C3", "\\", "\\u", "\\x4", "0", "01", "01010101 ", "4", "41 ", "0x", "0x41 ", "QUJD",
      "QUJD" * 15 + "\n", "=", "=\n", "=41", "=C3", "Ab/", "-", "\u200b", "a\u0336", "а", "аa", "ａ", "\U000e0041", "\ufe01", "\x1b", "\x1b]", "\x9d", "\ud800"],
 )  # fmt: skip
-def test_spellings_take_linear_time(unit, grows_with_its_length):
-    assert grows_with_its_length(spellings.__wrapped__, unit, after="!")
+@pytest.mark.parametrize("readings", [spellings, wordings])
+def test_spellings_take_linear_time(readings, unit, grows_with_its_length):
+    assert grows_with_its_length(readings.__wrapped__, unit, after="!")
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("x\u0336y e\u0301 o\u0323\u0302 е\u0301", ["xy é ộ е"]),
+        ("２019² 10¹² m² x¹2 CO₂", ["2019² 10¹² m2 x12 CO2"]),
+        ("пpoeкт", ["npoekt", "проект"]),
+        ("Moсква", ["Mockba", "Москва"]),
+        ("Aθήνa", ["Aθήva", "Αθήνα"]),
+        ("USBшник", ["USBшhuk"]),
+        ("Привет, wörld", []),
+        ("Ἀθῆναι", []),
+    ],
+)
+def test_words_are_read_in_each_script_that_they_are_of_with_their_own_accents(text, read):
+    assert list(dict.fromkeys(found.text for found in wordings(text))) == read
+
+
+@given(MIXED)
+def test_no_wording_is_longer_than_a_text_may_become(text):
+    assert all(len(found.text) <= 2 * GROWTH * len(text) for found in wordings(text))

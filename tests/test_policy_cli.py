@@ -169,6 +169,16 @@ def test_show_effective_has_the_line_of_every_value_and_of_every_removal(policy,
     assert message[1:] == [f"{file}:17", "Call the desk.".ljust(len(message[2]))]
 
 
+def test_show_effective_has_the_line_of_a_null_that_took_a_value_out(policy, tmp_path):
+    rule = "  - {id: r, category: pii, action: block, seconds: 2, when: {category: harm}}\n"
+    overlay = "overlays:\n  - id: o\n    scope: {model: [m]}\n    override:\n      r:\n        when: null\n"
+    path = policy(f"rules:\n{rule}{overlay}")
+    shown = [line.split() for line in run("show", path, "--effective", "--for", "model=m").stdout.splitlines()]
+    assert ["when", f"{tmp_path.name}/policy.yaml:10", "null"] in shown
+    plain = [line.split()[:3] for line in run("show", path, "--effective").stdout.splitlines()]
+    assert ["when", f"{tmp_path.name}/policy.yaml:4", "category"] in plain
+
+
 def test_show_as_json_for_somebody_has_the_same_places(policy):
     path = policy(LAYERED)
     shown = json.loads(run("show", path, "--json", "--for", "model=m").stdout)
@@ -275,11 +285,12 @@ rules:
 def recorded(policy, tmp_path):
     """Judge findings by a policy as the proxy would, and keep the record in a real log; returns both paths."""
 
-    def record(*findings, stage=Stage.INPUT, text=EXPLAINED, applied=()):
+    def record(*findings, stage=Stage.INPUT, text=EXPLAINED, applied=(), reply=""):
         path, db = policy(text), tmp_path / "log.db"
         decision = decide(effective(load_policy(path), applied), stage, findings)
         exchange = Exchange("openai.chat", "small", [Part(Kind.TEXT, "user", ("messages", 0, "content"), "some text")])
         exchange.decisions.append(decision)
+        exchange.reply += [Part(Kind.TEXT, "assistant", ("choices", 0), reply)] if reply else []
         store = Store.open(db)
         store.append(record_of(exchange, text="masked"))
         store.close()
@@ -359,6 +370,27 @@ def test_explain_tells_of_the_exceptions_that_spared_a_text_and_what_ending_one_
     store = Store.open(db)
     assert store.get(1).body["decisions"][0]["excepted"] == {"harm": ["ours"], "harm-mild": ["ours"]}
     store.close()
+
+
+def test_explain_names_an_exception_that_spared_a_part_where_the_rule_fired_besides(recorded):
+    ours = "exceptions: [{id: ours, rules: [harm], until: 2999-01-01, why: ours, pattern: x}]\n"
+    spared, other = scored("harm", 0.9, excepted=("ours",)), scored("harm", 0.8)
+    path, db, _ = recorded(spared, other, text=EXPLAINED + ours)
+    result = run("explain", 1, "--db", db, "--policy", path)
+    assert "fired: block; not on what is excepted: ours" in result.stdout
+
+
+def test_explain_says_where_only_a_window_of_the_reply_would_tell(recorded, policy):
+    tick = "rules: [{id: harm, category: harm, action: block, stages: [output], when: {category: attack}}]\n"
+    found = [scored("harm", 0.9), scored("attack", 0.9)]
+    path, db, _ = recorded(*found, stage=Stage.OUTPUT, text=tick, reply="x " * 90)
+    assert "fired: block" in run("explain", 1, "--db", db, "--policy", path).stdout
+    policy(tick.replace("attack", "attack, threshold: 0.8"))
+    result = run("explain", 1, "--db", db, "--policy", path)
+    assert "what was found together in one window of the reply is not on record" in result.stdout
+    assert "What would have changed it nobody knows" in result.stdout
+    told = json.loads(run("explain", 1, "--db", db, "--policy", path, "--json").stdout)
+    assert told["decisions"][0]["rules"][0]["unknown"] is True
 
 
 def test_explain_says_what_a_failed_check_left_open(recorded):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ringfence.guard.check import load_checks
 from ringfence.guard.known import findable
 from ringfence.policies.decide import decide
+from ringfence.policies.findable import Findable
 from ringfence.policies.lint import lint
 from ringfence.policies.load import loads_policy
 from ringfence.policies.overlay import effective
@@ -275,6 +276,7 @@ FINDABLE = [
         "category",
         "from 1 on, and nothing that is found of it scores more than 0.99",
     ),
+    ("category: exfiltration, action: block, roles: [user]", "category", "in text of user"),
     ("category: leak, action: block, stages: [input]", "category", "on the input stage, where it is never found"),
     ("category: unjudged, action: block, stages: [output]", "category", "on the output stage, where it is never found"),
     ("category: pii, action: block, when: {not: {category: pii.emial}}", "when", "looks at 'pii.emial'"),
@@ -286,7 +288,10 @@ FINDABLE = [
     ),
     ("category: harm, action: block, stages: [output], roles: [user, tool_call]", "", ""),
     ("category: pii, action: block, threshold: 0.99", "", ""),
-    ("category: language.german, action: block", "", ""),
+    ("category: language.german, action: block", "category", "did you mean 'language.de'?"),
+    ("category: language.deu, action: block", "category", "did you mean 'language.de'?"),
+    ("category: language.xx, action: block", "category", "choose from: language.ace, "),
+    ("category: language.de, action: block, when: {not: {category: language.en}}", "", ""),
     ("category: words, action: block", "", ""),
     ("category: leak, action: block", "", ""),
 ]
@@ -299,6 +304,96 @@ def test_lint_warns_of_what_is_never_found(rule, key, told, checks):
     column = f"  - {{id: a, {rule}".index(key) + 1
     assert len(found) == bool(told)
     assert all(one.startswith(f"<memory>:4:{column}: rule 'a' looks at ") and told in one for one in found)
+
+
+HALF_READ = [
+    Findable("ways.out", stages=(Stage.INPUT,), roles=("tool", "function")),
+    Findable("ways.out", stages=(Stage.OUTPUT,)),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ("roles: [user]", True),
+        ("roles: [user, system], stages: [input]", True),
+        ("roles: [assistant], stages: [input]", True),
+        ("roles: [assistant]", False),
+        ("roles: [tool, user]", False),
+        ("stages: [input]", False),
+    ],
+)
+def test_lint_warns_of_a_rule_over_text_of_roles_that_its_check_never_reads(rule, told):
+    found = warnings(of_rules(f"id: a, category: ways, action: block, {rule}"), {"ways": HALF_READ})
+    assert [("rule 'a' looks at 'ways' in text of " in one) for one in found] == [True] * told
+    standing_in = of_rules(f"id: a, category: harm, action: block, on_error: {{degrade: ways}}, {rule}")
+    assert bool(warnings(standing_in, {"ways": HALF_READ})) == told
+    # What a condition asks for counts in everybody's text.
+    beside = of_rules(f"id: a, category: harm, action: block, when: {{category: ways}}, {rule}")
+    assert warnings(beside, {"ways": HALF_READ}) == []
+
+
+OPPOSITES = [
+    (
+        "{all: [{category: harm}, {not: {category: harm}}]}",
+        "never fires",
+        "'harm' from 0.5 on and for no 'harm' from 0.5",
+    ),
+    ("{all: [{category: harm.S1, threshold: 0.9}, {not: {category: harm}}]}", "never fires", "for no 'harm' from 0.5"),
+    ("{all: [{category: harm}, {not: {any: [{category: attack}, {category: harm}]}}]}", "never fires", "for no 'harm'"),
+    ("{all: [{category: harm}, {all: [{not: {category: harm}}]}]}", "never fires", "for no 'harm'"),
+    ("{not: {category: pii}}", "never fires", "for 'pii.email' from 0.5 on and for no 'pii' from 0.5 on"),
+    (
+        "{all: [{any: [{category: harm}, {category: attack}]}, {not: {any: [{category: harm}, {category: attack}]}}]}",
+        "never fires",
+        "for the same under 'not'",
+    ),
+    (
+        "{any: [{category: attack}, {all: [{category: harm}, {not: {category: harm}}]}]}",
+        "has an 'all' that never holds",
+        "for no 'harm' from 0.5 on",
+    ),
+    ("{all: [{category: harm}, {not: {category: harm, threshold: 0.9}}]}", "", ""),
+    ("{all: [{category: harm}, {not: {category: harm.S1}}]}", "", ""),
+    ("{any: [{category: harm}, {not: {category: harm}}]}", "", ""),
+    ("{not: {category: pii.card}}", "", ""),
+    ("{not: {category: pii, threshold: 0.6}}", "", ""),
+    ("{not: {all: [{category: pii}, {category: harm}]}}", "", ""),
+]
+
+
+@pytest.mark.parametrize(("when", "told", "why"), OPPOSITES)
+def test_lint_warns_of_a_rule_that_asks_for_something_and_for_its_absence(when, told, why):
+    rule = f"id: a, category: pii.email, action: block, when: {when}"
+    found = warnings(of_rules(rule))
+    column = f"  - {{{rule}".index("when") + 1
+    assert len(found) == bool(told)
+    assert all(one.startswith(f"<memory>:4:{column}: rule 'a' {told}: ") and why in one for one in found)
+
+
+SCORES = st.sampled_from([0.2, 0.5, 0.6, 0.9])
+LEAVES = st.builds(
+    lambda category, threshold: Condition(category=category, threshold=threshold),
+    st.sampled_from(["pii", "pii.email", "harm"]),
+    SCORES,
+)
+CONDITIONS = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.builds(lambda one: Condition(not_=one), inner),
+        st.builds(lambda some: Condition(all=tuple(some)), st.lists(inner, min_size=1, max_size=3)),
+        st.builds(lambda some: Condition(any=tuple(some)), st.lists(inner, min_size=1, max_size=3)),
+    ),
+    max_leaves=6,
+)
+
+
+@given(CONDITIONS, SCORES, st.lists(st.tuples(st.sampled_from(["pii", "pii.email", "harm"]), SCORES), max_size=4))
+def test_no_rule_fires_that_lint_says_never_does(when, threshold, found):
+    rule = Rule("a", "pii.email", Action.BLOCK, threshold=threshold, when=when)
+    findings = [Finding("c", category, score, (Span(0, 0, 1),)) for category, score in found]
+    if any("never fires" in one for one in warnings(Policy("p", (rule,)))):
+        assert decide(Policy("p", (rule,)), Stage.INPUT, findings).rules == ()
 
 
 def test_what_an_overlay_makes_of_a_rule_is_looked_at_too_and_what_it_leaves_is_told_once(checks):
@@ -447,7 +542,7 @@ def test_no_rule_that_lint_calls_dead_makes_a_difference(policy, found, stage, a
 
 def test_lint_says_where_a_keyword_holds_replies_back_longer_than_the_stream_does():
     checks = f"checks:\n  - {{kind: keywords, category: deal, words: [short, {'long ' * 13}word]}}\n"
-    told = "<memory>:4:5: word 2 of 'deal' has 69 characters: replies are held back that far, and not the 64 of "
+    told = "<memory>:4:53: word 2 of 'deal' has 69 characters: replies are held back that far, and not the 64 of "
     assert [one for one in warnings(loads_policy(HEAD + checks)) if "held" in one] == [told + "'stream.reach'"]
     assert not [one for one in warnings(loads_policy(HEAD + checks + "stream: {reach: 69}\n")) if "held" in one]
 

@@ -155,6 +155,14 @@ MALFORMED = [
         ["7:5: id 'mail' is already used at p.yaml:4:5; choose another, or change a pack's rule under 'override'"],
     ),
     (
+        MINIMAL + "checks:\n  - {kind: length, more_than: 3, category: count}\n"
+        "  - {kind: keywords, words: [a], category: unjudged}\n",
+        [
+            "4:34: a check cannot have the category 'count', which is for counters; choose another",
+            "5:34: a check cannot have the category 'unjudged', which is for what nobody can read; choose another",
+        ],
+    ),
+    (
         MINIMAL + "packs: [pii]\noverride: {pij: {shadow: true}}\n",
         ["4:12: 'override' names 'pij', which is no rule of the packs used; did you mean 'pii'?"],
     ),
@@ -212,6 +220,7 @@ BEYOND_A_SCHEMA = (
     "'threshold' cannot be .nan",
     "'packs' cannot have the tag",
     "an item of 'packs' cannot have the tag",
+    "a check cannot have the category 'count'",
 )
 """What concerns YAML itself, or more than one value: the loader's alone to refuse."""
 

@@ -19,7 +19,7 @@ from ringfence.guard.check import Check, Passage, Versioned, load_checks
 from ringfence.guard.checks.pii import PiiCheck
 from ringfence.guard.checks.secrets import SecretsCheck
 from ringfence.guard.classifier.rows import read_rows
-from ringfence.guard.normalise import spellings, variants
+from ringfence.guard.normalise.readings import spellings, variants
 from ringfence.policies.types import Stage
 
 THRESHOLD = 0.5

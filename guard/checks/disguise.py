@@ -1,7 +1,8 @@
 """Says of what was found in another reading of a text where the text itself has it. Knows no check.
 
 For checks that know forms it has them look wherever a spelling differs from the text, and no further: the rest of a
-long text is not read again because of one disguised word.
+long text is not read again because of one disguised word. Checks that know language are given the whole text in the
+clear beside the text as it came.
 """
 
 from bisect import bisect_right
@@ -13,13 +14,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ringfence.guard.check import Finding, Passage, Span
-from ringfence.guard.normalise import Variant, spellings
+from ringfence.guard.normalise.readings import spellings, variants
+from ringfence.guard.normalise.variant import Variant
 
 
 def in_disguise(finding: Finding, variant: Variant) -> Finding:
     """Return a finding of a variant as one of the text: spans where it stands there, the disguise in the detail."""
     spans = tuple(Span(span.part, *variant.span(span.start, span.end)) for span in finding.spans)
     return replace(finding, spans=spans, detail=", ".join(filter(None, (f"read as {variant.kind}", finding.detail))))
+
+
+def in_every_reading(
+    find: Callable[[Sequence[Passage]], Sequence[Iterable[Finding]]], passage: Passage
+) -> Sequence[Finding]:
+    """Return of each category the highest of what is found in a passage and in its other readings, as `worst` does.
+
+    Args:
+        find: returns the findings of each of them, the passage as it came first; asked once, about all together.
+    """
+    readings = variants(passage.text)
+    plain, *others = find([passage, *(replace(passage, text=reading.text) for reading in readings)])
+    disguised = (
+        in_disguise(finding, reading) for reading, found in zip(readings, others, strict=True) for finding in found
+    )
+    return list(worst([*plain, *disguised]))
+
+
+def worst(found: Sequence[Finding]) -> Iterator[Finding]:
+    """Yield of each category the finding with the highest score, the first of equals, and every error once."""
+    best: dict[str, Finding] = {}
+    for finding in found:
+        if finding.error is None and (finding.category not in best or finding.score > best[finding.category].score):
+            best[finding.category] = finding
+    yield from best.values()
+    yield from {finding.category: finding for finding in found if finding.error is not None}.values()
 
 
 def in_every_spelling(find: Callable[[Passage], Sequence[Finding]], passage: Passage) -> Sequence[Finding]:
@@ -41,7 +69,7 @@ def in_every_spelling(find: Callable[[Passage], Sequence[Finding]], passage: Pas
             # What the text says by itself, and covers all of the disguise, has its exact place already.
             if at < 0 or plain[at].category != finding.category or plain[at].spans[0].end < end:
                 disguised.append(finding)
-    return _joined(chain(plain, disguised)) if disguised else plain
+    return joined(chain(plain, disguised)) if disguised else plain
 
 
 MARGIN = 192
@@ -112,20 +140,20 @@ def _end_of_word(text: str, at: int) -> int:
     return min(len(text), at)
 
 
-def _joined(found: Iterable[Finding]) -> list[Finding]:
+def joined(found: Iterable[Finding]) -> list[Finding]:
     """Make one of the findings of a category that overlap: the surest, over all that any of them covers.
 
     Part of a disguised value may be one by itself: what is taken out must be the whole.
     """
     by_category: dict[str, list[Finding]] = {}
     for finding in sorted(found, key=_extent):
-        joined = by_category.setdefault(finding.category, [])
-        if joined and finding.spans[0].start < joined[-1].spans[0].end:
-            last = joined[-1]
+        apart = by_category.setdefault(finding.category, [])
+        if apart and finding.spans[0].start < apart[-1].spans[0].end:
+            last = apart[-1]
             span = replace(last.spans[0], end=max(last.spans[0].end, finding.spans[0].end))
-            joined[-1] = replace(max(last, finding, key=lambda one: one.score), spans=(span,))
+            apart[-1] = replace(max(last, finding, key=lambda one: one.score), spans=(span,))
         else:
-            joined.append(finding)
+            apart.append(finding)
     return sorted(chain.from_iterable(by_category.values()), key=_extent)
 
 

@@ -5,7 +5,7 @@ is the user's own. It knows addresses, and asks nobody who owns a host; it does 
 addresses, a letter each, nor text in a cipher of its own.
 
 An image is whatever loads without a click: `![](…)`, its reference, `<img src>`, `srcset`, `poster`, CSS `url(…)`. A
-finding's span is the address and nothing else, so that any other can stand in its place.
+finding's span is the address, all that a browser reads as one and nothing else, so that any other can take its place.
 
 Scores say how sure the address alone makes it, for an image:
     0.99  base64, base32 or hex that reads as text; the words of the prompt
@@ -24,10 +24,14 @@ What an address is scores the same in both:
 Ordinary addresses are no finding: hashes and ids up to 64 characters, `utm_…`, searches, badges, embedded pictures,
 names in one script, private IP addresses. An address that the prompt holds too brings nothing out that was not there.
 
+An address is read as what it stands in is (escapes of Markdown, HTML and CSS), and then as a browser does: without
+breaks and tabs wherever they stand, and with a backslash for a slash.
+
 Addresses are also read without the characters that nobody sees, and with other forms of ASCII's characters as those.
 """
 
 import re
+import sys
 from base64 import b32decode, b64decode
 from binascii import Error as NotEncoded
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,13 +45,15 @@ from urllib.parse import SplitResult, unquote, unquote_plus, urlsplit
 
 from ringfence.guard.check import Findable, Finding, Passage, Span
 from ringfence.guard.checks.disguise import in_disguise
-from ringfence.guard.normalise import Variant, spellings
+from ringfence.guard.normalise.readings import spellings
+from ringfence.guard.normalise.variant import Variant
 from ringfence.policies.types import Stage
+from ringfence.policies.words import Voice
 
 SURE, LIKELY, ODD, GUESS, FAINT = 0.99, 0.9, 0.6, 0.3, 0.1
 LESS = {SURE: LIKELY, LIKELY: ODD, ODD: GUESS, GUESS: FAINT}
 
-TOOLS = {"tool", "function"}
+TOOLS: tuple[Voice, ...] = ("tool", "function")
 
 UNSEEN = re.compile(
     "[\u00ad\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff]"
@@ -61,28 +67,42 @@ SEEN = {"invisible", "lookalike"}
 
 # A destination as CommonMark has it, and with placeholders that hold spaces. Nothing need follow it, so that nothing
 # is read twice: that is what keeps it linear.
-_DESTINATION = r"(?:\([^\s()]*\)|\{[^{}\n()]{0,80}\}|<[^<>\n]{0,80}>|\[[A-Za-z _]{1,80}\]|[^\s()<>])+"
+_PARENTHESES = r"\((?:[^\s()]|\((?:[^\s()]|\([^\s()]*+\))*+\))*+\)"
+_PLACEHOLDER = r"\{[^{}\n()]{0,80}\}|<[^<>\n]{0,80}>|\[[A-Za-z _]{1,80}\]"
+_DESTINATION = rf"(?:\\[()<>]|{_PARENTHESES}|{_PLACEHOLDER}|[^\s()<>])+"
+_AROUND_DESTINATION = r"[ \t]*+(?:\r?\n[ \t]*+)?"
 MARKDOWN = re.compile(
     r"\\[\[\]\\!]"
     r"|(?P<open>!?\[)"
-    rf"|\](?:\([ \t]{{0,8}}\n?[ \t]{{0,8}}(?:<(?P<angle>[^<>\n]*)|(?P<inline>{_DESTINATION}))"
+    rf"|\](?:\({_AROUND_DESTINATION}(?:<(?P<angle>(?:\\[<>]|[^<>\n])*)|(?P<inline>{_DESTINATION}))"
     r"|\[(?P<to>[^\[\]\n]{0,200})\]|(?P<define>:))?"
     r"|\n[ \t]*\n"
 )
-DEFINITION = re.compile(r"(?m)^ {0,3}\[(?P<label>[^\[\]\n]{1,200})\]:[ \t]{0,8}\n?[ \t]{0,8}<?(?P<url>[^\s<>]+)")
+DEFINITION = re.compile(
+    rf"(?m)^ {{0,3}}\[(?P<label>[^\[\]\n]{{1,200}})\]:{_AROUND_DESTINATION}(?:<(?P<angle>[^<>\n]*)|(?P<url>[^\s<>]+))"
+)
 ATTRIBUTE = re.compile(
-    r"(?<![\w-])(?P<name>src|srcset|poster|background|href|xlink:href|action|formaction)\s{0,4}=\s{0,4}"
-    r"(?:\"(?P<double>[^\"\n]*)|'(?P<single>[^'\n]*)|(?P<bare>[^\s\"'<>]+))"
-    r"|(?<![\w-])url\(\s{0,4}[\"']?(?P<css>[^\s\"'()]+)",
+    r"(?<![\w-])(?:(?P<name>src|srcset|imagesrcset|poster|background|data|content|href|action|formaction|ping)\s*+=\s*+"
+    r"|(?:url\(|@import)\s*+)(?P<quote>\\{0,3}[\"'])?",
     re.IGNORECASE,
 )
-LOADS = {"src", "srcset", "poster", "background"}
+LOADS = {"src", "srcset", "imagesrcset", "poster", "background", "data", "content"}
+SETS = {"srcset", "imagesrcset"}
+UNQUOTED = re.compile(r"[^\s>]*")
+UNQUOTED_ELSEWHERE = re.compile(r"[^\s\"'<>]*")
+UNQUOTED_IN_CSS = re.compile(r"(?:\\(?:[0-9A-Fa-f]{1,6}\s?|.)|[^\s\"'()\\])*")
+REFRESH = re.compile(r"\s*+[0-9.]++[\s;,]*+(?:url\s*+=\s*+[\"']?)?", re.IGNORECASE)  # `<meta content="0; url=…">`
+CANDIDATE = re.compile(r"[^\s,](?:\S*[^\s,])?")
 # An address without syntax around it ends before what a sentence ends with.
 BARE = re.compile(r"(?<![A-Za-z0-9])(?:https?|ftp)://[^\s<>\"'`\[\](){}|^]+", re.IGNORECASE)
 TRAILING = ".,;:!?*_~"
-SCHEME = re.compile(r"(?:[a-z][a-z0-9+.-]{0,30}:|//|\\\\)", re.IGNORECASE)
+SCHEME = re.compile(r"https?:|ftp:|[/\\]{2}|data:|(?:java|vb|live)script:", re.IGNORECASE)  # nothing else leads out
 SLASHES = re.compile(r"(https?:|ftp:)?[/\\]*", re.IGNORECASE)  # `https:\\host` and `https:/host` lead there too
 AROUND = "".join(map(chr, range(0x21)))
+BREAKS = str.maketrans("", "", "\t\n\r")
+LONG_REFERENCE = re.compile(r"&#0*([0-9]{1,8})[0-9]*")
+ESCAPED_IN_MARKDOWN = re.compile(r"\\([!-/:-@\[-`{-~])")
+ESCAPED_IN_CSS = re.compile(r"\\(?:([0-9A-Fa-f]{1,6})(?:\r\n|\s)?|(?:\r\n|[\n\r\f])|(.))")
 SCRIPTS = ("javascript:", "vbscript:", "livescript:")
 NO_SCRIPT = re.compile(r"javascript:\s*(?:void\s*\(?\s*0?\s*\)?|//|#|undefined|false)?;?\s*", re.IGNORECASE)
 
@@ -136,11 +156,12 @@ EXAMPLE_LOGIN = re.compile(
 
 
 class Address(NamedTuple):
-    """An address, `[start, end)` in code points of the text, and whether it loads by itself."""
+    """An address, `[start, end)` in code points of the text, whether it loads by itself, and how a browser reads it."""
 
     start: int
     end: int
     image: bool
+    read: str
 
 
 class Reason(NamedTuple):
@@ -158,7 +179,11 @@ class ExfiltrationCheck:
 
     name = "exfiltration"
     categories = frozenset({"exfiltration"})
-    finds = (Findable("exfiltration.image", SURE), Findable("exfiltration.link", SURE))
+    finds = tuple(
+        found
+        for name in ("exfiltration.image", "exfiltration.link")
+        for found in (Findable(name, SURE, (Stage.INPUT,), TOOLS), Findable(name, SURE, (Stage.OUTPUT,)))
+    )
 
     def find(self, passage: Passage) -> Sequence[Finding]:
         """Return every address of the passage that something speaks against. Time is linear in its length."""
@@ -171,8 +196,8 @@ class ExfiltrationCheck:
         return _apart(found)
 
     def _read(self, passage: Passage, text: str, prompt: "Prompt") -> Iterator[Finding]:
-        for start, end, image in addresses(text):
-            score, what = judged(text[start:end], image, prompt)
+        for start, end, image, address in addresses(text):
+            score, what = judged(text[start:end], address, image, prompt)
             if score:
                 category = "exfiltration.image" if image else "exfiltration.link"
                 yield Finding(self.name, category, score, (Span(passage.part, start, end),), what)
@@ -216,18 +241,20 @@ class Prompt:
     def addresses(self) -> frozenset[str]:
         """The addresses in it, and as they are in plain letters."""
         texts = (self.text, *(reading.text for reading in plainer(self.text)))
-        return frozenset(text[start:end] for text in texts for start, end, _ in addresses(text))
+        return frozenset(text[found.start : found.end] for text in texts for found in addresses(text))
 
 
 def addresses(text: str) -> list[Address]:
-    """Return every address in a text, by its start; none overlaps another."""
+    """Return every address in a text, by its start. Two may overlap: what a browser makes of it depends on the page."""
     found: list[Address] = []
     taken = bytearray(len(text))
     images = set[str]()
-    for start, end, image in (*_inline(text, images), *_defined(text, images), *_attributes(text), *_bare(text)):
-        if start < end and taken.find(1, start, end) < 0:
-            taken[start:end] = b"\1" * (end - start)
-            found.append(Address(start, end, image))
+    for address in (*_inline(text, images), *_defined(text, images), *_attributes(text)):
+        if SCHEME.match(address.read):
+            taken[address.start : address.end] = b"\1" * (address.end - address.start)
+            found.append(address)
+    # Within a value that only looks like one, a word by itself is an address of its own.
+    found += (one for one in _bare(text) if not taken[one.start] or text[one.start - 1 : one.start].isspace())
     return sorted(found)
 
 
@@ -242,8 +269,8 @@ def _inline(text: str, images: set[str]) -> Iterator[Address]:
         elif match[0][0] == "]":
             image, start = opened.pop() if opened else (False, match.start())
             for group in ("angle", "inline"):
-                if match[group] and SCHEME.match(_read(match[group][:80])):
-                    yield Address(*match.span(group), image)
+                if match[group]:
+                    yield Address(*match.span(group), image, _in_markdown(match[group]))
             if image:
                 label = match["to"] or text[start : min(match.start(), start + 200)]
                 images.add(_label(label))
@@ -253,8 +280,8 @@ def _inline(text: str, images: set[str]) -> Iterator[Address]:
 
 def _defined(text: str, images: set[str]) -> Iterator[Address]:
     for match in DEFINITION.finditer(text) if "]:" in text else ():
-        if SCHEME.match(match["url"]):
-            yield Address(*match.span("url"), _label(match["label"]) in images)
+        group = "url" if match["url"] else "angle"
+        yield Address(*match.span(group), _label(match["label"]) in images, _in_markdown(match[group]))
 
 
 def _label(label: str) -> str:
@@ -262,36 +289,63 @@ def _label(label: str) -> str:
 
 
 def _attributes(text: str) -> Iterator[Address]:
-    for match in ATTRIBUTE.finditer(text) if "=" in text or "url(" in text.lower() else ():
-        group = next(g for g in ("double", "single", "bare", "css") if match[g] is not None)
-        image = group == "css" or match["name"].lower() in LOADS
-        start, end = match.span(group)
-        if match["name"] and match["name"].lower() == "srcset":
-            yield from (Address(start + m.start(), start + m.end(), True) for m in BARE.finditer(text[start:end]))
-        elif SCHEME.match(_read(text[start : min(end, start + 80)])):
-            yield Address(start, end, image)
+    """Yield the values of attributes, and what CSS loads.
+
+    A value in quotes ends where they do, however many lines on, and the next may begin within it: quotes that only look
+    like an attribute's hide none. It ends at the next that begins with its quotes at the latest: time stays linear.
+    """
+    done = 0
+    may = "=" in text or "url(" in (lower := text.lower()) or "@import" in lower
+    for match in ATTRIBUTE.finditer(text) if may else ():
+        name, quote, start = (match["name"] or "").lower(), match["quote"], match.end()
+        if quote:
+            end = text.find(quote, start)
+            end = len(text) if end < 0 else end  # a page goes on where the text does not
+        elif start < done:
+            continue
+        else:
+            done = end = _end_of(_unquoted(name, text[max(0, match.start() - 1) : match.start()]), text, start)
+        if name in SETS:
+            for one in CANDIDATE.finditer(text, start, end):
+                yield Address(*one.span(), True, _read(one[0]))
+        else:
+            if name == "content":
+                start = _end_of(REFRESH, text, start, end)
+            value = text[start:end]
+            yield Address(start, end, not name or name in LOADS, _read(value) if name else _in_css(value))
+
+
+def _unquoted(name: str, before: str) -> re.Pattern[str]:
+    """Return what a value without quotes is: in a tag even quotes belong to it, in `?src=…` they end the address."""
+    if not name:
+        return UNQUOTED_IN_CSS
+    return UNQUOTED if before.isspace() or before in "/\"'" else UNQUOTED_ELSEWHERE
+
+
+def _end_of(run: re.Pattern[str], text: str, start: int, end: int = sys.maxsize) -> int:
+    match = run.match(text, start, end)
+    return match.end() if match else start
 
 
 def _bare(text: str) -> Iterator[Address]:
     for match in BARE.finditer(text) if "://" in text else ():
-        yield Address(match.start(), match.start() + len(match[0].rstrip(TRAILING)), False)
+        written = match[0].rstrip(TRAILING)
+        yield Address(match.start(), match.start() + len(written), False, _read(written))
 
 
-def judged(written: str, image: bool, prompt: Prompt) -> Reason:
+def judged(written: str, address: str, image: bool, prompt: Prompt) -> Reason:
     """Return the strongest of what speaks against an address; a score of 0 where nothing does.
 
     Args:
         written: the address as it stands in the text.
+        address: as a browser reads it.
         image: whether it loads by itself.
     """
-    address = _read(written)
     scheme = address[:40].lower()
     if scheme.startswith(SCRIPTS):
         return NONE if NO_SCRIPT.fullmatch(address) else Reason(SURE, "a script in place of an address")
     if scheme.startswith("data:"):
         return _embedded(scheme, image)
-    if not (scheme.startswith(("http:", "https:", "ftp:", "//", "\\\\"))):
-        return NONE
     try:
         head, *query = re.split(r"(?=[?#])", address, maxsplit=1)
         head = SLASHES.sub(lambda match: f"{match[1] or ''}//", head, count=1).replace("\\", "/")
@@ -308,8 +362,27 @@ def judged(written: str, image: bool, prompt: Prompt) -> Reason:
 
 
 def _read(written: str) -> str:
-    """Return an address as a browser reads it: it leaves out breaks and tabs, and what stands around."""
-    return re.sub(r"[\t\n\r]", "", unescape(written)).strip(AROUND)
+    """Return an address in HTML as a browser reads it: it leaves out breaks and tabs, and what stands around."""
+    return _decoded_in_html(written).translate(BREAKS).strip(AROUND)
+
+
+def _in_markdown(written: str) -> str:
+    return _read(ESCAPED_IN_MARKDOWN.sub(r"\1", written))
+
+
+def _in_css(written: str) -> str:
+    """Return an address in CSS as a browser reads it, in a sheet or in an attribute."""
+
+    def said(escape: re.Match[str]) -> str:
+        number = int(escape[1] or "0", 16)
+        return (chr(number) if number <= sys.maxunicode else "\ufffd") if number else escape[2] or ""
+
+    return ESCAPED_IN_CSS.sub(said, _decoded_in_html(written)).translate(BREAKS).strip(AROUND)
+
+
+def _decoded_in_html(written: str) -> str:
+    # `unescape` refuses numbers of thousands of digits, which a browser reads.
+    return unescape(LONG_REFERENCE.sub(r"&#\1", written) if "&#" in written else written)
 
 
 def _embedded(scheme: str, image: bool) -> Reason:

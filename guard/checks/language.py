@@ -6,8 +6,9 @@ code and numbers are in no language that can be told.
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from locale import locale_alias
 
-from ringfence.guard.check import Finding, Passage, Span
+from ringfence.guard.check import Findable, Finding, Passage, Span
 from ringfence.guard.classifier.language import READ, SURE, identifier
 
 PART = 0.25
@@ -19,12 +20,21 @@ LOOKED_AT = 300
 # A paragraph or more, up to the end of one where it ends in time.
 BLOCK = re.compile(rf"(?s).{{200,{READ}}}?(?=\n[ \t\r]{{0,8}}\n|\Z)|.{{1,{READ}}}")
 
+NONE = "zxx"
+"""The model's code for what is in no language."""
+
 
 class LanguageCheck:
     """Reports `language.CODE` (ISO 639: `language.de`) for each language that a good part of the text is in."""
 
     name = "language"
     categories = frozenset({"language"})
+
+    @property
+    def finds(self) -> Sequence[Findable]:
+        """Every language that there is a code for; loads the model."""
+        codes = sorted({*map(str, identifier().nb_classes)} - {NONE})
+        return [Findable(f"language.{code}", called=tuple(_names(code))) for code in codes]
 
     def warm(self) -> object:
         """Load the model."""
@@ -40,7 +50,7 @@ class LanguageCheck:
         spoken: dict[str, list[tuple[Span, float]]] = {}
         for block in BLOCK.finditer(text):
             code, probability = identifier().classify(block[0][:LOOKED_AT].encode("utf-8", "replace"))
-            if probability >= SURE and code != "zxx":
+            if probability >= SURE and code != NONE:
                 spoken.setdefault(str(code), []).append((Span(passage.part, *block.span()), float(probability)))
         found = [(sum(map(_length, blocks)), code, blocks) for code, blocks in spoken.items()]
         return [
@@ -48,6 +58,12 @@ class LanguageCheck:
             for length, code, blocks in sorted(found, key=lambda one: (-one[0], one[1]))
             if length >= PART * len(text)
         ]
+
+
+def _names(code: str) -> Iterator[str]:
+    """Yield what a language is called, as far as Python knows: in English, and some by themselves."""
+    known = (name for name, locale in locale_alias.items() if locale.startswith(f"{code}_"))
+    return (name for name in known if name.isalpha() and len(name) > 3)  # the others are codes
 
 
 def _length(block: tuple[Span, float]) -> int:

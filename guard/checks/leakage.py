@@ -41,7 +41,7 @@ from ringfence.guard.checks.letters import (
     ways,
 )
 from ringfence.guard.checks.words import UNSPACED, said, tokens
-from ringfence.guard.normalise import spellings, variants
+from ringfence.guard.normalise.readings import spellings, variants
 from ringfence.policies.types import Stage
 
 ROW = 6

@@ -17,7 +17,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from ringfence.guard.normalise import Variant
+from ringfence.guard.normalise.variant import Variant
 
 ROW = 24
 """Letters in a row that must be the same; the shortest stretch that is one."""

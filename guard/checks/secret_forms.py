@@ -68,6 +68,9 @@ _ALONE = r"(?![A-Za-z0-9_-]|\.[A-Za-z0-9])"
 _GITLAB = tuple(f"gl{kind}-" for kind in ("pat", "ptt", "dt", "rt", "ft", "ffct", "imt", "oas", "soat", "cbt", "agent"))
 _PEM = r"(?:[A-Z0-9]{1,12} ){0,2}PRIVATE KEY(?: BLOCK)?-----"
 _PEM_BODY = r"""(?:[\s"'>]|\\[nr]){0,16}(?:[A-Za-z0-9+/=]{20}|[A-Za-z0-9+/=]{0,19}\Z|[A-Z][A-Za-z-]{3,20}: )"""
+_UUID = r"[a-f0-9]{8}-(?:[a-f0-9]{4}-){3}[a-f0-9]{12}"
+# An address that lets whoever has it write is found whole.
+_HTTPS = r"(?:https://)?"
 _SNYK = r"[A-Za-z0-9]{8}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"
 # Between an id and the secret that belongs to it: quotes, commas, a line, another name.
 _BESIDE = r"""["'`]?[\s,;:|]{1,8}(?:[A-Za-z_]{2,32}["']?[ \t]{0,4}[:=][ \t]{0,4})?["'`]?"""
@@ -136,13 +139,13 @@ FORMS = (
     secret(
         "slack",
         "Slack webhook",
-        r"hooks\.slack\.com/services/(T[A-Z0-9]{6,14}/B[A-Z0-9]{6,14}/[A-Za-z0-9]{20,30})",
+        _HTTPS + r"hooks\.slack\.com/services/T[A-Z0-9]{6,14}/B[A-Z0-9]{6,14}/[A-Za-z0-9]{20,30}",
         hint="hooks.slack.com/services/",
     ),
     secret(
         "slack",
         "Slack webhook of a workflow",
-        r"hooks\.slack\.com/(?:workflows|triggers)/([A-Z0-9]{6,14}/[A-Za-z0-9/]{30,56})" + _END,
+        _HTTPS + r"hooks\.slack\.com/(?:workflows|triggers)/[A-Z0-9]{6,14}/[A-Za-z0-9/]{30,56}" + _END,
         hint=("hooks.slack.com/workflows/", "hooks.slack.com/triggers/"),
     ),
     secret("stripe", "Stripe key", _FRESH + r"[sr]k_(?:live|test)_[A-Za-z0-9]{16,}", hint=("k_live_", "k_test_")),
@@ -176,7 +179,7 @@ FORMS = (
     secret(
         "discord",
         "Discord webhook",
-        r"discord(?:app)?\.com/api/(?:v[0-9]{1,2}/)?webhooks/([0-9]{17,20}/[A-Za-z0-9_-]{60,80})",
+        _HTTPS + r"discord(?:app)?\.com/api/(?:v[0-9]{1,2}/)?webhooks/[0-9]{17,20}/[A-Za-z0-9_-]{60,80}",
         hint="/webhooks/",
     ),
     secret("twilio", "Twilio API key", _FRESH + r"SK[a-f0-9]{32}" + _END, hint="SK"),
@@ -202,7 +205,7 @@ FORMS = (
     secret("postman", "Postman key", _FREE + r"PMAK-[a-f0-9]{24}-[a-f0-9]{34}" + _END, hint="PMAK-"),
     secret("new_relic", "New Relic key", _FREE + r"NRAK-[A-Z0-9]{27}" + _END, hint="NRAK-"),
     secret("sentry", "Sentry token", _FRESH + r"sntryu_[a-f0-9]{64}" + _END, hint="sntryu_"),
-    secret("deepl", "DeepL key", _FREE + r"[a-f0-9]{8}-(?:[a-f0-9]{4}-){3}[a-f0-9]{12}:fx" + _END, hint=":fx"),
+    secret("deepl", "DeepL key", _FREE + _UUID + ":fx" + _END, hint=":fx"),
     secret(
         "onepassword",
         "1Password secret key",
@@ -219,6 +222,14 @@ FORMS = (
     secret("azure", "Azure shared access signature", r"[?&;]sig=([A-Za-z0-9%+/]{40,90}(?:=|%3[Dd]))", hint="sig="),
     secret("azure", "Azure client secret", r"(?<![\w~.-])[\w~.-]{3}[0-9]Q~[\w~.-]{31,34}(?![\w~-])", hint="Q~"),
     token("adafruit", "Adafruit IO key", "aio_", r"(?=[A-Za-z]*[0-9])[A-Za-z0-9]{28}"),
+    token("adobe", "Adobe client secret", "p8e-", r"[A-Za-z0-9]{32}"),
+    # The prefix begins many words: looked for first, what stands before it after that.
+    secret(
+        "airtable",
+        "Airtable token",
+        r"pat(?<![A-Za-z0-9_-]...)[A-Za-z0-9]{14}\.[a-f0-9]{64}" + _END,
+        hint="pat",
+    ),
     token("alibaba", "Alibaba Cloud access key id", "LTAI", r"[A-Za-z0-9]{17,21}"),
     secret(
         "alibaba",
@@ -230,9 +241,43 @@ FORMS = (
     token("artifactory", "Artifactory API key", "AKCp", r"[A-Za-z0-9]{69}"),
     token("artifactory", "Artifactory reference token", "cmVmdGtu", r"[A-Za-z0-9]{56}"),
     token("atlassian", "Atlassian token", ("ATATT3", "ATCTT3"), r"[A-Za-z0-9_-]{100,250}=[A-Za-z0-9]{8}"),
+    secret(
+        "authress",
+        "Authress access key of a service",
+        _FREE + r"(?:sc|ext|scauth|authress)_[A-Za-z0-9]{5,30}\.[A-Za-z0-9]{4,6}\.acc[_-][A-Za-z0-9-]{10,32}"
+        r"\.[A-Za-z0-9+/_=-]{30,120}(?![A-Za-z0-9+/_-])",
+        hint=(".acc_", ".acc-"),
+    ),
+    secret(
+        "aws_bedrock",
+        "Amazon Bedrock key",
+        _UNCODED + r"ABSK[A-Za-z0-9+/]{100,280}={0,2}(?![A-Za-z0-9+/=])",
+        LIKELY,
+        is_strewn,
+        "ABSK",
+    ),
+    # What follows is an address in base64; this much of it is the host.
+    secret(
+        "aws_bedrock",
+        "Amazon Bedrock key that ends soon",
+        _FREE + r"bedrock-api-key-YmVkcm9jay5hbWF6b25hd3MuY29t[A-Za-z0-9+/]{40,}={0,2}",
+        hint="bedrock-api-key-",
+    ),
     token("brevo", "Brevo key", "xkeysib-", r"[a-f0-9]{64}-[A-Za-z0-9]{16}"),
+    token("buildkite", "Buildkite token", "bkua_", r"[a-z0-9]{40}"),
+    token("clickhouse", "ClickHouse Cloud key", "4b1d", r"[A-Za-z0-9]{38}", LIKELY, is_strewn),
     token("clojars", "Clojars token", "CLOJARS_", r"[A-Za-z0-9]{60}"),
     token("cloudflare", "Cloudflare origin CA key", "v1.0-", r"[a-f0-9]{24}-[a-f0-9]{146}"),
+    token("contentful", "Contentful token", "CFPAT-", r"[A-Za-z0-9_-]{43}"),
+    token("defined_networking", "Defined Networking key", "dnkey-", r"[A-Za-z0-9_=-]{26}-[A-Za-z0-9_=-]{52}"),
+    secret(
+        "dropbox",
+        "Dropbox access token",
+        _FREE + r"sl\.(?:u\.)?[A-Za-z0-9_-]{130,}",
+        LIKELY,
+        is_strewn,
+        "sl.",
+    ),
     token("duffel", "Duffel token", ("duffel_live_", "duffel_test_"), r"[A-Za-z0-9_=-]{43}"),
     secret(
         "dynatrace",
@@ -249,6 +294,7 @@ FORMS = (
         is_strewn,
         "EAA",
     ),
+    secret("figma", "Figma token", _FREE + r"figd_[A-Za-z0-9_-]{40,}", hint="figd_"),
     token("fireworks", "Fireworks key", "fw_", r"[A-Za-z0-9]{20,}", LIKELY, is_strewn),
     token("flutterwave", "Flutterwave secret key", ("FLWSECK-", "FLWSECK_TEST-"), r"[a-z0-9]{32}-X"),
     token("flutterwave", "Flutterwave encryption key", "FLWSECK_TEST-", r"[a-z0-9]{12}"),
@@ -273,18 +319,22 @@ FORMS = (
     ),
     token("mapbox", "Mapbox secret token", ("sk.eyJ", "tk.eyJ"), r"[A-Za-z0-9_-]{20,}\.[A-Za-z0-9_-]{22}"),
     secret("maxmind", "MaxMind key", _FREE + r"[A-Za-z0-9]{6}_[A-Za-z0-9]{29}_mmk" + _END, hint="_mmk"),
+    token("netlify", "Netlify token", "nfp_", r"[A-Za-z0-9_]{36,40}"),
     token("new_relic", "New Relic insert key", "NRII-", r"[A-Za-z0-9_-]{32}"),
+    token("nuget", "NuGet key", "oy2", r"[a-z0-9]{43}", LIKELY, is_random),
     token("octopus", "Octopus Deploy key", "API-", r"[A-Z0-9]{26}", LIKELY, is_random),
     secret("okta", "Okta token", _FREE + r"SSWS\s{1,4}(00[A-Za-z0-9_-]{40})" + _END, valid=is_random, hint="SSWS"),
     token("onepassword", "1Password service account token", "ops_eyJ", r"[A-Za-z0-9+/]{250,}={0,3}"),
     token("openshift", "OpenShift token", "sha256~", r"[A-Za-z0-9_-]{43}"),
     token("pinecone", "Pinecone key", "pcsk_", r"[A-Za-z0-9]{5,6}_[A-Za-z0-9]{63}"),
+    token("plaid", "Plaid access token", ("access-sandbox-", "access-development-", "access-production-"), _UUID),
     token(
         "planetscale",
         "PlanetScale token or password",
         ("pscale_tkn_", "pscale_pw_", "pscale_oauth_"),
         r"[A-Za-z0-9_.=-]{31,63}[A-Za-z0-9_=-]",
     ),
+    token("posthog", "PostHog key", ("phx_", "phs_", "pha_", "phr_"), r"[A-Za-z0-9]{40,60}"),
     token("prefect", "Prefect key", "pnu_", r"[A-Za-z0-9]{36}"),
     token("pulumi", "Pulumi token", "pul-", r"[a-f0-9]{40}"),
     token("readme", "ReadMe key", "rdme_", r"[a-z0-9]{70}"),
@@ -292,9 +342,11 @@ FORMS = (
     token("rubygems", "RubyGems key", "rubygems_", r"[a-f0-9]{48}"),
     token("scalingo", "Scalingo token", "tk-us-", r"[A-Za-z0-9_-]{48}", LIKELY, is_random),
     token("sentry", "Sentry token of an organisation", "sntrys_eyJ", r"[A-Za-z0-9+/]{10,400}={0,2}_[A-Za-z0-9+/]{43}"),
+    token("settlemint", "SettleMint token", ("sm_aat_", "sm_pat_", "sm_sat_"), r"[A-Za-z0-9]{16}"),
     token("shippo", "Shippo token", ("shippo_live_", "shippo_test_"), r"[a-fA-F0-9]{40}"),
     token("snyk", "Snyk token", ("snyk_uat.", "snyk_sat."), _SNYK, LIKELY, is_random),
     token("sonarqube", "SonarQube token", ("squ_", "sqp_", "sqa_"), r"[a-f0-9]{40}"),
+    token("sourcegraph", "Sourcegraph token", "sgp_", r"(?:(?:[a-f0-9]{16}|local)_)?[a-f0-9]{40}"),
     token("square", "Square access token", "sq0atp-", r"[A-Za-z0-9_-]{22}"),
     token("square", "Square application secret", "sq0csp-", r"[A-Za-z0-9_-]{43}"),
     secret(
@@ -307,11 +359,36 @@ FORMS = (
     ),
     token("supabase", "Supabase access token", "sbp_", r"(?:oauth_|v0_)?[a-f0-9]{40}"),
     token("supabase", "Supabase secret key", "sb_secret_", r"[A-Za-z0-9_-]{20,}", LIKELY, is_random),
+    token("tailscale", "Tailscale key", "tskey-", r"(?:[a-z]{3,12}-)?[A-Za-z0-9]{8,40}-[A-Za-z0-9]{16,60}"),
+    secret(
+        "teams",
+        "Microsoft Teams webhook",
+        rf"{_HTTPS}{_FREE}[A-Za-z0-9-]{{1,63}}\.webhook\.office\.com/webhookb2/{_UUID}@{_UUID}/IncomingWebhook"
+        r"/[A-Za-z0-9]{32}(?:/[A-Za-z0-9_-]{1,128}){1,2}",
+        hint=".webhook.office.com/webhookb2/",
+    ),
+    token("tencent", "Tencent Cloud secret id", "AKID", r"[A-Za-z0-9]{32}", LIKELY, is_strewn),
+    secret(
+        "tencent",
+        "Tencent Cloud secret key beside its id",
+        rf"{_FREE}AKID[A-Za-z0-9]{{32}}{_BESIDE}([A-Za-z0-9]{{32}}){_END}",
+        valid=is_random,
+        hint="AKID",
+    ),
     secret(
         "terraform",
         "Terraform Cloud token",
         _FREE + r"[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_=-]{60,70}" + _END,
         hint=".atlasv1.",
+    ),
+    # It begins with a number of 128 bits that is nearly all zeros, in base64 with `%2B`, `%2F` and `%3D`.
+    secret(
+        "twitter",
+        "X (Twitter) bearer token",
+        r"A{20}(?<![A-Za-z0-9_+/%-].{20})[A-Za-z0-9%]{80,104}(?![A-Za-z0-9_+/=%-])",
+        LIKELY,
+        is_strewn,
+        "A" * 20,
     ),
     token("typeform", "Typeform token", "tfp_", r"[A-Za-z0-9_.=-]{59}"),
     token("yandex", "Yandex Cloud key", "AQVN", r"[A-Za-z0-9_-]{35,38}", LIKELY, is_strewn),

@@ -6,6 +6,8 @@ from collections import Counter
 from itertools import pairwise
 from math import log2
 
+from ringfence.guard.normalise.english import surprise
+
 PLACEHOLDER = re.compile(
     r"your|xxxx|placeholder|changeme|change_me|dummy|redacted|replace|insert|example|\.\.\.|\*\*\*|[<>{}]",
     re.IGNORECASE,
@@ -24,6 +26,7 @@ REFERENCE = re.compile(
 CODE = re.compile(r"[()\[\]{}<>]|(?:required|nullable|string|confirmed)\||\|(?:min|max|string|confirmed)\b")
 # Names of methods and standards have digits too, and stand after "password" more often than a password does.
 TERM = re.compile(r"sha-?\d|md5|oauth|bcrypt|pbkdf|argon|scrypt|rfc|utf|aes|base64|x509|saml|http|2fa", re.IGNORECASE)
+LETTERS = re.compile(r"[A-Za-z]+")
 PROSE = re.compile(
     r"\b(?:must|should|at|least|is|are|not|be|the|a|an|of|to|for|your|and|or|too|contain)\b", re.IGNORECASE
 )
@@ -36,14 +39,14 @@ def is_meant(value: str) -> bool:
 
 
 def is_random(value: str) -> bool:
-    """Whether a value looks drawn, not written: letters and digits mixed, at 3 bits a character or more."""
+    """Whether a value looks drawn, not written: digits among its letters, or letters in no order that words have."""
     mixed = sum(c.isdigit() for c in value) >= 2 and any(c.isalpha() for c in value)
-    return mixed and is_meant(value) and _entropy(value) >= 3
+    return is_meant(value) and _entropy(value) >= 3 and (mixed or _is_scrambled(value))
 
 
 def is_strewn(value: str) -> bool:
     """Whether a random value changes its kind of character often, as words with numbers and dates do not."""
-    return is_random(value) and _changes(value) >= 0.22
+    return is_random(value) and (_changes(value) >= 0.22 or _is_scrambled(value))
 
 
 def is_password(value: str) -> bool:
@@ -87,10 +90,21 @@ def is_private_key(value: str) -> bool:
     return b"PRIVATE KEY-----" in _decoded(value[:80])
 
 
+SCRAMBLED = 7.2
+"""Bits from which on letters are drawn. Of the long names in code one in 500 has as many, mostly data."""
+
+
 def _is_scrambled(value: str) -> bool:
-    """Letters alone, in upper and lower case as no words, humps or abbreviations have them."""
-    swaps = sum(a.isupper() != b.isupper() for a, b in pairwise(value))
-    return len(value) >= 10 and value.isascii() and value.isalpha() and swaps >= 0.35 * len(value)
+    """Letters that follow each other as in no word, and change between capital, small and digit as humps do not."""
+    words = LETTERS.findall(value)
+    pairs = sum(len(word) + 1 for word in words)
+    surprises = sum(surprise(word) * (len(word) + 1) for word in words)
+    changes = sum(_kind(a) != _kind(b) for a, b in pairwise(value) if a.isalnum() and b.isalnum())
+    return pairs >= 10 and surprises / pairs + 4 * changes / len(value) >= SCRAMBLED
+
+
+def _kind(character: str) -> tuple[bool, bool]:
+    return character.isdigit(), character.isupper()
 
 
 def _changes(value: str) -> float:

@@ -22,6 +22,9 @@ WHO = tuple(f.name for f in fields(Scope))
 LISTS = ("checks", "counters", "exceptions", "overlays", "exempt")
 """Parts of a policy of which there may be several, beside its rules."""
 
+PLACES = ("origin", "origins")
+"""Keys that say where something was written."""
+
 
 def who_of(pairs: Iterable[str]) -> dict[str, str]:
     """Read `KEY=VALUE` pairs of an exchange that there might be.
@@ -137,11 +140,13 @@ def _place_of(written: Policy | Rule, key: str) -> str:
 
 
 def _written(rule: Rule) -> Iterator[tuple[str, object]]:
-    """Yield the keys of a rule that say something."""
+    """Yield the keys of a rule that say something, and those of which nothing is left because a null took it out."""
     for f in fields(rule):
         value = getattr(rule, f.name)
-        if f.name not in ("id", "origin", "origins", "fitted") and value not in (None, "", (), False):
+        if f.name not in ("id", "fitted", *PLACES) and value not in (None, "", (), False):
             yield f.name, value
+        elif value is None and f.name in rule.origins:
+            yield f.name, "null"
 
 
 def _value(value: object) -> str:
@@ -150,7 +155,7 @@ def _value(value: object) -> str:
         case Degrade():
             return f"degrade to {value.degrade}"
         case Mapping():
-            said = ((key, item) for key, item in value.items() if item not in (None, "", [], {}) and key != "origin")
+            said = ((key, item) for key, item in value.items() if item not in (None, "", [], {}) and key not in PLACES)
             return ", ".join(f"{key} {_value(item)}" for key, item in said)
         case str():
             return value

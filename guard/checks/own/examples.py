@@ -25,9 +25,10 @@ from ringfence.guard.checks.model import Reader, shared_reader
 from ringfence.guard.classifier.calibrate import PRIOR
 from ringfence.guard.classifier.correction import Line, Texts, Vector, fit_texts
 from ringfence.guard.classifier.scorer import Curve
-from ringfence.guard.normalise import variants
+from ringfence.guard.normalise.readings import variants
 from ringfence.policies.document import PolicyError, Problem
-from ringfence.policies.own import Examples
+from ringfence.policies.own import Examples, written_at
+from ringfence.policies.words import Origin
 
 METHOD = 1
 """Part of a check's revision: raised when the same examples come to score otherwise."""
@@ -129,7 +130,7 @@ def learn(spec: Examples, reader: Reader | None = None) -> ExamplesCheck:
         WeightsError: the guard model cannot be used.
     """
     if wrong := list(_unusable(spec)):
-        raise PolicyError(Problem(spec.origin, what) for what in wrong)
+        raise PolicyError(wrong)
     reader = reader or shared_reader()
     # What a category is called by is one more text that belongs to it.
     texts = (*spec.match, spec.description, *spec.leave)
@@ -139,7 +140,7 @@ def learn(spec: Examples, reader: Reader | None = None) -> ExamplesCheck:
     line = _fit(given, reader.root)
     curve, trial = _try(given, described, line, reader)
     if trial.auroc < (least := bar(len(spec.match), len(spec.leave))):
-        raise PolicyError(Problem(spec.origin, what) for what in _not_learnt(spec, trial, least))
+        raise PolicyError(_not_learnt(spec, trial, least))
     calibrated = Line(curve.slope * line.weight, curve.slope * line.bias + curve.offset)
     return ExamplesCheck(spec.category, reader, calibrated, trial, _revision(spec, reader))
 
@@ -198,36 +199,43 @@ def _curve(logits: Vector, truth: NDArray[Any], ordinary: Vector) -> Curve:
     return Curve(float(model.coef_[0, 0]), float(model.intercept_[0]))
 
 
-def _unusable(spec: Examples) -> Iterator[str]:
+def _given(spec: Examples) -> Iterator[tuple[str, int, str, Origin]]:
+    """Yield every example: its side, its number there, its text, and where it was written."""
+    for side, texts in (("match", spec.match), ("leave", spec.leave)):
+        yield from ((side, i + 1, text, written_at(spec, side, i)) for i, text in enumerate(texts))
+
+
+def _unusable(spec: Examples) -> Iterator[Problem]:
     seen: set[str] = set()
-    for side, texts in (("match", spec.match), ("leave", spec.leave), ("description", (spec.description,))):
-        for number, text in enumerate(texts, 1):
-            where = f"example {number} of '{side}'" if side != "description" else "the description"
-            if not text.strip():
-                yield f"{where} is nothing but white space; write one or leave it"
-            elif len(text) > LONGEST:
-                yield f"{where} has {len(text):,} characters; {LONGEST:,} are enough to learn from"
-            elif text in seen:
-                yield f"{where} is there already; an example teaches once, and on one side: {_brief(text)}"
-            seen.add(text)
+    given = [(f"example {number} of '{side}'", text, place) for side, number, text, place in _given(spec)]
+    for where, text, place in (*given, ("the description", spec.description, written_at(spec, "description"))):
+        if not text.strip():
+            yield Problem(place, f"{where} is nothing but white space; write one or leave it")
+        elif len(text) > LONGEST:
+            yield Problem(place, f"{where} has {len(text):,} characters; {LONGEST:,} are enough to learn from")
+        elif text in seen:
+            what = f"{where} is there already; an example teaches once, and on one side: {_brief(text)}"
+            yield Problem(place, what)
+        seen.add(text)
 
 
-def _not_learnt(spec: Examples, trial: Trial, least: float) -> Iterator[str]:
-    yield (
+def _not_learnt(spec: Examples, trial: Trial, least: float) -> Iterator[Problem]:
+    yield Problem(
+        spec.origin,
         f"the examples of '{spec.category}' cannot be told apart: held out, they reach an AUROC of {trial.auroc:.2f}, "
-        f"and {least:.2f} is the least for {len(spec.match)} and {len(spec.leave)} of them; give more, or clearer ones"
+        f"and {least:.2f} is the least for {len(spec.match)} and {len(spec.leave)} of them; give more, or clearer ones",
     )
-    sides = [*((1, "match", text) for text in spec.match), *((0, "leave", text) for text in spec.leave)]
     # The farther a score is from where it should be, the sooner its author should look at it.
-    tried = sorted(zip(trial.scores, sides, strict=True), key=lambda one: -abs(one[0] - one[1][0]))
+    tried = sorted(zip(trial.scores, _given(spec), strict=True), key=lambda one: -abs(one[0] - (one[1][0] == "match")))
     wrong = [
-        f"{_brief(text)} of '{side}' scores {score:.2f}"
-        for score, (is_one, side, text) in tried
-        if (score >= 0.5) != bool(is_one)
+        Problem(place, f"{_brief(text)} of '{side}' scores {score:.2f}")
+        for score, (side, _, text, place) in tried
+        if (score >= 0.5) != (side == "match")
     ]
     yield from wrong[:SHOWN]
     if len(wrong) > SHOWN:
-        yield f"{len(wrong) - SHOWN} more are on the wrong side of 0.5"
+        what = f"{len(wrong)} examples are on the wrong side of 0.5; the {SHOWN} that are farthest off are told"
+        yield Problem(spec.origin, what)
 
 
 def _brief(text: str) -> str:

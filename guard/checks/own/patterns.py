@@ -1,19 +1,20 @@
 """Finds the words and patterns that a policy names, with RE2: for each match in time linear in the text.
 
-It knows no category; it looks in the text as it is written and in its other readings (`guard/normalise.py`).
+It knows no category; it looks in the text as it is written and in its other readings (`guard/normalise/`).
 
 RE2 counts bytes; spans are counted in code points again here.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 from unicodedata import normalize
 
 import re2
 
 from ringfence.guard.check import Finding, Passage, Span
-from ringfence.guard.checks.disguise import in_disguise
+from ringfence.guard.checks.disguise import in_disguise, joined
 from ringfence.guard.checks.words import spaced
 from ringfence.guard.expressions import (
     Pattern,
@@ -25,9 +26,9 @@ from ringfence.guard.expressions import (
     room,
     together,
 )
-from ringfence.guard.normalise import variants
+from ringfence.guard.normalise.readings import variants, wordings
 from ringfence.policies.document import PolicyError, Problem
-from ringfence.policies.own import Keywords, Regex
+from ringfence.policies.own import Keywords, Regex, written_at
 
 EDGE = "\0"
 """Stands at both ends of every word while words are looked for, so that only whole ones meet."""
@@ -80,13 +81,19 @@ class PatternCheck:
         self._look = look
 
     def find(self, passage: Passage) -> Sequence[Finding]:
-        """Return a finding with score 1.0 for each match, in order; in a disguise, where there is none in the clear."""
-        found = {(finding.spans, number): finding for finding, number in self._read(passage.part, passage.text)}
-        for variant in variants(passage.text):
-            for finding, number in self._read(passage.part, variant.text):
-                disguised = in_disguise(finding, variant)
-                found.setdefault((disguised.spans, number), disguised)
-        return sorted(found.values(), key=lambda finding: finding.spans[0].start)
+        """Return a finding with score 1.0 for each match, in order; of one word or pattern, one for those that overlap.
+
+        What is found in the clear is not told again as disguised.
+        """
+        found: dict[int, list[Finding]] = {}
+        for finding, number in self._read(passage.part, passage.text):
+            found.setdefault(number, []).append(finding)
+        readings = {reading.text: reading for reading in (*wordings(passage.text), *variants(passage.text))}
+        readings.pop(passage.text, None)
+        for reading in readings.values():
+            for finding, number in self._read(passage.part, reading.text):
+                found.setdefault(number, []).append(in_disguise(finding, reading))
+        return sorted(chain.from_iterable(map(joined, found.values())), key=lambda finding: finding.spans[0].start)
 
     def _read(self, part: int, text: str) -> Iterator[tuple[Finding, int]]:
         for start, end, number, rest in self._look(text):
@@ -104,10 +111,9 @@ def keywords(spec: Keywords) -> PatternCheck:
         PolicyError: a word is nothing but white space, or they are too many.
     """
     numbers: dict[str, int] = {}
-    blank = [number for number, word in enumerate(spec.words, 1) if not word.strip()]
-    if blank:
+    if blank := [index for index, word in enumerate(spec.words) if not word.strip()]:
         what = "word {} is nothing but white space; write one or leave it out"
-        raise PolicyError(Problem(spec.origin, what.format(number)) for number in blank)
+        raise PolicyError(Problem(written_at(spec, "words", index), what.format(index + 1)) for index in blank)
     for number, word in enumerate(spec.words, 1):
         for form in (normalize("NFC", word), normalize("NFD", word)):
             numbers.setdefault(_spelt(_prepared(form, spec)[0]), number)
@@ -141,8 +147,9 @@ def regex(spec: Regex) -> PatternCheck:
     problems: list[Problem] = []
     taken = 0
     for number, written in enumerate(spec.patterns, 1):
+        place = written_at(spec, "patterns", number - 1)
         try:
-            pattern = compiled(written, spec.origin, f"pattern {number}, '{written}', cannot be used")
+            pattern = compiled(written, place, f"pattern {number}, '{written}', cannot be used")
         except PolicyError as error:
             problems += error.problems
             continue
@@ -151,13 +158,11 @@ def regex(spec: Regex) -> PatternCheck:
         if not has_room(taken):
             break
         if any(match.start() == match.end() for probe in PROBES for match in pattern.finditer(probe)):
-            what = (
-                f"pattern {number}, '{written}', matches where there is nothing; write `+` for `*`, or what must stand"
-            )
-            problems.append(Problem(spec.origin, what))
+            what = f"pattern {number}, '{written}', matches where there is nothing"
+            problems.append(Problem(place, f"{what}; write `+` for `*`, or what must stand"))
         if BYTE.search(written):
             what = f"pattern {number}, '{written}', takes characters apart with \\C; write `(?s:.)` for any character"
-            problems.append(Problem(spec.origin, what))
+            problems.append(Problem(place, what))
     try:
         refuse_beyond_room(taken, spec.origin)
     except PolicyError as error:
