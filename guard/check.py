@@ -7,6 +7,7 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 from math import isnan
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Literal, Protocol, cast, runtime_checkable
 
 from ringfence.guard.expressions import Unusable, has_room, refuse_beyond_room
@@ -15,8 +16,10 @@ from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.findable import Findable
 from ringfence.policies.own import GuardModel, OwnCheck, located
 from ringfence.policies.types import Finding, Span, Stage
+from ringfence.policies.words import Voice
 
 __all__ = [
+    "VOICES",
     "Bounded",
     "Calibrated",
     "CannotAnswer",
@@ -49,6 +52,9 @@ Form = Literal["text", "image"]
 """What a passage is."""
 
 TEXTS: frozenset[Form] = frozenset({"text"})
+
+VOICES: Mapping[Stage, Voice] = MappingProxyType({Stage.INPUT: "user", Stage.OUTPUT: "assistant"})
+"""Whose text is judged at a stage, where nobody says whose it is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The guard model as scikit-learn knows classifiers: texts in, probabilities out. Knows no policy and no checks."""
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -84,7 +85,7 @@ class GuardClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     def _is_answering(self) -> bool:
         if self.head not in HEADS:
             raise ValueError(f"there is no head {self.head!r}; there are {', '.join(HEADS)}")
-        if not 0 <= self.threshold <= 1:
+        if not (isinstance(self.threshold, Real) and 0 <= self.threshold <= 1):
             raise ValueError(f"threshold must be between 0 and 1, got {self.threshold!r}")
         return self.head in ANSWERING
 

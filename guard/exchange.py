@@ -202,6 +202,7 @@ class Exchange:
         dialect: the API it came by (`openai.chat`, `anthropic.messages`, `python`, `cli` …).
         body: the request as it came, or as rewritten: what goes to the upstream.
         request: the parts of the request, in wire order.
+        apart: whether these are texts by themselves, sent together: none was said before another.
         reply: the parts of the reply as far as they were judged, before rewriting.
         timings: seconds by step (`input_s`, `upstream_first_s`, `output_s`, `total_s`).
         receipt: `SEQ:HASH` of its record; empty while there is none.
@@ -223,6 +224,7 @@ class Exchange:
     revisions: dict[str, str] = field(default_factory=dict)
     error: str | None = None
     receipt: str = ""
+    apart: bool = False
 
     @property
     def who(self) -> dict[str, str]:
@@ -244,8 +246,10 @@ class Exchange:
         """Return what the user and the assistant said before a part of the request, oldest first, each with its role.
 
         Whole texts, and without a gap: the oldest are left out where there are more than `MOST_TURNS`, or where they
-        are longer than `MOST_TEXT` together.
+        are longer than `MOST_TEXT` together. Nothing where the texts are `apart`.
         """
+        if self.apart:
+            return ()
         found: list[tuple[str, str]] = []
         room = MOST_TEXT
         for at in range(part - 1, -1, -1):

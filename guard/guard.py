@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from ringfence.guard.actions import rewrite_body
 from ringfence.guard.audit.record import Body, Receipt, record_of
 from ringfence.guard.audit.store import StoreError
-from ringfence.guard.check import Check, Finding, Form, Passage, Span, load_checks, own_checks, said
+from ringfence.guard.check import VOICES, Check, Finding, Form, Passage, Span, load_checks, own_checks, said
 from ringfence.guard.exchange import SPEAKERS, Coverage, Exchange, Judged, Kind, Part, Path, Subject, unread, whose
 from ringfence.guard.history import History
 from ringfence.guard.images import why_unreadable
@@ -128,8 +128,8 @@ class Guard:
                 about some.
         """
         who = whose(subject, model, route)
-        voice = role or ("user" if stage is Stage.INPUT else "assistant")
-        return self._pipelines.of(who).judge(stage, [said(stage, voice, text, prompt, system)], who=who)
+        passage = said(stage, role or VOICES[stage], text, prompt, system)
+        return self._pipelines.of(who).judge(stage, [passage], who=who)
 
     def judge_request(self, exchange: Exchange) -> Decision:
         """Judge every part of the request; write coverage and decision into the exchange and rewrites into its body.
@@ -147,7 +147,7 @@ class Guard:
                 f"the request holds {length:,} characters of text; this service takes {self.policy.limits.text:,}"
             )
         pipeline = self.pipeline_of(exchange)
-        missed = _unread(parts, pipeline.reads(Stage.INPUT, "image"))
+        missed = _unread(parts, pipeline)
         judged = [(i, p) for i, p in enumerate(parts) if i not in missed and p.role not in exempt]
         # Without a span: nothing in it can be rewritten, so a rule that asks for that blocks.
         nobodys = [Finding("guard", UNJUDGED[parts[i].kind], 1.0, detail=parts[i].where) for i in missed]
@@ -156,6 +156,7 @@ class Guard:
             [_passage(exchange, i) for i, _ in judged],
             known=[*nobodys, *self.history.findings(self.policy.counters, exchange.subject)],
             who=exchange.who,
+            apart=exchange.apart,
         )
         decision = numbered(decision, exchange, dict(judged), pipeline.policy.rules)
         exchange.decisions.append(decision)
@@ -294,12 +295,12 @@ class ReplyGuard:
                 why = "it came, but was neither judged nor released"
                 self._remember(part, None, Coverage(part.where, Judged.UNJUDGED, why))
                 continue
-            coverage = _coverage(part.where, stream.decision, self._pipeline)
+            coverage = _coverage(part, stream.decision, self._pipeline)
             if more := len(stream.text) - stream.judged:
                 coverage = replace(coverage, why=f"{more} more characters came, neither judged nor released")
             self._remember(part, stream.decision, coverage)
         for part, decision in self._wholes:
-            self._remember(part, decision, _coverage(part.where, decision, self._pipeline))
+            self._remember(part, decision, _coverage(part, decision, self._pipeline))
 
     def _remember(self, part: Part, decision: Decision | None, coverage: Coverage) -> None:
         if decision is not None:
@@ -308,19 +309,15 @@ class ReplyGuard:
         self._exchange.coverage.append(coverage)
 
 
-def _unread(parts: Sequence[Part], sees: bool) -> Mapping[int, str]:
-    """Return by index why no check reads a part, of those that none does.
-
-    Args:
-        sees: whether one reads images.
-    """
+def _unread(parts: Sequence[Part], pipeline: Pipeline) -> Mapping[int, str]:
+    """Return by index why no check reads a part, of those that are no text and that none does."""
     found: dict[int, str] = {}
     shown = 0
     for index, part in enumerate(parts):
         if part.kind.is_text:
             continue
         why = part.why
-        if sees and part.image is not None:
+        if part.image is not None and pipeline.reads(Stage.INPUT, "image", part.voice):
             shown += 1
             too_many = f"of one request, {MOST_IMAGES} images are looked into"
             why = why_unreadable(part.image) if shown <= MOST_IMAGES else too_many
@@ -379,16 +376,18 @@ def _coverage_of(
         return Coverage(part.where, Judged.UNJUDGED, missed)
     if exemption:
         return Coverage(part.where, Judged.EXEMPT, f"{exemption.origin}: {exemption.why}")
-    return _coverage(part.where, decision, pipeline, "text" if part.image is None else "image")
+    return _coverage(part, decision, pipeline)
 
 
-def _coverage(where: str, decision: Decision, pipeline: Pipeline, form: Form = "text") -> Coverage:
+def _coverage(part: Part, decision: Decision, pipeline: Pipeline) -> Coverage:
     """Say of one text, or image, that a decision is about whether it was judged."""
     if decision.errors:
-        return Coverage(where, Judged.UNJUDGED, "; ".join(decision.errors))
-    if not pipeline.reads(decision.stage, form):
-        return Coverage(where, Judged.UNJUDGED, f"no rule of the policy has a check read the {decision.stage}")
-    return Coverage(where, Judged.JUDGED)
+        return Coverage(part.where, Judged.UNJUDGED, "; ".join(decision.errors))
+    form: Form = "text" if part.image is None else "image"
+    if pipeline.reads(decision.stage, form, part.voice):
+        return Coverage(part.where, Judged.JUDGED)
+    whose = f" of the role {part.voice}" if pipeline.reads(decision.stage, form) else ""
+    return Coverage(part.where, Judged.UNJUDGED, f"no rule of the policy has a check read the {decision.stage}{whose}")
 
 
 def _at_part(decision: Decision, part: int) -> Decision:

@@ -7,14 +7,14 @@ from math import inf, isnan
 from pathlib import Path
 from types import MappingProxyType
 
-from ringfence.guard.check import Finding, Passage
+from ringfence.guard.check import VOICES, Finding, Passage
 from ringfence.guard.classifier.files import read_path
 from ringfence.guard.classifier.rows import Row, RowError, exchange_of, zero_or_one
 from ringfence.policies.decide import alone
 from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.fit import Scored
 from ringfence.policies.types import Rule, Stage
-from ringfence.policies.words import Voice, covers
+from ringfence.policies.words import covers
 
 FIELDS: Mapping[tuple[str, Stage], str] = MappingProxyType(
     {
@@ -25,9 +25,6 @@ FIELDS: Mapping[tuple[str, Stage], str] = MappingProxyType(
 )
 """Which field says whether a text is of a category. Else the field called like the category, `response_` before it for
 the response; `harm.S9` is what `category` or `categories` say of a text that is harmful."""
-
-VOICES: Mapping[Stage, Voice] = MappingProxyType({Stage.INPUT: "user", Stage.OUTPUT: "assistant"})
-"""Whose the texts of a row are."""
 
 WORDS: Mapping[str, int] = MappingProxyType({"none": 0, "jailbreak": 1, "injection": 1})
 """What `attack` may be called in place of 0 and 1."""

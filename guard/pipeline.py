@@ -6,11 +6,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Overrun
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
+from itertools import chain
 from time import monotonic
 from typing import Literal
 
 from ringfence.guard.budget import Escalations
 from ringfence.guard.check import (
+    VOICES,
     CannotAnswer,
     Check,
     Distant,
@@ -30,11 +32,11 @@ from ringfence.guard.check import (
 from ringfence.guard.classifier.language import language
 from ringfence.guard.exceptions import Exceptions, Who
 from ringfence.guard.known import refuse_unknown
-from ringfence.policies.decide import decide, escalations
+from ringfence.policies.decide import decide, escalations, is_about
 from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.overlay import about, as_any_overlay_has_them, effective
-from ringfence.policies.types import Action, Decision, Degrade, Policy, Rule, Stage
-from ringfence.policies.words import covers, root
+from ringfence.policies.types import Action, Decision, Degrade, Escalate, Policy, Rule, Stage
+from ringfence.policies.words import Voice, covers, root
 
 log = logging.getLogger(__name__)
 
@@ -104,40 +106,60 @@ class Pipeline:
         """Return the check that answers for a category; None for what no check reads."""
         return self._owners.get(root(category))
 
-    def reads(self, stage: Stage, form: Form = "text") -> bool:
-        """Whether any check reads texts, or images, of this stage: where no rule asks for one, none is judged."""
-        return any(form in order.reads for order in self._orders[stage])
+    def reads(self, stage: Stage, form: Form = "text", voice: str = "") -> bool:
+        """Whether any check reads texts, or images, of this stage: where no rule asks for one, none is judged.
+
+        Args:
+            voice: whose they are; empty for anybody's.
+        """
+        return any(form in order.reads and is_about(order.roles, voice) for order in self._orders[stage])
+
+    def roles(self, stage: Stage, category: str) -> frozenset[Voice]:
+        """Return whose text is shown at a stage to the check of a category; everybody's where that names nobody."""
+        check = self.check_of(category)
+        return next((order.roles for order in self._orders[stage] if order.check is check), frozenset())
 
     def stops_without(self, checks: Collection[str]) -> bool:
         """Whether nothing would pass one of the stages where these checks, by name, fail."""
-        without = {
-            stage: [order for order in orders if order.check.name in checks] for stage, orders in self._orders.items()
-        }
-        return any(
-            self.decide(stage, (), [finding for order in orders for finding in _failed(order, "")]).action
-            is Action.BLOCK
-            for stage, orders in without.items()
-        )
+
+        def failed(stage: Stage) -> Iterator[Finding]:
+            ordinary = [Passage(stage, VOICES[stage], "")]
+            for order in self._orders[stage]:
+                if order.check.name in checks and is_about(order.roles, VOICES[stage]):
+                    yield from _failed(order, "", ordinary)
+
+        return any(self.decide(stage, (), [*failed(stage)]).action is Action.BLOCK for stage in Stage)
 
     def judge(
-        self, stage: Stage, passages: Sequence[Passage], known: Sequence[Finding] = (), who: Who | None = None
+        self,
+        stage: Stage,
+        passages: Sequence[Passage],
+        known: Sequence[Finding] = (),
+        who: Who | None = None,
+        apart: bool = False,
     ) -> Decision:
         """Run the stage's checks over the passages and decide; see `find` and `decide`."""
-        return self.decide(stage, passages, self.find(stage, passages, known, who))
+        return self.decide(stage, passages, self.find(stage, passages, known, who, apart))
 
     def find(
-        self, stage: Stage, passages: Sequence[Passage], known: Sequence[Finding] = (), who: Who | None = None
+        self,
+        stage: Stage,
+        passages: Sequence[Passage],
+        known: Sequence[Finding] = (),
+        who: Who | None = None,
+        apart: bool = False,
     ) -> list[Finding]:
         """Run the stage's checks over the passages, then ask others about those that a rule is not sure of.
 
         Args:
             known: findings made elsewhere (parts that nobody can read), which come first.
             who: whose exchange it is, for exceptions that are about some.
+            apart: the passages have nothing to do with each other: what a `when` says of one is nothing to the next.
 
         Returns:
             the findings; their spans carry the part index of their passage. A check that raises or overruns its time
-            becomes one finding with an error for each category asked of it. What was asked about a passage is always
-            among them: with score 0 where that was not found.
+            becomes one finding with an error for each category asked of it and each role whose text it was shown. What
+            was asked about a passage is always among them: with score 0 where that was not found.
         """
         now = monotonic()
         running = [
@@ -147,18 +169,22 @@ class Pipeline:
         ]
         findings = list(known)
         for order, group, future in running:
-            # A failure is about what the check was given; where that was all there is, it has no place.
-            about = group if len(group) < len(passages) else ()
-            findings.extend(self._settle(order, future, now + order.seconds, about))
+            findings.extend(self._settle(order, future, now + order.seconds, group, len(passages)))
         findings = self.mark(findings, passages, who or {}, datetime.now(UTC).date())
-        return [*findings, *self._ask(stage, passages, findings)] if self._second[stage] else findings
+        if not self._second[stage]:
+            return findings
+        doubted = [escalations(self.policy, stage, some) for some in (_by_text(findings) if apart else [findings])]
+        return [*findings, *self._ask(stage, passages, chain.from_iterable(doubted))]
 
-    def _ask(self, stage: Stage, passages: Sequence[Passage], found: Sequence[Finding]) -> Iterator[Finding]:
+    def _ask(
+        self, stage: Stage, passages: Sequence[Passage], doubts: Iterable[tuple[Rule, Escalate, Finding]]
+    ) -> Iterator[Finding]:
         """Ask about each passage that rules are not sure of, once and alone, side by side; yield what that comes to."""
         asking: dict[tuple[str, int], dict[str, tuple[Rule, str]]] = {}
-        for rule, escalate, finding in escalations(self.policy, stage, found):
+        for rule, escalate, finding in doubts:
             if (name := root(escalate.to)) in self._second[stage]:
-                all_it_reads = {one.part for one in passages if can_read(self._second[stage][name], one)}
+                of_its_roles = [one for one in passages if is_about(rule.roles, one.voice)]
+                all_it_reads = {one.part for one in of_its_roles if can_read(self._second[stage][name], one)}
                 for part in sorted({span.part for span in finding.spans} or all_it_reads):
                     asking.setdefault((name, part), {})[rule.id] = (rule, escalate.to)
         of, now = {passage.part: passage for passage in passages}, monotonic()
@@ -167,16 +193,18 @@ class Pipeline:
             budgets = [rule.seconds for rule, _ in rules.values() if rule.seconds is not None]
             seconds = min([*budgets, self.policy.limits.check_seconds])
             check = self._second[stage][name]
-            order = _Order(check, tuple(dict.fromkeys(to for _, to in rules.values())), seconds, reads_of(check))
+            categories = tuple(dict.fromkeys(to for _, to in rules.values()))
+            order = _Order(check, categories, seconds, reads_of(check), frozenset())
             passage = replace(of[part], until=now + seconds)
             may = any(self.may_ask(rule) for rule, _ in rules.values())  # one of them pays
             running.append((order, passage, self.pool.submit(_read, order.check, [passage]) if may else None))
         for order, passage, future in running:
-            told = self._settle(order, future, now + order.seconds) if future else _failed(order, SPENT)
+            about, deadline = [passage], now + order.seconds
+            told = self._settle(order, future, deadline, about) if future else _failed(order, SPENT, about)
             yield from _about(passage, order, list(told))
 
     def _settle(
-        self, order: "_Order", future: Future[list[Finding]], deadline: float, about: Sequence[Passage] = ()
+        self, order: "_Order", future: Future[list[Finding]], deadline: float, about: Sequence[Passage], of: int = 0
     ) -> Iterator[Finding]:
         """Yield what a check found, or for each category why it could not answer; note whether it did."""
         name = order.check.name
@@ -197,7 +225,7 @@ class Pipeline:
             log.exception("check '%s' failed", name)
             error = f"failed with {type(failure).__name__}"
         self.answered[name] = False
-        yield from _failed(order, error, about)
+        yield from _failed(order, error, about, of)
 
     def mark(self, findings: Sequence[Finding], passages: Sequence[Passage], who: Who, today: date) -> list[Finding]:
         """Return the findings, each with the ids of the policy's exceptions that apply to it."""
@@ -205,7 +233,9 @@ class Pipeline:
 
     def decide(self, stage: Stage, passages: Sequence[Passage], findings: Sequence[Finding]) -> Decision:
         """Have the policy decide on what was found in the passages, and tell the caller in the user's language."""
-        return decide(self.policy, stage, findings, self._language(stage, passages))
+        decision = decide(self.policy, stage, findings, self._language(stage, passages))
+        unheard = dict(_unheard(self._orders[stage], passages))
+        return replace(decision, unheard=unheard) if unheard else decision
 
     def _language(self, stage: Stage, passages: Sequence[Passage]) -> str:
         """Return the language of what the user said, where that matters; empty where it cannot be told."""
@@ -275,12 +305,18 @@ class Pipelines:
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """One check to run at a stage, the categories that rules ask of it, how long it may take, and what it reads."""
+    """One check to run at a stage, the categories that rules ask of it, how long it may take, and what it is shown.
+
+    Attributes:
+        reads: in which form.
+        roles: by whom; everybody's where none is named.
+    """
 
     check: Check
     categories: tuple[str, ...]
     seconds: float
     reads: frozenset[Form]
+    roles: frozenset[Voice]
 
 
 def new_pool() -> ThreadPoolExecutor:
@@ -293,16 +329,19 @@ def new_pool() -> ThreadPoolExecutor:
 
 
 def _orders(policy: Policy, stage: Stage, checks: Iterable[Check], owners: Mapping[str, Check]) -> Iterator[_Order]:
-    asking = [(rule, category) for rule in policy.rules if stage in rule.stages for category in categories_of(rule)]
+    rules = [rule for rule in policy.rules if stage in rule.stages]
+    asking = [(rule, category, roles) for rule in rules for category, roles in _looked_for(rule)]
+    # Who looks anyway has looked at what a rule doubts; where it fails, that rule must hear of it as well.
+    doubting = [(rule.escalate.to, rule.roles) for rule in rules if rule.escalate]
     for check in checks:
-        mine = [(rule, category) for rule, category in asking if owners.get(root(category)) is check]
+        mine = [one for one in asking if owners.get(root(one[1])) is check]
         if mine:
-            budgets = [rule.seconds for rule, _ in mine if rule.seconds is not None]
-            # Where it fails, rules that would have asked it about what they doubt must hear of that as well.
-            doubts = [rule.escalate.to for rule in policy.rules if rule.escalate and stage in rule.stages]
-            asked = [*(category for _, category in mine), *(to for to in doubts if owners.get(root(to)) is check)]
-            categories = tuple(dict.fromkeys(asked))
-            yield _Order(check, categories, min([*budgets, policy.limits.check_seconds]), reads_of(check))
+            budgets = [rule.seconds for rule, _, _ in mine if rule.seconds is not None]
+            asked = [one[1:] for one in mine] + [one for one in doubting if owners.get(root(one[0])) is check]
+            categories = tuple(dict.fromkeys(category for category, _ in asked))
+            named = [roles for _, roles in asked]
+            roles = frozenset(role for some in named for role in some) if all(named) else frozenset()
+            yield _Order(check, categories, min([*budgets, policy.limits.check_seconds]), reads_of(check), roles)
 
 
 def _second(
@@ -318,12 +357,17 @@ def _second(
 
 
 def categories_of(rule: Rule) -> Iterator[str]:
-    """Yield every category that is looked for in every text so that the rule can be decided."""
-    yield rule.category
+    """Yield every category that is looked for without asking so that the rule can be decided."""
+    yield from (category for category, _ in _looked_for(rule))
+
+
+def _looked_for(rule: Rule) -> Iterator[tuple[str, tuple[Voice, ...]]]:
+    """Yield `categories_of` a rule, each with the roles in whose text; none for everybody's."""
+    yield rule.category, rule.roles
     if isinstance(rule.on_error, Degrade):
-        yield rule.on_error.degrade
+        yield rule.on_error.degrade, rule.roles
     if rule.when:
-        yield from (category for category, _ in rule.when.leaves())
+        yield from ((category, ()) for category, _ in rule.when.leaves())  # whoever says it
 
 
 def _owners(policy: Policy, checks: Iterable[Check]) -> dict[str, Check]:
@@ -390,21 +434,52 @@ def _read(check: Check, passages: Sequence[Passage]) -> list[Finding]:
 def _groups(order: _Order, passages: Sequence[Passage]) -> Iterator[Sequence[Passage]]:
     """Yield what a check is given: texts and images apart, so that failing of one it has still read the other."""
     for form in sorted(order.reads):
-        if group := [passage for passage in passages if passage.form == form]:
+        if group := [one for one in passages if one.form == form and is_about(order.roles, one.voice)]:
             yield group
 
 
-def _failed(order: _Order, error: str, about: Sequence[Passage] = ()) -> Iterator[Finding]:
-    spans = tuple(Span(passage.part, 0, len(passage.text)) for passage in about)
-    for category in order.categories:
-        yield Finding(check=order.check.name, category=category, score=0.0, spans=spans, error=error)
+def _unheard(orders: Iterable[_Order], passages: Sequence[Passage]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the checks that are not shown all that they could read, each with the roles of what is kept from them."""
+    for order in orders:
+        kept = {one.voice for one in passages if one.form in order.reads and not is_about(order.roles, one.voice)}
+        if kept:
+            yield order.check.name, tuple(sorted(kept))
+
+
+def _failed(order: _Order, error: str, about: Sequence[Passage], of: int = 0) -> Iterator[Finding]:
+    """Yield for each category, and whoever said something, that the check could not look.
+
+    Args:
+        of: so many passages there are; a failure about all of them, by one and the same, has no place.
+    """
+    places: dict[str, list[Span]] = {}
+    for passage in about:
+        places.setdefault(passage.voice, []).append(_whole(passage))
+    for voice, spans in places.items():
+        where = () if len(spans) == of else tuple(spans)
+        for category in order.categories:
+            yield Finding(order.check.name, category, 0.0, where, error=error, role=voice)
+
+
+def _whole(passage: Passage) -> Span:
+    return Span(passage.part, 0, len(passage.text))
+
+
+def _by_text(found: Sequence[Finding]) -> Iterator[Sequence[Finding]]:
+    """Yield what is about no text in particular, and what was found in each together with that."""
+    everywhere = [one for one in found if not one.spans]
+    by_part: dict[int, list[Finding]] = {}
+    for one in found:
+        for part in {span.part for span in one.spans}:
+            by_part.setdefault(part, []).append(one)
+    yield everywhere
+    yield from ([*everywhere, *own] for own in by_part.values())
 
 
 def _about(passage: Passage, order: _Order, told: Sequence[Finding]) -> Iterator[Finding]:
-    """Yield what was told of one passage: a failure with its place, and what was not found with a score of 0."""
-    whole = (Span(passage.part, 0, len(passage.text)),)
-    for finding in told:
-        yield finding if finding.error is None else replace(finding, spans=whole, role=passage.voice)
+    """Yield what was told of one passage, and what was not found with a score of 0."""
+    yield from told
     for category in order.categories:
         if not any(covers(category, finding.category) for finding in told):
-            yield Finding(order.check.name, category, 0.0, whole, "asked, and not found", role=passage.voice)
+            detail = "asked, and not found"
+            yield Finding(order.check.name, category, 0.0, (_whole(passage),), detail, role=passage.voice)

@@ -1,7 +1,7 @@
 """Says what a policy makes of findings. Pure: precedence, defaults and error rules live here and nowhere else."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -124,8 +124,13 @@ def errors_of(findings: Iterable[Finding]) -> tuple[str, ...]:
 
 
 def hears(rule: Rule, finding: Finding) -> bool:
-    """Whether a rule is about text of whoever said what was found; it is where no rule has a name for them."""
-    return not rule.roles or finding.role not in _VOICES or finding.role in rule.roles
+    """Whether a rule is about text of whoever said what was found."""
+    return is_about(rule.roles, finding.role)
+
+
+def is_about(roles: Collection[str], voice: str) -> bool:
+    """Whether somebody's text is that of some roles: everybody's where none is named, and that of whom none names."""
+    return not roles or voice not in _VOICES or voice in roles
 
 
 def strongest(actions: Iterable[Action]) -> Action:
@@ -262,7 +267,7 @@ def _asks(rule: Rule, finding: Finding) -> Action:
 def _on_error(rule: Rule, found: Sequence[Finding]) -> Action:
     if not isinstance(rule.on_error, Degrade):
         return rule.on_error
-    instead = [_meets(rule.on_error.degrade, rule.threshold, finding) for finding in found]
+    instead = [_meets(rule.on_error.degrade, rule.threshold, finding) for finding in found if hears(rule, finding)]
     if (meets := _either(instead)) is False:
         return Action.ALLOW
     # What stood in points at other stretches than the rule's own check would have: nothing to rewrite by.

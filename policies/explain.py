@@ -14,7 +14,8 @@ from typing import Literal
 
 from ringfence.policies.decide import about_the_same, alone, decide, errors_of, escalations, hears, strongest
 from ringfence.policies.overlay import about, effective, written_in
-from ringfence.policies.types import Action, Decision, Degrade, Escalate, Finding, Policy, Rule, Stage
+from ringfence.policies.types import Action, Condition, Decision, Degrade, Escalate, Finding, Policy, Rule, Stage
+from ringfence.policies.windows import NEVER, settled
 from ringfence.policies.words import covers
 
 STEP = Decimal("0.0001")
@@ -34,6 +35,8 @@ class Verdict:
         unanswered: what its `on_error` asks for, where a check behind it could not answer; None where all could.
         errors: one line for each check that could not.
         excepted: the exceptions because of which it did not fire on something.
+        unknown: whether it goes by what was found in one window of a reply, which is not on record; then it counts as
+            not fired.
     """
 
     rule: Rule
@@ -43,6 +46,7 @@ class Verdict:
     unanswered: Action | None
     errors: tuple[str, ...]
     excepted: tuple[str, ...]
+    unknown: bool = False
 
     @property
     def short_by(self) -> float | None:
@@ -141,7 +145,7 @@ class Explanation:
         same_policy: whether the policy is the one that decided then.
         milder: the smallest change for a weaker outcome; None where there is no weaker one.
         stronger: the smallest change for a stronger outcome, to one rule or to what is excepted from one; None where no
-            rule is near enough to tell.
+            rule is near enough to tell. Both are None where a rule in force is unknown.
     """
 
     policy: Policy
@@ -152,8 +156,62 @@ class Explanation:
     milder: Flip | None
     stronger: Flip | None
 
+    @property
+    def unknown(self) -> bool:
+        """Whether of a rule in force nobody knows if it fired."""
+        return any(one.unknown and not one.rule.shadow for judgement in self.judgements for one in judgement.verdicts)
 
-def explain(policy: Policy, recorded: Sequence[Decision], who: Mapping[str, str] = MappingProxyType({})) -> Explanation:
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One decision on record.
+
+    Attributes:
+        parted: whether it is about a reply that may have been judged in several windows.
+        by: the policy that decided, with its overlays; None where that is another than the one given.
+        unknown: what stands for a condition of which nobody knows in which windows it held; None counts as held.
+    """
+
+    recorded: Decision
+    parted: bool
+    by: Policy | None
+    unknown: Condition | None = NEVER
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that it is about."""
+        return self.recorded.stage
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What was found at that stage."""
+        return self.recorded.findings
+
+    def settled(self, rule: Rule, policy: Policy) -> Rule | None:
+        """Return a rule as it is to be put to all that was found; None where nobody knows what it made of it."""
+        if not self.parted:
+            return rule
+        return settled(rule, self.findings, policy.exceptions, self.recorded if self._asked(rule, policy) else None)
+
+    def rule(self, rule: Rule, policy: Policy) -> Rule:
+        """Return a rule as it is to be put to all that was found, as far as is known."""
+        return self.settled(rule, policy) or replace(rule, when=self.unknown)
+
+    def _asked(self, rule: Rule, policy: Policy) -> bool:
+        """Whether a rule fires just where one of the deciding policy did, whatever it asks for."""
+        if self.by is None:
+            return False
+        then = (one for one in self.by.rules if one.id == rule.id)
+        alike = (replace(one, action=rule.action, on_error=rule.on_error, shadow=rule.shadow) == rule for one in then)
+        return any(alike) and all(one in policy.exceptions for one in self.by.exceptions if rule.id in one.rules)
+
+
+def explain(
+    policy: Policy,
+    recorded: Sequence[Decision],
+    who: Mapping[str, str] = MappingProxyType({}),
+    lengths: Sequence[int] = (),
+) -> Explanation:
     """Explain what was recorded of one exchange, of which there is at least one decision, by a policy.
 
     The overlays are those that applied then; of another policy than the one that decided then, those that are about the
@@ -162,36 +220,52 @@ def explain(policy: Policy, recorded: Sequence[Decision], who: Mapping[str, str]
 
     Args:
         who: whose exchange it is; see `overlay.about`.
+        lengths: by decision, how long the text is that was judged in windows; 0, or nothing, for what was judged whole.
     """
     same_policy = all(one.revision == policy.revision for one in recorded)
     applied = {name for one in recorded for name in one.overlays} if same_policy else about(policy, who)
     policy = effective(policy, applied)
-    judgements = tuple(_judgement(policy, decision) for decision in recorded)
+    parted = [not policy.stream.at_once(length) for length in lengths] or [False] * len(recorded)
+    by = policy if same_policy else None
+    seen = [_Seen(one, several, by) for one, several in zip(recorded, parted, strict=True)]
+    judgements = tuple(_judgement(policy, one) for one in seen)
     outcome = strongest(one.decided.action for one in judgements)
-    return Explanation(
+    told = Explanation(
         policy=policy,
         judgements=judgements,
         recorded=strongest(one.action for one in recorded),
         decided=outcome,
         same_policy=same_policy,
-        milder=_flip(policy, _milder(policy, outcome, recorded), recorded),
-        stronger=_flip(policy, _stronger(policy, outcome, recorded), recorded),
+        milder=None,
+        stronger=None,
     )
+    if told.unknown:
+        return told
+    # A changed rule of which nobody knows what it would have made of the windows proves no change, either way.
+    cautious = [replace(one, unknown=None) for one in seen]
+    milder = _flip(policy, _milder(policy, outcome, cautious), cautious)
+    return replace(told, milder=milder, stronger=_flip(policy, _stronger(policy, outcome, seen), seen))
 
 
-def _judgement(policy: Policy, recorded: Decision) -> Judgement:
-    looking = [rule for rule in policy.rules if recorded.stage in rule.stages]
-    verdicts = tuple(_verdict(policy, rule, recorded.stage, recorded.findings) for rule in looking)
-    return Judgement(recorded, decide(policy, recorded.stage, recorded.findings), verdicts)
+def _judgement(policy: Policy, one: _Seen) -> Judgement:
+    looking = [rule for rule in policy.rules if one.stage in rule.stages]
+    verdicts = tuple(_verdict(policy, rule, one) for rule in looking)
+    return Judgement(one.recorded, _decided(policy, one), verdicts)
 
 
-def _verdict(policy: Policy, rule: Rule, stage: Stage, findings: Sequence[Finding]) -> Verdict:
+def _decided(policy: Policy, one: _Seen) -> Decision:
+    rules = tuple(one.rule(rule, policy) for rule in policy.rules)
+    return decide(replace(policy, rules=rules), one.stage, one.findings)
+
+
+def _verdict(policy: Policy, written: Rule, one: _Seen) -> Verdict:
+    rule, stage, findings = one.rule(written, policy), one.stage, one.findings
     answered = [f for f in findings if f.error is None]
     failed = [f for f in findings if f.error is not None and alone(rule, stage, [f, *answered]).unanswered]
     by_itself = alone(rule, stage, findings, policy.exceptions)
     seen = [finding for finding in findings if _looks_at(rule, finding)]
     return Verdict(
-        rule=rule,
+        rule=written,
         # What is not a number fires, so it counts as the highest.
         finding=max(seen, key=_sureness, default=None),
         doubts=tuple(sorted(_doubts(policy, rule, stage, findings), key=_clearest_first)),
@@ -200,6 +274,7 @@ def _verdict(policy: Policy, rule: Rule, stage: Stage, findings: Sequence[Findin
         unanswered=strongest(by_itself.unanswered.values()) if by_itself.unanswered else None,
         errors=errors_of(failed),
         excepted=by_itself.excepted.get(rule.id, ()),
+        unknown=one.settled(written, policy) is None,
     )
 
 
@@ -221,7 +296,7 @@ def _sureness(finding: Finding) -> float:
     return math.inf if math.isnan(finding.score) else finding.score
 
 
-def _milder(policy: Policy, outcome: Action, recorded: Sequence[Decision]) -> Policy:
+def _milder(policy: Policy, outcome: Action, seen: Sequence[_Seen]) -> Policy:
     """Return the policy with every rule that asks for the outcome changed as little as keeps it from doing so."""
     if outcome is Action.ALLOW:
         return policy
@@ -229,63 +304,63 @@ def _milder(policy: Policy, outcome: Action, recorded: Sequence[Decision]) -> Po
     softer: Literal[Action.ALLOW, Action.LOG] = Action.ALLOW if outcome is Action.LOG else Action.LOG
 
     def soften(rule: Rule) -> Rule:
-        if rule.shadow or _asked(policy, rule, recorded) is not outcome:
+        if rule.shadow or _asked(policy, rule, seen) is not outcome:
             return rule
-        if any(outcome in alone(rule, d.stage, d.findings).unanswered.values() for d in recorded):
+        if any(outcome in _alone(policy, rule, one).unanswered.values() for one in seen):
             rule = replace(rule, on_error=softer)
-        above = sorted({floor(score) + STEP for score in _scores(rule, recorded)})
+        above = sorted({floor(score) + STEP for score in _scores(rule, seen)})
         raised = [replace(rule, threshold=float(at)) for at in above if rule.threshold < float(at) <= 1]
         if rule.escalate:
-            raised += [_asking_from(rule, rule.escalate, at) for at in _second_scores(rule, recorded, up=True)]
+            raised += [_asking_from(rule, rule.escalate, at) for at in _second_scores(rule, seen, up=True)]
         tried = [rule, *raised, replace(rule, action=softer)]
-        return next(one for one in tried if _asked(policy, one, recorded).strength < outcome.strength)
+        return next(one for one in tried if _asked(policy, one, seen).strength < outcome.strength)
 
     return replace(policy, rules=tuple(map(soften, policy.rules)))
 
 
-def _stronger(policy: Policy, outcome: Action, recorded: Sequence[Decision]) -> Policy:
+def _stronger(policy: Policy, outcome: Action, seen: Sequence[_Seen]) -> Policy:
     """Return the policy with one rule changed so that the outcome is stronger; as it is where none can.
 
     What has fired is nearest: a rule that only exceptions kept from it comes first, then a shadow rule, then the
     threshold that has the shortest way to go, then the action of a rule that fired.
     """
-    for fewer in _with_fewer_exceptions(policy, recorded):
-        if _outcome(fewer, recorded).strength > outcome.strength:
+    for fewer in _with_fewer_exceptions(policy, seen):
+        if _outcome(fewer, seen).strength > outcome.strength:
             return fewer
     harder = Action.LOG if outcome is Action.ALLOW else Action.BLOCK
     live = [rule for rule in policy.rules if not rule.shadow]
     lowered = [
         (rule.threshold - at, replace(rule, threshold=at))
         for rule in live
-        for score in _scores(rule, recorded)
+        for score in _scores(rule, seen)
         if 0 < (at := float(floor(score))) < rule.threshold  # at 0 it would fire on everything
     ]
     lowered += [
         (rule.escalate.threshold - at, _asking_from(rule, rule.escalate, at))
         for rule in live
         if rule.escalate
-        for at in _second_scores(rule, recorded, up=False)
+        for at in _second_scores(rule, seen, up=False)
     ]
     candidates = [
         *(replace(rule, shadow=False) for rule in policy.rules if rule.shadow),
         *(rule for _, rule in sorted(lowered, key=itemgetter(0))),
         *(replace(rule, action=harder) for rule in live if rule.action.strength < harder.strength),
     ]
-    stronger = (one for one in candidates if _asked(policy, one, recorded).strength > outcome.strength)
+    stronger = (one for one in candidates if _asked(policy, one, seen).strength > outcome.strength)
     if (changed := next(stronger, None)) is None:
         return policy
     return replace(policy, rules=tuple(changed if rule.id == changed.id else rule for rule in policy.rules))
 
 
-def _with_fewer_exceptions(policy: Policy, recorded: Sequence[Decision]) -> Iterator[Policy]:
+def _with_fewer_exceptions(policy: Policy, seen: Sequence[_Seen]) -> Iterator[Policy]:
     """Yield the policy without one exception that spared something, then without all that spared a rule."""
-    spared = [ids for one in recorded for ids in decide(policy, one.stage, one.findings).excepted.values()]
+    spared = [ids for one in seen for ids in _decided(policy, one).excepted.values()]
     singly = ((one,) for one in sorted({one for ids in spared for one in ids}))
     for ended in dict.fromkeys((*singly, *spared)):
         yield replace(policy, exceptions=tuple(one for one in policy.exceptions if one.id not in ended))
 
 
-def _flip(policy: Policy, changed: Policy, recorded: Sequence[Decision]) -> Flip | None:
+def _flip(policy: Policy, changed: Policy, seen: Sequence[_Seen]) -> Flip | None:
     changes = tuple(
         Change(old.id, key, getattr(old, key), getattr(new, key), written_in(policy, old.id, key))
         for old, new in zip(policy.rules, changed.rules, strict=True)
@@ -294,32 +369,36 @@ def _flip(policy: Policy, changed: Policy, recorded: Sequence[Decision]) -> Flip
     )
     left = {one.id for one in changed.exceptions}
     ended = tuple(one.id for one in policy.exceptions if one.id not in left)
-    return Flip(changes, _outcome(changed, recorded), ended) if changes or ended else None
+    return Flip(changes, _outcome(changed, seen), ended) if changes or ended else None
 
 
-def _outcome(policy: Policy, recorded: Iterable[Decision]) -> Action:
-    return strongest(decide(policy, one.stage, one.findings).action for one in recorded)
+def _outcome(policy: Policy, seen: Iterable[_Seen]) -> Action:
+    return strongest(_decided(policy, one).action for one in seen)
 
 
-def _asked(policy: Policy, rule: Rule, recorded: Iterable[Decision]) -> Action:
+def _asked(policy: Policy, rule: Rule, seen: Iterable[_Seen]) -> Action:
     """Return the strongest that the rule asks for in any of the decisions, in shadow or not."""
-    return strongest(alone(rule, one.stage, one.findings, policy.exceptions).action for one in recorded)
+    return strongest(_alone(policy, rule, one).action for one in seen)
 
 
-def _scores(rule: Rule, recorded: Iterable[Decision]) -> Iterator[float]:
-    for one in recorded:
+def _alone(policy: Policy, rule: Rule, one: _Seen) -> Decision:
+    return alone(one.rule(rule, policy), one.stage, one.findings, policy.exceptions)
+
+
+def _scores(rule: Rule, seen: Iterable[_Seen]) -> Iterator[float]:
+    for one in seen:
         if one.stage in rule.stages:
             for finding in one.findings:
                 if _looks_at(rule, finding) and math.isfinite(finding.score):
                     yield finding.score
 
 
-def _second_scores(rule: Rule, recorded: Iterable[Decision], *, up: bool) -> Sequence[float]:
+def _second_scores(rule: Rule, seen: Iterable[_Seen], *, up: bool) -> Sequence[float]:
     """Return other thresholds for what a rule escalates to, by the scores on record: ascending beyond, or all below."""
     if rule.escalate is None:
         return ()
     category, now = rule.escalate.to, rule.escalate.threshold
-    found = (f for one in recorded if one.stage in rule.stages for f in one.findings if f.error is None)
+    found = (f for one in seen if one.stage in rule.stages for f in one.findings if f.error is None)
     scores = {f.score for f in found if covers(category, f.category) and math.isfinite(f.score)}
     if up:
         return sorted(at for score in scores if now < (at := float(floor(score) + STEP)) <= 1)

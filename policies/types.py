@@ -21,6 +21,7 @@ from ringfence.policies.words import (
     Language,
     Name,
     Origin,
+    Origins,
     Role,
     Root,
     Route,
@@ -83,7 +84,7 @@ class Finding:
         error: why the check could not answer for this category; None where it could.
         rewritable: whether its spans can be replaced; a rule that asks for that blocks where they cannot.
         role: who said the text: a message's role, or `tool_call` for what a model hands to a tool; empty where that
-            is not known, which meets the rules of every role.
+            is not known, which meets the rules of every role. Of an error, whose text could not be looked at.
         excepted: ids of the policy's exceptions that apply to it.
     """
 
@@ -261,10 +262,6 @@ class Escalate:
 
 OnError = Literal[Action.ALLOW, Action.LOG, Action.BLOCK] | Degrade
 Maturity = Literal["experimental", "beta", "stable"]
-
-
-Origins = Annotated[SkipJsonSchema[Mapping[str, Origin]], NOT_WRITTEN]
-"""Where the values of something were written, by key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -566,6 +563,10 @@ class StreamSettings:
     context: Annotated[int, Ge(0), Le(100_000)] = 800
     reach: Annotated[int, Ge(0), Le(10_000)] = 64
 
+    def at_once(self, length: int) -> bool:
+        """Whether a text of so many code points is judged in one window, whatever it says."""
+        return length <= self.window + 1
+
 
 @dataclass(frozen=True, slots=True)
 class AuditSettings:
@@ -696,6 +697,8 @@ class Decision:
         excepted: ids of rules that did not fire on something, with the ids of all exceptions because of which they did
             not, in the order of the alphabet.
         overlays: ids of the policy's overlays that applied.
+        unheard: names of checks that were not shown some text, as no rule that has them look is about it, with the
+            roles whose text that was.
         rewrites: disjoint, in order of part and start. Made when `action` is REWRITE; a BLOCK carries them too,
             so that the record of a blocked text can be kept masked.
         errors: one line for each check that could not answer.
@@ -712,6 +715,7 @@ class Decision:
     shadow: Mapping[str, Action] = field(default_factory=dict)
     excepted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     overlays: tuple[str, ...] = ()
+    unheard: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     rewrites: tuple[Rewrite, ...] = ()
     errors: tuple[str, ...] = ()

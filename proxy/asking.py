@@ -25,6 +25,9 @@ T = TypeVar("T")
 Question: TypeAlias = Callable[[], Coroutine[Any, Any, T]]
 """Runs it, and gives what the answer says."""
 
+ANY = "default"
+"""The model of a judge that names none: the only one that its upstream has."""
+
 LOOK_AGAIN_S = 10.0
 """What was seen of a server holds for so long: whoever wants to know may want to every second."""
 
@@ -139,7 +142,8 @@ class Asking(Generic[T]):
             answers.cancel()
             raise TimeoutError(f"{self.who} gave no verdict within {left:.3g} s") from None
         except UpstreamError as error:
-            todo = REMEDIES.get(error.status, f"check that {spec.use} is up and serves '{spec.model}'")
+            model = "one model" if spec.model == ANY else f"'{spec.model}'"
+            todo = REMEDIES.get(error.status, f"check that {spec.use} is up and serves {model}")
             raise CannotAnswer(f"{self.who}: {error}; {todo}") from None
 
     async def _all(self, questions: Sequence[Question[T]]) -> Sequence[T]:

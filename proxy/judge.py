@@ -1,7 +1,8 @@
 """Puts a policy in words to a language model with a text; its verdict is the finding. `kind: judge` in a policy.
 
 It lives here and not among the checks as it asks an upstream, whichever there is. A verdict is JSON of one form and
-nothing else: whatever a model says besides is no verdict, and the check has failed.
+nothing else: whatever a model says besides is no verdict, and the check has failed. A text in disguise is asked about
+in the clear as well, in a question of its own, and has the higher of the scores.
 """
 
 import hashlib
@@ -13,19 +14,20 @@ from functools import partial
 from time import monotonic
 
 from ringfence.guard.check import CannotAnswer, Finding, Passage, Span
+from ringfence.guard.checks.disguise import in_every_reading
 from ringfence.guard.exchange import Exchange
 from ringfence.model.weights import NotEnoughMemory, PullFailed, WeightsDamaged, WeightsMissing
 from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.own import LlmJudge
 from ringfence.policies.types import UpstreamChoice
-from ringfence.proxy.asking import Asking
+from ringfence.proxy.asking import ANY, Asking
 from ringfence.proxy.reply import Text, Upstream, UpstreamError
 from ringfence.proxy.upstreams import UnknownUpstream, open_upstream
 from ringfence.proxy.wire.body import BadRequest, readable
 from ringfence.proxy.wire.openai_chat import DIALECT
 
-ANY = "default"
-"""The model of a judge that names none: the only one that its upstream has."""
+METHOD = 1
+"""Part of a check's revision: raised when the same model comes to be asked otherwise."""
 
 TASK = """
 
@@ -61,7 +63,7 @@ class JudgeCheck:
     def __init__(self, spec: LlmJudge, upstream: Upstream, clock: Callable[[], float] = monotonic) -> None:
         self.name = spec.category
         self.categories = frozenset({spec.category})
-        asked = [spec.category, spec.policy, spec.use, spec.model, TASK]
+        asked = [METHOD, spec.category, spec.policy, spec.use, spec.model, TASK]
         self.revision = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
         self._spec = spec
         self._upstream = upstream
@@ -82,19 +84,17 @@ class JudgeCheck:
         """
         if not passage.text.strip():
             return ()
-        question = json.dumps(
-            {
-                "stage": str(passage.stage),
-                "role": readable(passage.role),
-                "prompt": readable(passage.prompt),
-                "text": readable(passage.text),
-            },
-            ensure_ascii=False,
-        )
-        key = hashlib.sha256(f"{self.revision}{question}".encode()).digest()
-        (score,) = self._asking.ask(key, [partial(self._verdict, question)], passage.until)
-        span = Span(passage.part, 0, len(passage.text))
-        return (Finding(self.name, self.name, score, (span,), "a language model's verdict"),)
+        return in_every_reading(self._found, passage)
+
+    def _found(self, readings: Sequence[Passage]) -> Sequence[Sequence[Finding]]:
+        questions = [_question(one) for one in readings]
+        key = hashlib.sha256(json.dumps([self.revision, *questions]).encode()).digest()
+        scores = self._asking.ask(key, [partial(self._verdict, question) for question in questions], readings[0].until)
+        spans = [Span(one.part, 0, len(one.text)) for one in readings]
+        return [
+            [Finding(self.name, self.name, score, (span,), "a language model's verdict")]
+            for score, span in zip(scores, spans, strict=True)
+        ]
 
     async def _verdict(self, question: str) -> float:
         return read_verdict(await self._answer(question))
@@ -126,6 +126,16 @@ class JudgeCheck:
             what = f"the judge's upstream has {len(models)} models; name one as `model` in the policy"
             raise UpstreamError(what, status=404, code="model_not_found")
         return models[0]
+
+
+def _question(passage: Passage) -> str:
+    asked = {
+        "stage": str(passage.stage),
+        "role": readable(passage.role),
+        "prompt": readable(passage.prompt),
+        "text": readable(passage.text),
+    }
+    return json.dumps(asked, ensure_ascii=False)
 
 
 def open_judge(spec: LlmJudge) -> JudgeCheck:

@@ -1,7 +1,8 @@
 """OpenAI's moderation endpoint as a check, or any server's that answers alike: `kind: openai-moderation` in a policy.
 
 It lives here and not among the checks as it asks an upstream. Scores are the endpoint's, by its own categories; what it
-flags it says with thresholds that nobody knows, so that is told and not counted. It reads a text by itself.
+flags it says with thresholds that nobody knows, so that is told and not counted. It reads a text by itself; one in
+disguise is asked about in the clear as well, and each category has the higher of the scores.
 
 Source: OpenAI's API reference, as the `openai` Python package types it (`types/moderation.py`).
 """
@@ -10,10 +11,12 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any
 
 from ringfence.guard.check import CannotAnswer, Findable, Finding, Passage, Span
+from ringfence.guard.checks.disguise import in_every_reading
 from ringfence.guard.checks.guards.hazards import HAZARD_OF, below
 from ringfence.guard.classifier.heads import HAZARDS
 from ringfence.policies.document import PolicyError, Problem
@@ -25,6 +28,9 @@ from ringfence.proxy.wire.body import readable
 from ringfence.proxy.wire.openai_moderations import SOURCES
 
 KIND = "openai-moderation"
+
+METHOD = 1
+"""Part of a check's revision: raised when the same endpoint comes to be asked otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,7 @@ class ModerationsCheck:
         self.categories = frozenset({spec.category})
         names = dict.fromkeys(f"{spec.category}.{below(KIND, name, own=False)}" for name in SOURCES)
         self.finds = tuple(map(Findable, [spec.category, *names]))
-        asked = [KIND, spec.use, spec.model, HAZARD_OF[KIND]]
+        asked = [METHOD, KIND, spec.use, spec.model, HAZARD_OF[KIND]]
         self.revision = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
         self._spec = spec
         self._upstream = upstream
@@ -79,7 +85,13 @@ class ModerationsCheck:
         """
         if not passage.text.strip():
             return ()
-        scores = self._scores(readable(passage.text), passage.until)
+        return in_every_reading(self._found, passage)
+
+    def _found(self, readings: Sequence[Passage]) -> Sequence[Sequence[Finding]]:
+        answers = self._scores([readable(one.text) for one in readings], readings[0].until)
+        return [self._findings(one, scores) for one, scores in zip(readings, answers, strict=True)]
+
+    def _findings(self, passage: Passage, scores: Scores) -> Sequence[Finding]:
         span = (Span(passage.part, 0, len(passage.text)),)
         found: dict[str, float] = {self.name: max(scores.by_category.values())}
         for name in SOURCES:
@@ -89,13 +101,13 @@ class ModerationsCheck:
         told |= {name: HAZARDS.get(name.removeprefix(f"{self.name}."), "") for name in found if name != self.name}
         return [Finding(self.name, name, round(score, 4), span, told[name]) for name, score in found.items()]
 
-    def _scores(self, text: str, until: float | None) -> Scores:
-        async def ask() -> Scores:
+    def _scores(self, texts: Sequence[str], until: float | None) -> Sequence[Scores]:
+        async def ask(text: str) -> Scores:
             return read_scores(await self._upstream.ask("moderations", {"model": self._spec.model, "input": text}))
 
         try:
-            (scores,) = self._server.ask(hashlib.sha256(text.encode()).digest(), [ask], until)
-            return scores
+            key = hashlib.sha256(json.dumps(texts).encode()).digest()
+            return self._server.ask(key, [partial(ask, text) for text in texts], until)
         except NoScores:
             what = (
                 f"{self._server.who}: the answer of '{self._spec.model}' does not score all categories, or flags none"

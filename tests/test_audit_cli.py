@@ -269,6 +269,22 @@ def test_each_answer_is_a_row_and_texts_that_were_not_kept_are_none(tmp_path):
     assert list(rows_of({**record_of(two, text="none"), "seq": 2})) == []
 
 
+def test_texts_that_are_apart_have_a_row_and_scores_each():
+    one = exchange("fine")
+    one.apart, one.request = (
+        True,
+        [Part(Kind.TEXT, "user", ("input", at), text) for at, text in enumerate(("fine", "bad"))],
+    )
+    one.coverage = [Coverage(part.where, Judged.JUDGED) for part in one.request]
+    found = (Finding("a", "harm", 0.9, (Span(1, 0, 3),)), Finding("b", "count", 0.2))
+    one.decisions = [Decision(Stage.INPUT, Action.BLOCK, rules=("a",), findings=found)]
+    rows = rows_of({**record_of(one, text="full"), "seq": 1})
+    assert [(row["text"], row["scores"]) for row in rows] == [
+        ("fine", {"input:count": 0.2}),
+        ("bad", {"input:harm": 0.9, "input:count": 0.2}),
+    ]
+
+
 def test_an_answer_is_never_paired_with_a_question_that_it_does_not_answer():
     one = exchange("hello")
     one.request = [Part(Kind.TEXT, "user", WHERE, "hello"), Part(Kind.TEXT, "user", ("messages", 1, "content"), "bad")]

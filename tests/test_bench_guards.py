@@ -520,7 +520,9 @@ def test_a_band_that_is_wanted_is_found_from_rows(bench):
         (["--cascade", "war,toxic", "--want", "f1=0.8", "--band", "0,1"], "give one of them"),
         (["--scores", "x.jsonl"], "goes with --guards or --cascade"),
         (["--guards", "war", "--policy", "none.yaml"], "none.yaml"),
-        (["--guards", "war", "--scores", "no/such/folder.jsonl"], "folder.jsonl"),
+        (["--guards", "guard", "--scores", "no/such/folder.jsonl"], "folder.jsonl"),
+        (["--guards", "guard", "--png", "no/such/folder.png"], "folder.png"),
+        (["--guards", "guard", "--disagreements-to", "no/such/rows.jsonl"], "rows.jsonl"),
     ],
 )
 def test_command_exits_2_and_says_why_before_anybody_is_asked(bench, server, tmp_path, monkeypatch, arguments, says):

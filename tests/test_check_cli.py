@@ -12,6 +12,8 @@ from typer.testing import CliRunner, Result
 
 from ringfence.guard import guard
 from ringfence.guard.check import Check, Finding, Span
+from ringfence.policies.document import PolicyError, Problem
+from ringfence.policies.words import Origin
 from ringfence.proxy.cli.root import app
 
 UNANSWERED = """\
@@ -69,18 +71,27 @@ def test_any_check_that_raises_is_told_in_a_line(check, broken_check, caplog):
     )
 
 
-def test_a_check_that_cannot_be_made_ready_is_named_and_nothing_is_judged(check, word_check):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            RuntimeError("its file is gone"),
+            "RuntimeError: its file is gone (while the check 'word-number' was made ready); mend what that check needs, "
+            "or take out the rules over it",
+        ),
+        (PolicyError([Problem(Origin("p.yaml", 4, 5), "no weights; get them")]), "p.yaml:4:5: no weights; get them"),
+    ],
+)
+def test_a_check_that_cannot_be_made_ready_is_named_and_nothing_is_judged(check, word_check, error, told):
     class Cold(word_check):
         def warm(self):
-            raise RuntimeError("its file is gone")
+            raise error
 
     policy = "version: 1\nname: c\nrules: [{ id: c, category: number, action: block }]\n"
     done = check(policy, {"cold": Cold("number", "x")})
     assert (done.exit_code, done.stdout) == (2, "")
     [line] = done.stderr.splitlines()
-    assert line.startswith(
-        "ringfence check: RuntimeError: its file is gone while the check 'word-number' was made ready; mend what"
-    )
+    assert line == f"ringfence check: {told}"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ringfence.guard.audit.record import record_of
 from ringfence.guard.audit.store import Store
 from ringfence.guard.check import Check, Finding, Passage
 from ringfence.guard.exchange import MOST_TEXT, MOST_TURNS, Exchange, Kind, Part
@@ -91,16 +92,17 @@ def test_every_window_of_a_streamed_reply_and_a_part_that_is_whole_come_with_the
     assert {one.earlier for one in (*windows, whole)} == {talk.before(len(SAID))}
 
 
-def test_a_record_is_judged_again_with_the_same_passages(recorder: Recorder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_record_is_judged_again_with_the_same_passages(recorder: Recorder, tmp_path: Path, apart: bool) -> None:
     other = Recorder("other", frozenset({"other"}))
     checks: dict[str, Check] = {"seen": recorder, "other": other}
     store = Store.open(tmp_path / "log.db")
-    speak(Guard(policy(OTHER), checks=checks, store=store), exchange(*SAID), "Like this.")
+    speak(Guard(policy(OTHER), checks=checks, store=store), replace(exchange(*SAID), apart=apart), "Like this.")
     store.close()
     assert recorder.asked == []
     replay(tmp_path / "log.db", policy(OTHER), policy(OTHER, SEEN, revision="new"), checks)
     assert recorder.asked == other.asked
-    assert any(one.earlier for one in recorder.asked)
+    assert any(one.earlier for one in recorder.asked) is not apart
 
 
 def test_of_a_long_conversation_the_end_is_told_without_a_gap() -> None:
@@ -111,6 +113,14 @@ def test_of_a_long_conversation_the_end_is_told_without_a_gap() -> None:
     long = exchange(("user", "a"), ("assistant", "b" * MOST_TEXT), ("user", "c"), ("user", "d"))
     assert long.before(4) == (("user", "c"), ("user", "d"))
     assert long.before(2) == (("assistant", "b" * MOST_TEXT),)
+
+
+def test_texts_by_themselves_are_no_turns_before_each_other(recorder: Recorder) -> None:
+    talk, texts = exchange(*SAID), replace(exchange(*SAID), apart=True)
+    for one in (talk, texts):
+        Guard(policy(SEEN), checks={"seen": recorder}).judge_request(one)
+    assert [bool(one.earlier) for one in recorder.asked] == [False, False, True, False, True] + [False] * 5
+    assert ["apart" in record_of(one, text="full") for one in (talk, texts)] == [False, True]
 
 
 def test_what_is_no_speech_is_no_turn() -> None:

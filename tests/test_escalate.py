@@ -53,6 +53,7 @@ from ringfence.proxy.cli.policy import judge_of
 from ringfence.proxy.service import build
 from ringfence.proxy.settings import Settings
 from ringfence.proxy.upstreams.fake import FakeUpstream
+from ringfence.proxy.wire.openai_moderations import judge, read_request
 
 BAND = Escalate("guard", (0.15, 0.85))
 HARM = Rule("harm", "harm", Action.BLOCK, threshold=0.6, escalate=BAND)
@@ -241,6 +242,21 @@ def test_other_check_is_asked_about_the_unsure_texts_alone():
     assert [(f.category, f.score, f.spans[0].part) for f in decision.findings if f.check == "big"] == [
         ("guard.S9", 0.9, 2)
     ]
+
+
+@pytest.mark.parametrize(("apart", "asked"), [(True, ["harm 0.4 guard 0.9"]), (False, [])])
+def test_what_is_said_beside_a_text_leaves_it_unasked_only_where_they_belong_together(apart, asked):
+    sure, other = Condition(category="harm", threshold=0.9), Big()
+    pipeline = Pipeline(of(replace(HARM, when=Condition(not_=sure))), {"small": Small(), "big": other})
+    pipeline.find(Stage.INPUT, said("harm 0.95", "harm 0.4 guard 0.9", "harm 0.1"), apart=apart)
+    assert other.seen == asked
+
+
+def test_strings_of_one_call_of_moderations_are_each_asked_about_by_themselves():
+    rule = replace(HARM, when=Condition(not_=Condition(category="harm", threshold=0.9)))
+    guard = Guard(of(rule), checks={"small": Small(), "big": Big()})
+    answer = judge(guard, *read_request({"input": ["harm 0.95", "harm 0.4 guard 0.9", "harm 0.4"]}))
+    assert [one["flagged"] for one in answer["results"]] == [False, True, False]
 
 
 def test_what_was_asked_about_and_not_found_is_among_the_findings():

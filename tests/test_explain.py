@@ -13,6 +13,8 @@ from ringfence.policies.explain import Change, Flip, explain
 from ringfence.policies.overlay import effective
 from ringfence.policies.types import (
     Action,
+    Condition,
+    Decision,
     Escalate,
     Finding,
     Overlay,
@@ -321,3 +323,51 @@ def test_proposed_threshold_is_never_on_the_wrong_side_of_the_score(score):
     why = of((replace(HARM, threshold=0.0),), found("harm", score))
     for change in why.milder.changes:
         assert change.key == "action" or score < change.new <= 1
+
+
+# --- replies of several windows
+
+WITH = Rule("red", "red", Action.BLOCK, stages=(Stage.OUTPUT,), when=Condition(category="pii"))
+WITHOUT = replace(WITH, when=Condition(not_=Condition(category="pii")))
+BOTH = (Finding("fake", "red", 0.9, (Span(0, 0, 3),)), Finding("fake", "pii.email", 0.9, (Span(0, 900, 920),)))
+LATE = Rule("late", "pii", Action.LOG)
+
+
+def of_windows(rule, *, fired, length=1_000, revision="r"):
+    policy = Policy("p", (rule, LATE), revision="r")
+    decided = {"rules": ("red",), "logged": ("late",)} if fired else {"rules": ("late",)}
+    recorded = Decision(
+        Stage.OUTPUT, Action.BLOCK if fired else Action.LOG, findings=BOTH, revision=revision, **decided
+    )
+    return explain(policy, [recorded], lengths=[length])
+
+
+@pytest.mark.parametrize("rule", [WITH, WITHOUT])
+@pytest.mark.parametrize("fired", [True, False])
+def test_what_a_condition_came_to_in_the_windows_of_a_reply_is_on_record(rule, fired):
+    why = of_windows(rule, fired=fired)
+    verdict = why.judgements[0].verdicts[0]
+    assert (verdict.asks, verdict.unknown, why.unknown) == (Action.BLOCK if fired else None, False, False)
+    assert why.decided is why.recorded
+    assert verdict.rule.when == rule.when
+    if fired:
+        assert why.milder == Flip((Change("red", "threshold", 0.5, 0.9001),), Action.LOG)
+    else:
+        assert why.stronger == Flip((Change("late", "action", Action.LOG, Action.BLOCK),), Action.BLOCK)
+
+
+@pytest.mark.parametrize("rule", [WITH, WITHOUT])
+def test_what_another_policys_condition_would_have_come_to_in_windows_nobody_knows(rule):
+    why = of_windows(rule, fired=False, revision="other")
+    assert why.judgements[0].verdicts[0].unknown
+    assert (why.unknown, why.milder, why.stronger) == (True, None, None)
+    assert not of_windows(rule, fired=False, revision="other", length=81).unknown  # one window
+
+
+def test_no_change_is_proposed_of_which_windows_would_have_to_tell():
+    near = (replace(BOTH[0], score=0.4), BOTH[1])
+    recorded = Decision(Stage.OUTPUT, Action.LOG, rules=("late",), findings=near, revision="r")
+    why = explain(Policy("p", (WITH, LATE), revision="r"), [recorded], lengths=[1_000])
+    assert why.stronger == Flip((Change("late", "action", Action.LOG, Action.BLOCK),), Action.BLOCK)
+    why = explain(Policy("p", (WITH, LATE), revision="r"), [recorded], lengths=[0])
+    assert why.stronger == Flip((Change("red", "threshold", 0.5, 0.4),), Action.BLOCK)

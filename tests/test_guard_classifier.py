@@ -142,9 +142,10 @@ def test_labels_that_are_not_zero_and_one_are_refused(labels):
         GuardClassifier().fit(TEXTS, labels)
 
 
-def test_a_threshold_that_is_no_probability_is_refused():
-    with pytest.raises(ValueError, match="threshold must be between 0 and 1"):
-        GuardClassifier(threshold=1.5).fit(TEXTS)
+@pytest.mark.parametrize("threshold", [1.5, float("nan"), "x", None])
+def test_a_threshold_that_is_no_probability_is_refused(threshold):
+    with pytest.raises(ValueError, match=f"threshold must be between 0 and 1, got {threshold!r}"):
+        GuardClassifier(threshold=threshold).fit(TEXTS)
 
 
 @pytest.mark.parametrize("labels", [LABELS, [bool(label) for label in LABELS]])

@@ -2,6 +2,7 @@
 
 import json
 import math
+from base64 import b64encode
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -160,6 +161,18 @@ def test_a_text_is_asked_about_once_and_no_failure_is_remembered(check_of):
         check.find(passage())
     assert [scores(check)["m.S10"] for _ in range(3)] == [0.6] * 3
     assert len(server.asked) == 2
+
+
+def test_text_in_disguise_is_asked_about_in_the_clear_as_well_and_counts_as_one_text(check_of):
+    server = Server(lambda asked: JSONResponse(answer(hate=0.6) if asked["input"] == TEXT else answer(violence=0.3)))
+    check = check_of(server, per_minute=1)
+    hidden = b64encode(TEXT.encode()).decode()
+    for _ in range(2):
+        found = {finding.category: finding for finding in check.find(passage(hidden))}
+    assert (found["m"].score, found["m"].detail) == (0.6, "read as base64, flagged by the endpoint")
+    assert (found["m.S10"].score, found["m.S10"].detail) == (0.6, "read as base64, Hate")
+    assert (found["m.S1"].score, found["m.S1"].detail) == (0.3, "Violent Crimes")
+    assert sorted(asked["input"] for asked in server.asked) == sorted([hidden, TEXT])
 
 
 def test_one_failure_in_passing_is_made_good_and_a_server_that_is_down_is_not_asked_twice_as_often(check_of):

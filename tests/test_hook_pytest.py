@@ -51,9 +51,11 @@ def test_failure_shows_rule_score_and_place(run: pytest.Pytester) -> None:
             assert_blocked("a bomb", rule="no-pins")
         def test_no_such_rule(assert_blocked):
             assert_blocked("a bomb", rule="no-boms")
+        def test_no_such_stage(assert_blocked):
+            assert_blocked("a bomb", stage="sideways")
     """
     result = outcome(run, body, "--ringfence-policy", "policy.yaml")
-    result.assert_outcomes(failed=5)
+    result.assert_outcomes(failed=6)
     result.stdout.fnmatch_lines(
         [
             "expected the output to pass, but the policy would block it",
@@ -64,6 +66,7 @@ def test_failure_shows_rule_score_and_place(run: pytest.Pytester) -> None:
             "  decision: allow",
             "expected the input to be blocked by 'no-pins'",
             "the policy has no rule 'no-boms'; it has: no-bombs, no-pins",
+            "there is no stage 'sideways'; there are: input, output",
         ]
     )
 

@@ -324,6 +324,17 @@ def test_where_no_check_reads_images_one_is_not_called_judged_and_rules_over_med
     assert coverage(exchange) == [("judged", ""), ("unjudged", "no check reads media")]
 
 
+def test_an_image_of_a_role_that_no_rule_looks_at_is_media_that_nobody_reads():
+    eye = Eye()
+    exchange = shown(RED)
+    decision = Guard(of(replace(NO_RED, roles=("tool",)), NO_MEDIA), checks={"eye": eye}).judge_request(exchange)
+    assert (decision.rules, eye.seen, coverage(exchange)[1]) == (
+        ("no-media",),
+        [],
+        ("unjudged", "no check reads media"),
+    )
+
+
 def test_a_text_of_which_only_images_are_read_is_not_called_judged():
     exchange = shown(PNG)
     Guard(of(NO_RED), checks={"eye": Eye()}).judge_request(exchange)

@@ -3,6 +3,7 @@
 import gc
 import json
 import threading
+from base64 import b64encode
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -89,6 +90,18 @@ def score(check, text="Ines earns 90,000 a year."):
 def decision_of(check, *passages):
     rule = Rule("no-salaries", "salaries", Action.BLOCK)
     return Pipeline(Policy("house", (rule,)), {check.name: check}).judge(Stage.INPUT, passages or [passage()])
+
+
+def test_a_rule_about_tools_asks_nothing_about_users_and_nobody_else_is_stopped_where_the_judge_is_gone(judge_of):
+    vendor = Vendor(lambda _: BAD, status=500)
+    rule = Rule("no-salaries", "salaries", Action.BLOCK, roles=("tool",))
+    pipeline = Pipeline(Policy("house", (rule,)), {"salaries": judge_of(vendor, per_minute=1)})
+    for _ in range(3):
+        assert pipeline.judge(Stage.INPUT, [passage()]).action is Action.ALLOW
+    assert vendor.asked == []
+    assert (
+        pipeline.judge(Stage.INPUT, [passage(), replace(passage(), role="tool", voice="tool")]).action is Action.BLOCK
+    )
 
 
 def test_a_violation_blocks_and_what_is_none_passes(judge_of):
@@ -237,6 +250,17 @@ def test_the_same_text_is_asked_about_once_and_another_stage_or_prompt_is_anothe
     assert len(vendor.asked) == 3
 
 
+def test_text_in_disguise_is_asked_about_in_the_clear_as_well_and_counts_as_one_text(judge_of):
+    vendor = Vendor(lambda content: BAD if "Ines" in content else GOOD)
+    check = judge_of(vendor, per_minute=1)
+    text = b64encode(passage().text.encode()).decode()
+    for _ in range(2):
+        assert score(check, text) == 1.0
+    assert check.find(passage(text))[0].detail == "read as base64, a language model's verdict"
+    asked = [json.loads(asked["messages"][1]["content"])["text"] for asked in vendor.asked]
+    assert sorted(asked) == sorted([text, passage().text])
+
+
 def test_the_verdict_that_was_wanted_longest_ago_is_forgotten_first(judge_of):
     vendor = Vendor(lambda _: GOOD)
     check = judge_of(vendor, remember=2)
@@ -298,6 +322,8 @@ def test_a_judge_that_names_no_model_takes_the_only_one(judge_of):
     assert vendor.asked[0]["model"] == "house-7b"
     with pytest.raises(CannotAnswer, match="2 models; name one"):
         judge_of(Vendor(lambda _: GOOD, models=("a", "b")), model="default").find(passage())
+    with pytest.raises(CannotAnswer, match=r"answered 500; check that http://.* is up and serves one model$"):
+        judge_of(Vendor(lambda _: GOOD, status=500, models=("a",)), model="default").find(passage())
 
 
 def test_the_key_comes_from_the_environment_and_its_absence_is_a_located_error(judge_of, monkeypatch):

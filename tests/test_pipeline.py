@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from ringfence.guard.actions import put, rewrite_body
+from ringfence.guard.audit.record import Body, Receipt, decisions_of
 from ringfence.guard.check import Check, Finding, Passage, Span, UnknownCheck, own_checks
 from ringfence.guard.exchange import Exchange, Kind, Part
 from ringfence.guard.guard import Guard, TooLong
 from ringfence.guard.pipeline import Pipeline, Pipelines
 from ringfence.policies.own import Keywords
-from ringfence.policies.types import Action, Exemption, Limits, Policy, Rule, Stage
+from ringfence.policies.types import Action, Condition, Degrade, Escalate, Exemption, Limits, Policy, Rule, Stage
 from ringfence.policies.words import Origin
 
 
@@ -111,6 +112,117 @@ def test_a_check_that_hangs_counts_as_failed_and_the_others_still_count(
     assert decision.action is Action.BLOCK
     assert (decision.rules, decision.unanswered) == (("b",), {"h": Action.LOG})
     assert "limits.check_seconds" in decision.errors[0]
+
+
+def conversation() -> list[Passage]:
+    return [Passage(Stage.INPUT, role, f"{role} bomb", part=at) for at, role in enumerate(("system", "user", "tool"))]
+
+
+BOMBS = Rule("tools", "bomb", Action.BLOCK, roles=("tool",))
+
+
+@pytest.mark.parametrize(
+    ("rules", "shown"),
+    [
+        ([BOMBS], "tool"),
+        ([replace(BOMBS, shadow=True), replace(BOMBS, id="u", category="bomb.pipe", roles=("user",))], "user tool"),
+        ([BOMBS, Rule("all", "bomb", Action.LOG)], "system user tool"),
+        ([BOMBS, replace(BOMBS, id="reply", roles=("user",), stages=(Stage.OUTPUT,))], "tool"),
+        ([Rule("k", "knife", Action.BLOCK, roles=("tool",), when=Condition("bomb"))], "system user tool"),
+        ([Rule("k", "knife", Action.BLOCK, roles=("user",), on_error=Degrade("bomb"))], "user"),
+        ([BOMBS, Rule("k", "knife", Action.LOG, roles=("user",), escalate=Escalate("bomb", (0, 0.5)))], "user tool"),
+    ],
+    ids=["one rule", "shadow and below", "of no role", "of another stage", "condition", "stand-in", "second opinion"],
+)
+def test_a_check_is_shown_what_a_rule_that_has_it_look_is_about_and_nothing_else(
+    checks: dict[str, Check], rules: list[Rule], shown: str
+) -> None:
+    decision = Pipeline(Policy("p", tuple(rules)), checks).judge(Stage.INPUT, conversation())
+    assert checks["word-bomb"].seen == [f"{role} bomb" for role in shown.split()]  # type: ignore[attr-defined]
+    unheard = {"system", "user", "tool"}.difference(shown.split())
+    assert set(decision.unheard.get("word-bomb", ())) == unheard
+
+
+def test_text_of_a_role_that_no_rule_can_name_is_shown_to_every_check(checks: dict[str, Check]) -> None:
+    decision = Pipeline(Policy("p", (BOMBS,)), checks).judge(Stage.INPUT, [Passage(Stage.INPUT, "critic", "bomb")])
+    assert (decision.action, decision.unheard) == (Action.BLOCK, {})
+
+
+def test_where_no_rule_is_about_any_text_no_check_is_run_and_the_record_says_that_none_looked(
+    checks: dict[str, Check],
+) -> None:
+    kept: list[Body] = []
+
+    class Memory:
+        def append(self, body: Body) -> Receipt:
+            kept.append(body)
+            return Receipt(1, "")
+
+    guard = Guard(Policy("p", (BOMBS,)), checks=checks, store=Memory())
+    exchange = Exchange("test", "m", [Part(Kind.TEXT, "user", ("m", 0), "a bomb")])
+    assert guard.judge_request(exchange).action is Action.ALLOW
+    reply = guard.open_reply(exchange)
+    reply.feed(("r", 0), "a bomb")
+    assert reply.release(("r", 0), last=True) == "a bomb"
+    reply.finish()
+    guard.record(exchange)
+    assert checks["word-bomb"].seen == []  # type: ignore[attr-defined]
+    [body] = kept
+    assert [(one["status"], one["why"]) for one in body["coverage"]] == [
+        ("unjudged", "no rule of the policy has a check read the input of the role user"),
+        ("unjudged", "no rule of the policy has a check read the output of the role assistant"),
+    ]
+    assert [one["unheard"] for one in body["decisions"]] == [{"word-bomb": ["user"]}, {"word-bomb": ["assistant"]}]
+    assert decisions_of(body)[0].unheard == {"word-bomb": ("user",)}
+
+
+@dataclass
+class Forgetful:
+    """Cannot read what one role says."""
+
+    role: str
+    name: str = "forgetful"
+    categories: frozenset[str] = frozenset({"broken"})
+
+    def find(self, passage: Passage) -> Sequence[Finding]:
+        if passage.role == self.role:
+            raise RuntimeError
+        return []
+
+
+def test_a_failure_is_about_the_roles_whose_text_could_not_be_looked_at() -> None:
+    rules = (
+        Rule("users", "broken", Action.BLOCK, roles=("user",), on_error=Action.LOG),
+        Rule("tools", "broken", Action.BLOCK, roles=("tool",)),
+    )
+    pipeline = Pipeline(Policy("p", rules), {"forgetful": Forgetful("user")})
+    assert pipeline.judge(Stage.INPUT, [conversation()[1]]).unanswered == {"users": Action.LOG}
+    assert pipeline.judge(Stage.INPUT, [conversation()[2]]).unanswered == {}
+    decision = pipeline.judge(Stage.INPUT, conversation())
+    assert decision.unanswered == {"users": Action.LOG, "tools": Action.BLOCK}  # it got no further
+    assert [(one.role, [span.part for span in one.spans]) for one in decision.findings] == [
+        ("user", [1]),
+        ("tool", [2]),
+    ]
+
+
+def test_what_stands_in_for_a_failed_check_is_looked_for_in_text_of_the_rules_roles(checks: dict[str, Check]) -> None:
+    rules = (
+        Rule("tools", "broken", Action.BLOCK, roles=("tool",), on_error=Degrade("number")),
+        Rule("numbers", "number", Action.LOG),
+    )
+    pipeline = Pipeline(Policy("p", rules), {"forgetful": Forgetful("tool"), **checks})
+    by_user, by_tool = Passage(Stage.INPUT, "user", "it is 12345"), Passage(Stage.INPUT, "tool", "none", part=1)
+    assert pipeline.judge(Stage.INPUT, [by_user, by_tool]).action is Action.LOG
+    assert pipeline.judge(Stage.INPUT, [by_user, replace(by_tool, text="12345")]).action is Action.BLOCK
+
+
+def test_only_a_check_that_ordinary_text_is_shown_to_stops_everything_where_it_is_missing(
+    checks: dict[str, Check],
+) -> None:
+    assert not Pipeline(Policy("p", (BOMBS,)), checks).stops_without(["word-bomb"])
+    assert Pipeline(Policy("p", (replace(BOMBS, roles=("user",)),)), checks).stops_without(["word-bomb"])
+    assert Pipeline(Policy("p", (replace(BOMBS, roles=("assistant",)),)), checks).stops_without(["word-bomb"])
 
 
 def test_an_exempt_role_is_left_alone_and_the_coverage_names_the_policy_line(

@@ -22,6 +22,7 @@ from ringfence.guard.exchange import Coverage, Exchange, Judged, Kind, Part, Sub
 from ringfence.guard.guard import Guard
 from ringfence.guard.replay.proportions import paired_interval
 from ringfence.guard.replay.replay import replay
+from ringfence.guard.replay.sides import UNFINISHED
 from ringfence.policies.compare import compare
 from ringfence.policies.decide import decide, strongest
 from ringfence.policies.load import load_policy, loads_policy
@@ -159,7 +160,7 @@ def recorded(db, by, traffic):
         exchange = Exchange("openai.chat", "m", request)
         exchange.decisions.append(decide(by, Stage.INPUT, made(asked, Stage.INPUT)))
         if exchange.decisions[0].action is not Action.BLOCK:
-            exchange.reply.append(Part(Kind.TEXT, "assistant", ("r", 0), "y" * 90))
+            exchange.reply.append(Part(Kind.TEXT, "assistant", ("r", 0), "y" * 80))
             exchange.decisions.append(decide(by, Stage.OUTPUT, made(answered, Stage.OUTPUT)))
         exchange.coverage += [Coverage(part.where, Judged.JUDGED) for part in (*request, *exchange.reply)]
         exchange.revisions["classifier"] = CHECKS["classifier"].revision
@@ -428,8 +429,23 @@ def test_exception_of_a_pattern_is_settled_by_the_text_where_that_is_kept(db, ke
     spared = RuleException("e", ("pii",), date(2027, 1, 1), "known", pattern=r"bob@.*")
     found = replay(db, old, policy(PII, revision="new", exceptions=(spared,)), CHECKS)
     assert found.undecided == undecided
-    assert found.changed == undecided  # by what is known, the exception holds
+    assert (found.changed, found.rewritten.new, found.rewritten.lost) == (0, 1, 0)  # nobody knows of a change
     assert all("exception 'e' goes by the text" in why for why in found.reasons)
+
+
+def test_exception_of_a_pattern_that_may_hold_is_no_change_and_one_that_cannot_help_is_one(db):
+    old = policy(replace(PII, action=Action.LOG))
+    say(db, old, MAIL)
+    spared = RuleException("e", ("pii",), date(2027, 1, 1), "known", pattern=r"bob@.*")
+    rewriting = policy(PII, revision="new", exceptions=(spared,))
+    found = replay(db, old, rewriting, CHECKS)
+    assert (found.changed, found.changes, found.undecided) == (0, (), 1)
+    assert set(cli.counts_of(found).values()) == {0, 1}
+    assert cli.counts_of(found)["undecided"] == 1
+    assert found.rewritten.most > found.rewritten.high  # it may be rewritten
+    blocking = replace(rewriting, rules=(*rewriting.rules, Rule("mail", "pii.email", Action.BLOCK)))
+    found = replay(db, old, blocking, CHECKS)
+    assert (found.changed, found.blocked.new, found.undecided) == (1, 1, 0)
 
 
 def test_exchange_of_which_nothing_was_judged_is_left_out_and_counted(db):
@@ -480,6 +496,7 @@ TEXTS = [
     f"war war war {MAIL}",
     "a\U000e0041\U000e0042\U000e0043b",
     "A red car.",
+    f"war war war. {'All is calm. ' * 80}{MAIL}",
 ]
 RED = Keywords("keywords", "red", ("red",))
 ROLES = ["user", "assistant", "system", "tool"]
@@ -630,6 +647,164 @@ def test_log_of_anything_comes_to_what_each_of_its_records_comes_to(tmp_path_fac
     assert {name: count for name, count in found.items() if count} == {
         n: count for n, count in expected.items() if count
     }
+
+
+of_roles = st.builds(
+    Rule,
+    id=st.sampled_from("ab"),
+    category=st.sampled_from(["harm", "pii"]),
+    action=st.sampled_from([Action.LOG, Action.REWRITE, Action.BLOCK]),
+    roles=st.sampled_from([(), ("user",), ("tool", "tool_call")]),
+    when=st.none() | conditions,
+    escalate=st.none() | st.just(Escalate("pii", (0.3, 0.8))),
+)
+turns = st.tuples(
+    st.sampled_from(ROLES), st.sampled_from([Kind.TEXT, Kind.TEXT, Kind.TOOL_CALL]), st.sampled_from(TEXTS)
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(
+    *[st.lists(of_roles, min_size=1, max_size=2, unique_by=lambda rule: rule.id)] * 2,
+    st.lists(turns, min_size=1, max_size=3),
+    st.sampled_from(TEXTS),
+    st.sampled_from(["full", "masked", "none"]),
+)
+def test_what_a_replay_has_no_doubt_about_is_what_the_new_policy_does(
+    tmp_path_factory, before, after, parts, reply, keep
+):
+    old, new = policy(*before, text=keep), policy(*after, revision="new")
+    then, now = Records(), Records()
+    for by, records in ((old, then), (new, now)):
+        exchanged(Guard(by, checks=CHECKS, store=records), parts, [reply], "k", 20, False)
+    found = replay(logged_at(tmp_path_factory.mktemp("log") / "log.db", then), old, new, CHECKS)
+    assert found.reproduced == 1
+    if not found.undecided:
+        assert [found.blocked.new, found.rewritten.new] == [now[0]["action"] == one for one in ("block", "rewrite")]
+
+
+# --- replies of several windows, against really running the new policy
+
+FILLER = "All is calm here and will stay so. "
+REPLIES = st.lists(
+    st.sampled_from(
+        ["war war war. ", "war. ", f"{MAIL} ", "A red car. ", "Call +1 415 555 2671 now. ", *[FILLER * 30] * 3]
+    ),
+    min_size=1,
+    max_size=5,
+).map("".join)
+asked_for = st.builds(
+    Condition,
+    category=st.sampled_from(["harm", "pii", "pii.email", "pii.phone", "red"]),
+    threshold=st.sampled_from([None, 0.8]),
+)
+not_found = st.builds(lambda one: Condition(not_=one), asked_for)
+either = st.builds(lambda *some: Condition(any=some), asked_for, not_found)
+both_of = st.builds(lambda *some: Condition(all=some), asked_for, not_found)
+BANDS = st.sampled_from([(0.2, 0.7), (0.3, 0.95)])
+conditional = st.builds(
+    Rule,
+    id=st.sampled_from("abcd"),
+    category=st.sampled_from(["harm", "pii.email", "pii.phone", "red"]),
+    action=st.sampled_from([Action.LOG, Action.REWRITE, Action.BLOCK]),
+    stages=st.just((Stage.OUTPUT,)),
+    threshold=st.sampled_from([0.3, 0.6, 0.9]),
+    when=st.none() | asked_for | not_found | either | both_of,
+    escalate=st.none() | st.none() | st.builds(Escalate, st.sampled_from(["pii", "red"]), BANDS, st.just(0.5)),
+    replacement=st.sampled_from(["[{category}]", "x"]),
+)
+windowed = st.tuples(
+    st.lists(conditional, min_size=1, max_size=3, unique_by=lambda rule: rule.id),
+    st.sampled_from([(), (), (RuleException("e", ("a", "b"), date(2027, 1, 1), "known", pattern="ann@.*"),)]),
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(windowed, windowed, st.booleans(), REPLIES, st.sampled_from(["full", "full", "masked", "none"]))
+def test_long_reply_comes_to_what_the_new_policy_really_makes_of_it_or_is_undecided(
+    tmp_path_factory, before, after, keeps, reply, text
+):
+    logs = tmp_path_factory.mktemp("logs")
+    shared = before[0][:1] if keeps else []
+    more = [rule for rule in after[0] if rule.id not in {one.id for one in shared}]
+    old = policy(*before[0], *LOOKING, checks=(RED,), text=text, exceptions=before[1])
+    new = policy(*shared, *more, *LOOKING, checks=(RED,), text=text, revision="new", exceptions=after[1])
+    came, truth = Records(), Records()
+    for by, kept in ((old, came), (new, truth)):
+        exchanged(Guard(by, checks=CHECKS, store=kept), [("user", Kind.TEXT, "Hello.")], [reply], "k", 20, False)
+    found = replay(logged_at(logs / "log.db", came), old, new, CHECKS)
+    assert (found.reproduced, found.decided_then) == (1, 1)
+    if found.undecided:
+        assert text != "full" or list(found.reasons) == [UNFINISHED]
+        return
+    [now] = truth
+    assert [found.blocked.new, found.rewritten.new] == [now["action"] == "block", now["action"] == "rewrite"]
+    assert [one.new for one in found.changes] == ([now["action"]] if found.changed else [])
+    assert found.changed or came[0]["action"] == now["action"]
+
+
+@pytest.mark.parametrize("decided", ["by the old policy", "by another"])
+@pytest.mark.parametrize(
+    ("keep", "changes", "undecided"),
+    [("full", {(Stage.INPUT, Action.LOG, Action.BLOCK): 1}, 0), ("none", {}, 2)],
+)
+def test_text_that_a_check_was_not_shown_is_judged_again_or_leaves_the_exchange_undecided(
+    db, decided, keep, changes, undecided
+):
+    tools = Rule("tools", "pii", Action.LOG, stages=(Stage.INPUT,), roles=("tool",))
+    old = policy(tools, text=keep)
+    say(db, old, MAIL, "peace", role=("tool", ("messages", 9), "Call bob@mail.example."))
+    users = Rule("users", "pii", Action.BLOCK, stages=(Stage.INPUT,), roles=("user",))
+    if decided == "by another":
+        old = replace(old, revision="older")
+    found = replay(db, old, replace(old, rules=(*old.rules, users), revision="new"), CHECKS)
+    assert (counted(found), found.undecided) == (changes, undecided)
+    assert found.reasons.keys() <= {"nobody looked for 'pii' then, in the same way; its text is not kept"}
+    known = replay(db, old, replace(old, rules=(replace(tools, action=Action.REWRITE),), revision="new"), CHECKS)
+    assert (counted(known), known.undecided) == ({(Stage.INPUT, Action.LOG, Action.REWRITE): 2}, 0)
+
+
+def test_only_text_that_the_new_policy_has_a_check_shown_is_judged_again(db, word_check):
+    check = word_check("red", "red")
+    say(db, policy(HARM, text="full"), "A red car.", role=("tool", ("messages", 9), "A red flag."))
+    new = policy(HARM, Rule("red", "red", Action.BLOCK, roles=("tool",)), revision="new")
+    found = replay(db, policy(HARM), new, {**CHECKS, "red": check})
+    assert (found.rejudged, found.blocked.new, check.seen) == (1, 1, ["A red flag."])
+
+
+LONG = f"A red car. {FILLER * 40}{MAIL}"
+TORN = Rule("red", "red", Action.BLOCK, when=Condition(category="pii"), message={"en": "No.", "de": "Nein."})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text", "comes_to"),
+    [
+        (Condition(category="pii"), Condition(not_=Condition(category="pii")), "full", (0, 1, 0)),
+        (Condition(not_=Condition(category="pii")), Condition(category="pii"), "full", (1, 0, 1)),
+        (Condition(category="pii"), Condition(not_=Condition(category="pii")), "masked", (0, 0, 1)),
+        (Condition(not_=Condition(category="pii")), Condition(category="pii"), "none", (1, 0, 1)),
+        (Condition(not_=Condition(category="pii")), Condition(category="harm"), "none", (1, 0, 1)),
+        (Condition(category="pii"), Condition(not_=Condition(category="harm")), "none", (0, 1, 0)),
+    ],
+)
+def test_condition_holds_in_a_window_of_a_reply_or_not_and_not_in_all_of_it(db, before, after, text, comes_to):
+    old, new = (
+        policy(replace(TORN, when=when), *LOOKING, checks=(RED,), text=text, revision=name)
+        for name, when in (("old", before), ("new", after))
+    )
+    say(db, old, "peace", reply=LONG, checks=CHECKS)
+    found = replay(db, old, new, CHECKS)
+    assert (found.blocked.old, found.blocked.gained, found.undecided) == comes_to
+    assert (found.reproduced, found.changed) == (1, found.blocked.gained + found.blocked.lost)
+
+
+def test_rule_that_is_as_it_was_made_of_the_windows_what_is_on_record(db):
+    old = policy(TORN, *LOOKING, checks=(RED,), text="none")
+    say(db, old, "peace", reply=LONG)
+    say(db, old, "peace", reply=LONG.replace(FILLER, ""))
+    found = replay(db, old, policy(TORN, PII, *LOOKING, checks=(RED,), revision="new", text="none"), CHECKS)
+    assert (found.blocked.old, found.blocked.new, found.rewritten.new) == (1, 1, 1)
+    assert (found.undecided, found.changed, found.rejudged) == (0, 1, 0)
 
 
 def test_records_with_other_parts_than_the_first_of_their_kind_are_judged_by_their_own(db):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import signal
 import socket
 import sqlite3
@@ -157,6 +158,19 @@ def test_keys_and_addresses_of_any_upstream_are_redacted_by_the_policy_that_ship
     assert (
         said == "Of course. Write to [PII_EMAIL], and use [SECRET_OPENAI_KEY] as the key. That is all you need to know."
     )
+
+
+def test_what_it_says_to_type_is_answered_where_a_key_is_asked_for(tmp_path: Path) -> None:
+    command = [RINGFENCE, "serve", "--port", "0", "--upstream", "fake"]
+    key = {"RINGFENCE_API_KEY": "of the operator"}
+    with subprocess.Popen(command, cwd=tmp_path, env=os.environ | key, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        typed = next(line for line in process.stderr if line.startswith("curl "))
+        _, _, url, _, header, _, body = shlex.split(typed.replace("$RINGFENCE_API_KEY", key["RINGFENCE_API_KEY"]))
+        answers = [httpx.post(url, headers=dict([shown.split(": ")]), content=body) for shown in (header, "X: y")]
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+    assert [one.status_code for one in answers] == [200, 401]
 
 
 def test_an_unknown_model_is_named(client: openai.OpenAI) -> None:

@@ -68,6 +68,16 @@ def test_text_that_is_not_blocked_is_released_as_if_it_had_been_rewritten_whole(
 
 @given(TEXTS)
 @settings(max_examples=300)
+def test_text_of_which_that_is_known_by_its_length_is_judged_in_one_window(text: str) -> None:
+    for length in range(1, min(len(text), 2 * SMALL.window) + 1):
+        _, _, windows = run([text[:length]])
+        assert len(windows) == 1 or not SMALL.at_once(length)
+    assert SMALL.at_once(SMALL.window + 1)
+    assert len(run(["x" * SMALL.window + " x"])[2]) == 2
+
+
+@given(TEXTS)
+@settings(max_examples=300)
 def test_nothing_leaves_that_no_window_covered(text: str) -> None:
     guard = StreamGuard(SMALL)
     covered = 0

@@ -15,9 +15,10 @@ from typing import Any, Literal
 import rfc8785
 from pydantic import TypeAdapter
 
-from ringfence.guard.exchange import Exchange, Judged, Part, Subject, whose
+from ringfence.guard.exchange import Exchange, Judged, Kind, Part, Subject, whose
 from ringfence.policies.decide import reasons
 from ringfence.policies.types import Decision, Finding, Span, Stage
+from ringfence.policies.words import Route
 
 Body = dict[str, Any]
 """One record as JSON values, before its place in the chain is known."""
@@ -28,6 +29,9 @@ Keep = Literal["masked", "full", "none"]
 VERSION = 1
 GENESIS = "0" * 64
 """What the first record names as the hash before it."""
+
+AT_ONCE: frozenset[Route] = frozenset({"fms.detectors"})
+"""Ways that replies come by whole, and are judged whole."""
 
 SENSITIVE = frozenset({"pii", "secret"})
 """Category roots that a masked record never shows, also where the policy only logs them."""
@@ -72,6 +76,7 @@ def record_of(exchange: Exchange, *, text: Keep) -> Body:
         "action": strongest,  # null where nothing was judged; "allow" would claim that something was
         "rules": list(dict.fromkeys(why for d in exchange.decisions if d.action is strongest for why in reasons(d))),
         "text": text,
+        **({"apart": True} if exchange.apart else {}),
         "request": list(_parts(exchange, Stage.INPUT, exchange.request, text)),
         "reply": list(_parts(exchange, Stage.OUTPUT, exchange.reply, text)),
         "coverage": [{"where": c.where, "status": c.status, "why": c.why} for c in exchange.coverage],
@@ -111,6 +116,23 @@ def who_in(body: Body) -> Mapping[str, str]:
     """Return what a policy's scopes ask for, of the exchange that a record is about."""
     subject = body["subject"]
     return whose(Subject(subject["tenant"], subject["key"]), body["model"], body["dialect"])
+
+
+def lengths_of(body: Body) -> tuple[int, ...]:
+    """Return of each decision in a record how long the text is that was judged in windows; 0 of what was judged whole.
+
+    Where the record does not tell which reply a decision is about, each counts as the longest of them.
+    """
+    lengths = [0 if _came_whole(body, part) else int(part["length"]) for part in body["reply"]]
+    stages = [decision["stage"] for decision in body["decisions"]]
+    if len(lengths) != stages.count(Stage.OUTPUT):
+        lengths = [max(lengths, default=0)] * len(stages)
+    of_replies = iter(lengths)
+    return tuple(next(of_replies) if stage == Stage.OUTPUT else 0 for stage in stages)
+
+
+def _came_whole(body: Body, part: Body) -> bool:
+    return part["kind"] == Kind.TOOL_CALL or "length" not in part or body["dialect"] in AT_ONCE
 
 
 @cache
@@ -199,6 +221,7 @@ def _decision(decision: Decision) -> Body:
         "shadow": dict(decision.would),
         **({"excepted": {rule: list(ids) for rule, ids in decision.excepted.items()}} if decision.excepted else {}),
         **({"overlays": list(decision.overlays)} if decision.overlays else {}),
+        **({"unheard": {check: list(roles) for check, roles in decision.unheard.items()}} if decision.unheard else {}),
         "findings": [
             {
                 "check": finding.check,

@@ -8,11 +8,10 @@ from threading import Lock
 from typing import Protocol
 
 from ringfence.guard.check import Findable, Finding, Passage, Span
-from ringfence.guard.checks.disguise import in_disguise
+from ringfence.guard.checks.disguise import in_every_reading
 from ringfence.guard.checks.model import Reader, shared_reader
 from ringfence.guard.classifier.heads import HAZARDS
 from ringfence.guard.classifier.scorer import PARTLY, Scores
-from ringfence.guard.normalise import variants
 from ringfence.policies.types import Stage
 
 LEAST = 0.05
@@ -84,21 +83,11 @@ class ClassifierCheck:
         response = passage.stage is Stage.OUTPUT or passage.role == "assistant"
         prompt = passage.prompt if response else None
         judge = self.warm()
-        found = list(findings(judge.score(passage.text, prompt, passage.until), passage.part, response))
-        for variant in variants(passage.text):
-            seen = findings(judge.score(variant.text, prompt, passage.until), passage.part, response)
-            found += [in_disguise(finding, variant) for finding in seen]
-        return list(worst(found))
 
+        def found(readings: Sequence[Passage]) -> Sequence[Iterator[Finding]]:
+            return [findings(judge.score(one.text, prompt, one.until), one.part, response) for one in readings]
 
-def worst(found: Sequence[Finding]) -> Iterator[Finding]:
-    """Yield of each category the finding with the highest score, the first of equals, and every error once."""
-    best: dict[str, Finding] = {}
-    for finding in found:
-        if finding.error is None and (finding.category not in best or finding.score > best[finding.category].score):
-            best[finding.category] = finding
-    yield from best.values()
-    yield from {finding.category: finding for finding in found if finding.error is not None}.values()
+        return in_every_reading(found, passage)
 
 
 def findings(scores: Scores, part: int, response: bool) -> Iterator[Finding]:

@@ -70,6 +70,8 @@ def assert_blocked(ringfence_guard: "Guard") -> AssertBlocked:
 def _judged(guard: "Guard", text: str, stage: str, prompt: str, role: str) -> "Decision":
     from ringfence.policies.types import Stage
 
+    if stage not in list(Stage):
+        pytest.fail(f"there is no stage '{stage}'; there are: {', '.join(Stage)}", pytrace=False)
     return guard.check(text, Stage(stage), prompt, role=role)
 
 

@@ -20,13 +20,14 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from ringfence.guard.audit.record import VERSION, Body, decisions_of, who_in
+from ringfence.guard.audit.record import VERSION, Body, decisions_of, lengths_of, who_in
 from ringfence.guard.audit.store import SELECT
 from ringfence.guard.exchange import Judged, Kind, unread
 from ringfence.policies.findable import sought
 from ringfence.policies.overlay import about, changed, meets
 from ringfence.policies.own import OwnCheck
-from ringfence.policies.types import Counter, Decision, Policy, Rule, Stage
+from ringfence.policies.types import Action, Counter, Decision, Policy, Rule, Stage, StreamSettings
+from ringfence.policies.windows import by_window
 from ringfence.policies.words import Origin, covers, root
 
 Mark = tuple[str, int, str, bool, str, tuple[str, ...], str, tuple[tuple[int, int, int], ...]]
@@ -50,7 +51,9 @@ class Past:
         exempt: roles of which some text was not judged.
         who: tenant, key, model and route.
         day: when it was received.
-        images: of those that came with it, whether checks read some, and whether nobody read some.
+        images: of those that came with it, by whom, whether checks read some, and whether nobody read some.
+        stopped: whether it was, so that there is no reply, or not all of it.
+        lengths: by decision, how long the text is that was judged in windows; 0 for what was judged whole.
         revisions: which version of a check had looked, by its name, where it has versions.
     """
 
@@ -59,7 +62,9 @@ class Past:
     exempt: frozenset[str]
     who: Mapping[str, str]
     day: date
-    images: frozenset[bool] = frozenset()
+    stopped: bool
+    lengths: tuple[int, ...]
+    images: frozenset[tuple[str, bool]] = frozenset()
     revisions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -178,6 +183,8 @@ def past_of(body: Body) -> Past:
         _exempt(body),
         who_in(body),
         _day(body),
+        any(decision["action"] == Action.BLOCK for decision in body["decisions"]),
+        lengths_of(body),
         _images(body),
         dict(body["revisions"]),
     )
@@ -208,6 +215,7 @@ class _Lens:
         exempt: roles that a policy exempts.
         roles: whether some rule is for some roles only.
         scoped: whether something depends on whose exchange it is.
+        windows: how each policy cuts replies into windows, where some rule looks at more in one than it fires on.
         cuts: the thresholds that a category's score may reach, ascending; filled as categories come up.
     """
 
@@ -218,6 +226,7 @@ class _Lens:
     exempt: frozenset[str]
     roles: bool
     scoped: bool
+    windows: tuple[StreamSettings, ...]
     cuts: dict[str, Sequence[float]] = field(default_factory=dict)
 
     @classmethod
@@ -235,6 +244,7 @@ class _Lens:
             frozenset(one.role for policy in policies for one in policy.exempt),
             any(rule.roles for form in forms for rule in form),
             any(policy.overlays or policy.exceptions for policy in policies),
+            tuple(policy.stream for policy in policies if any(by_window(rule) for form in forms for rule in form)),
         )
 
     def level(self, category: str, score: float | None) -> int:
@@ -300,11 +310,13 @@ def _key(body: Body, lens: _Lens) -> tuple[Any, ...]:
             one["action"],
             one["revision"],
             tuple(one.get("overlays", ())),
+            tuple((check, tuple(roles)) for check, roles in one.get("unheard", {}).items()),
             *sorted({*_marks(one, parts, lens)}),
         )
         for one in body["decisions"]
     )
-    alike = (decisions, _exempt(body), _images(body), tuple(sorted(body["revisions"].items())))
+    fired = tuple(_fired(body, lens.windows)) if lens.windows else ()
+    alike = (decisions, _exempt(body), _images(body), tuple(sorted(body["revisions"].items())), fired)
     if not lens.scoped:
         return alike
     who, day = who_in(body), _day(body)
@@ -316,6 +328,14 @@ def _key(body: Body, lens: _Lens) -> tuple[Any, ...]:
         for policy in lens.policies
     )
     return (*alike, scopes)
+
+
+def _fired(body: Body, windows: Sequence[StreamSettings]) -> Iterator[tuple[Any, ...]]:
+    """Yield what decisions say of their rules, where replies were judged in several windows."""
+    for decision, length in zip(body["decisions"], lengths_of(body), strict=True):
+        at_once = tuple(one.at_once(length) for one in windows)
+        rules = () if all(at_once) else ({*decision["rules"], *decision["logged"]}, decision.get("unanswered", ()))
+        yield (at_once, *map(frozenset, rules))
 
 
 def _marks(decision: Body, parts: Sequence[Body], lens: _Lens) -> Iterator[Mark]:
@@ -343,12 +363,12 @@ def _exempt(body: Body) -> frozenset[str]:
     return frozenset(part["role"] for part in body["request"] if part["where"] in left) if left else frozenset()
 
 
-def _images(body: Body) -> frozenset[bool]:
-    shown = {part["where"] for part in body["request"] if "media_type" in part}
+def _images(body: Body) -> frozenset[tuple[str, bool]]:
+    shown = {part["where"]: part["role"] for part in body["request"] if "media_type" in part}
     if not shown:
         return frozenset()
     kept = [one for one in body["coverage"] if one["where"] in shown and one["status"] != Judged.EXEMPT]
-    return frozenset(one["why"] != unread(Kind.MEDIA) for one in kept)
+    return frozenset((shown[one["where"]], one["why"] != unread(Kind.MEDIA)) for one in kept)
 
 
 def _day(body: Body) -> date:

@@ -14,6 +14,7 @@ from ringfence.guard.replay.groups import Past
 from ringfence.guard.replay.sides import Outcome, Side, bare
 from ringfence.guard.stream import StreamGuard, hold_back
 from ringfence.policies.types import Action, Counter, Decision, Policy, Rule, Stage
+from ringfence.policies.windows import by_window
 from ringfence.policies.words import root
 
 
@@ -36,57 +37,82 @@ def rejudge(side: Side, past: Past, outcome: Outcome, body: Body) -> Past:
     decisions: list[Decision] = []
     output = 0
     revisions = dict(past.revisions)
-    for recorded, lacking in zip(past.decisions, outcome.lacking, strict=False):  # none after a blocked request
+    told = zip(past.decisions, past.lengths, outcome.lacking, outcome.windows, strict=False)
+    for recorded, length, lacking, windows in told:  # none after a blocked request
         names = frozenset(name for name, source in lacking.items() if not isinstance(source, Counter))
         passages: Sequence[Passage] = ()
-        if names or outcome.excepted:
+        if names or windows or outcome.excepted:
             by_input = recorded.stage is Stage.INPUT
             passages = list(_of_request(body, side.policy)) if by_input else [_of_reply(body, output)]
         found = [one for one in recorded.findings if root(one.category) not in names]
+        unheard = recorded.unheard
         if names:
             looking = _looking_for(side, names, past, recorded.stage)
             if recorded.stage is Stage.INPUT and any("image" in reads_of(check) for check in looking.checks):
                 _refuse_images(body, side.policy)
-            found += [one for one in _look(looking, passages) if root(one.category) in names]
+            found += [one for one in _look(looking, passages, past, length) if root(one.category) in names]
             revisions |= looking.revisions
-        if outcome.excepted:
-            found = side.pipeline(past.who).mark(found, passages, past.who, past.day)
-        decisions.append(replace(recorded, findings=tuple(found)))
+            heard = {check.name for check in map(looking.check_of, names) if check}
+            unheard = {check: roles for check, roles in unheard.items() if check not in heard}
+        if names or windows or outcome.excepted:
+            pipeline = side.pipeline(past.who)
+            found = pipeline.mark(found, passages, past.who, past.day)
+            if windows:
+                recorded = _in_windows(_going_by_windows(side, past), passages[0], past) or recorded
+            recorded = replace(recorded, revision=pipeline.policy.revision, overlays=pipeline.policy.applied)
+        decisions.append(replace(recorded, findings=tuple(found), unheard=unheard))
         output += recorded.stage is Stage.OUTPUT
     rest = past.decisions[len(decisions) :]
     return replace(past, decisions=(*decisions, *rest), exempt=past.exempt - outcome.unread, revisions=revisions)
 
 
 def _looking_for(side: Side, names: frozenset[str], past: Past, stage: Stage) -> Pipeline:
-    """Return the checks that look for some categories; nothing that they find stops or changes a text.
+    """Return the checks that look for some categories, where the policy has them look; nothing found changes a text.
 
     Who is asked only where a rule is not sure is asked there, as that rule would have, whatever its condition.
     """
     second = names.intersection(side.second(past.who, stage))
-    looking = [Rule(f"look-{name}", name, Action.LOG, on_error=Action.LOG, shadow=True) for name in names - second]
+    pipeline = side.pipeline(past.who)
+    shown = {name: tuple(sorted(pipeline.roles(stage, name))) for name in names - second}
+    looking = [
+        Rule(f"look-{name}", name, Action.LOG, roles=roles, on_error=Action.LOG, shadow=True)
+        for name, roles in shown.items()
+    ]
     asking = [
         replace(bare(rule), when=None, on_error=Action.LOG, shadow=True)
-        for rule in side.pipeline(past.who).policy.rules
+        for rule in pipeline.policy.rules
         if stage in rule.stages and rule.escalate and root(rule.escalate.to) in second
     ]
     return side.with_rules(tuple(sorted((*looking, *asking), key=lambda rule: rule.id)))
 
 
-def _look(pipeline: Pipeline, passages: Sequence[Passage]) -> Iterator[Finding]:
-    if not passages:
-        return
-    if passages[0].stage is Stage.INPUT:
-        yield from pipeline.judge(Stage.INPUT, passages).findings
+def _going_by_windows(side: Side, past: Past) -> Pipeline:
+    """Return the rules that go by windows, and those that rewrite, which moves where windows begin."""
+    rules = (rule for rule in side.pipeline(past.who).policy.rules if Stage.OUTPUT in rule.stages and not rule.shadow)
+    return side.with_rules(tuple(bare(rule) for rule in rules if by_window(rule) or rule.action is Action.REWRITE))
+
+
+def _look(pipeline: Pipeline, passages: Sequence[Passage], past: Past, length: int) -> Iterator[Finding]:
+    if not length:
+        yield from pipeline.judge(passages[0].stage, passages).findings if passages else ()
         return
     for whole in passages:
-        stream = StreamGuard(hold_back(pipeline.policy))
-        stream.feed(whole.text)
-        stream.close()
-        while window := stream.window():
-            passage = replace(whole, text=window.text, part=0, before=window.start)
-            stream.settle(window, pipeline.judge(Stage.OUTPUT, [passage]))
-        for one in stream.decision.findings if stream.decision else ():
+        decision = _in_windows(pipeline, whole, past)
+        for one in decision.findings if decision else ():
             yield replace(one, spans=tuple(Span(whole.part, span.start, span.end) for span in one.spans))
+
+
+def _in_windows(pipeline: Pipeline, whole: Passage, past: Past) -> Decision | None:
+    """Judge a reply as it was when it passed: window by window, on the day on which it came."""
+    stream = StreamGuard(hold_back(pipeline.policy))
+    stream.feed(whole.text)
+    stream.close()
+    while window := stream.window():
+        passage = replace(whole, text=window.text, part=0, before=window.start)
+        found = pipeline.find(Stage.OUTPUT, [passage], who=past.who)
+        found = pipeline.mark(found, [passage], past.who, past.day)
+        stream.settle(window, pipeline.decide(Stage.OUTPUT, [passage], found))
+    return stream.decision
 
 
 def _of_request(body: Body, policy: Policy) -> Iterator[Passage]:
@@ -129,7 +155,7 @@ def _of_reply(body: Body, output: int) -> Passage:
 
 def _exchange(body: Body) -> Exchange:
     parts = [_part(body, Stage.INPUT, index) for index in range(len(body["request"]))]
-    return Exchange(body["dialect"], body["model"], parts)
+    return Exchange(body["dialect"], body["model"], parts, apart=body.get("apart", False))
 
 
 def _part(body: Body, stage: Stage, index: int) -> Part:

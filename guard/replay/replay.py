@@ -7,6 +7,7 @@ findings that nobody made then.
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
 from pathlib import Path
 
 from ringfence.guard.audit.record import Body
@@ -23,6 +24,9 @@ Cause = tuple[str, str]
 
 _Range = tuple[Action, Action]
 """What an exchange comes to by what is known of it, and the strongest that it could come to."""
+
+_Ends = tuple[tuple[Action, Action], _Range, _Range, bool]
+"""What exchanges come to under both policies as they count, what they may come to, and whether that is undecided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +155,26 @@ class _Pair:
         return not same(*self.outcomes)
 
     @property
+    def unknown(self) -> frozenset[int]:
+        """The decisions that exceptions or the windows of a reply may make alike under both, for all that is known."""
+        old, new = self.outcomes
+        both = zip(old.decisions, new.decisions, old.up_to, new.up_to, strict=False) if self.undecided else ()
+        return frozenset(
+            index
+            for index, (one, other, one_up_to, other_up_to) in enumerate(both)
+            if one_up_to or other_up_to
+            if (one_up_to or one.action).strength >= other.action.strength
+            if (other_up_to or other.action).strength >= one.action.strength
+        )
+
+    @property
+    def actions(self) -> tuple[Action, Action]:
+        """What it comes to under each by what is known: where a decision may be alike, as though it were."""
+        old, new = self.outcomes
+        alike = [one.decisions[index].action for index in self.unknown for one in self.outcomes]
+        return strongest([old.action, *alike]), strongest([new.action, *alike])
+
+    @property
     def can_be_judged(self) -> bool:
         """Whether its text, where that is kept, could tell more."""
         return self.undecided and any(why != UNFINISHED for one in self.outcomes for why in one.reasons)
@@ -183,12 +207,19 @@ def _judged_again(past: Past, pair: _Pair, sides: tuple[Side, Side], body: Body)
             more = rejudge(side, past, outcome, body)
         except CannotJudge as error:
             return replace(pair, unread=str(error))
-        looked: list[set[Source]] = [
-            {one for one in lacking.values() if not isinstance(one, Counter)} for lacking in outcome.lacking
+        lacking: Iterator[set[Source]] = (
+            {who for who in some.values() if not isinstance(who, Counter)} for some in outcome.lacking
+        )
+        # Of a reply after a blocked request nothing was asked.
+        nothing: tuple[set[Source], bool] = (set(), False)
+        told = chain(zip(lacking, outcome.windows, strict=True), repeat(nothing))
+        ran = [
+            # What was judged window by window was judged by this policy: whoever had to be asked was.
+            side.looked(past.who, one.stage) if windows else replace(had, everywhere=had.everywhere | found)
+            for had, one, (found, windows) in zip(pair.ran, past.decisions, told, strict=False)
         ]
-        looked += [set()] * (len(pair.ran) - len(looked))
-        ran = [replace(one, everywhere=one.everywhere | now) for one, now in zip(pair.ran, looked, strict=True)]
-        then = [side.policy] * len(pair.then) if outcome.excepted else pair.then
+        read = (one.revision == side.policy.revision for one in more.decisions)
+        then = [side.policy if again else one for again, one in zip(read, pair.then, strict=True)]
         outcomes.append(side.decide(more, ran, then))
     old, new = outcomes
     return replace(pair, outcomes=(old, new), rejudged=True)
@@ -212,12 +243,12 @@ class _Count:
         self._numbers: Tally[str] = Tally()
         self._reasons: Tally[str] = Tally()
         self._kinds: dict[tuple[Stage, Action, Action], _Kind] = {}
-        self._pairs: Tally[tuple[_Range, _Range, bool]] = Tally()
+        self._pairs: Tally[_Ends] = Tally()
 
     def add(self, past: Past, pair: _Pair, seqs: Sequence[int]) -> None:
         """Count as many exchanges like one as there are numbers of records, to each of which the same happens."""
         number, (old, new) = len(seqs), pair.outcomes
-        self._pairs[(old.action, old.most), (new.action, new.most), pair.undecided] += number
+        self._pairs[pair.actions, (old.action, old.most), (new.action, new.most), pair.undecided] += number
         self._numbers["rejudged"] += number * pair.rejudged
         for why in pair.reasons:
             self._reasons[why] += number
@@ -227,7 +258,8 @@ class _Count:
                 self._numbers["decided then"] += number
                 self._numbers["reproduced"] += number * (outcome.action is on_record)
                 break
-        changes = list(_changes(pair.outcomes, [side.pipeline(past.who).policy for side in self._sides]))
+        policies = [side.pipeline(past.who).policy for side in self._sides]
+        changes = [(kind, causes) for at, kind, causes in _changes(pair.outcomes, policies) if at not in pair.unknown]
         self._numbers["changed"] += number * bool(changes)
         for kind, causes in changes:
             found = self._kinds.setdefault(kind, _Kind())
@@ -238,7 +270,7 @@ class _Count:
 
     def result(self, unjudged: int, body_at: Callable[[int], Body]) -> Replay:
         """Return what was counted, with examples."""
-        undecided = sum(number for (_, _, left_open), number in self._pairs.items() if left_open)
+        undecided = sum(number for (*_, left_open), number in self._pairs.items() if left_open)
         return Replay(
             exchanges=self._pairs.total(),
             unjudged=unjudged,
@@ -264,18 +296,22 @@ class _Count:
 
 def _changes(
     outcomes: tuple[Outcome, Outcome], policies: Sequence[Policy]
-) -> Iterator[tuple[tuple[Stage, Action, Action], set[Cause]]]:
+) -> Iterator[tuple[int, tuple[Stage, Action, Action], set[Cause]]]:
     old, new = outcomes
     for index, (before, after) in enumerate(zip(old.decisions, new.decisions, strict=False)):
         kind = (before.stage, before.action, after.action)
         if before.action is not after.action:
             # What is due to the stronger: the rules that ask for it, or do no more.
             stronger = int(after.action.strength > before.action.strength)
-            yield kind, set(_causes((before, after)[stronger], policies[stronger]))
+            yield index, kind, set(_causes((before, after)[stronger], policies[stronger]))
         elif before.action is Action.REWRITE:
             one, other = (_replaced(outcome, index) for outcome in outcomes)
             if one.keys() != other.keys():
-                yield kind, {cause for key in one.keys() ^ other.keys() for cause in (one.get(key) or other[key],)}
+                yield (
+                    index,
+                    kind,
+                    {cause for key in one.keys() ^ other.keys() for cause in (one.get(key) or other[key],)},
+                )
 
 
 def _causes(decision: Decision, policy: Policy) -> Iterator[Cause]:
@@ -299,14 +335,14 @@ def _replaced(outcome: Outcome, index: int) -> Mapping[object, Cause]:
     return found
 
 
-def _rate(pairs: Mapping[tuple[_Range, _Range, bool], int], action: Action) -> Rate:
+def _rate(pairs: Mapping[_Ends, int], action: Action) -> Rate:
     """Return how often an action is what exchanges come to."""
     known, low, high = [0, 0], [0, 0], [0, 0]
     count = [0, 0]
-    for (old, new, left_open), number in pairs.items():
-        count[0] += number * (old[0] is action)
-        count[1] += number * (new[0] is action)
-        before, after = old[0] is action, new[0] is action
+    for (ends, old, new, left_open), number in pairs.items():
+        before, after = (one is action for one in ends)
+        count[0] += number * before
+        count[1] += number * after
         known[0] += number * (after and not before)
         known[1] += number * (before and not after)
         if left_open:

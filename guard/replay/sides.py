@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from ringfence.guard.check import Check, Versioned, own_checks
 from ringfence.guard.pipeline import Pipeline, Pipelines, categories_of
 from ringfence.guard.replay.groups import Looked, Past, Source
-from ringfence.policies.decide import about_the_same, decide, escalations, strongest
+from ringfence.guard.stream import hold_back
+from ringfence.policies.decide import about_the_same, alone, decide, escalations, is_about, strongest
 from ringfence.policies.findable import sought
-from ringfence.policies.overlay import about, meets
-from ringfence.policies.types import Action, Decision, Finding, Policy, Rule, Span, Stage
+from ringfence.policies.overlay import about, effective, meets
+from ringfence.policies.types import Action, Decision, Finding, Policy, Rule, RuleException, Span, Stage
+from ringfence.policies.windows import NEVER, by_window, settled
 from ringfence.policies.words import covers, root
 
 UNFINISHED = "it was stopped then: there is no reply on record, or not all of it"
@@ -44,6 +46,9 @@ class Outcome:
         lacking: by decision, who is to look for `most` and `action` to be the same.
         unread: roles whose text they are to look at, too.
         excepted: exceptions that may or may not have spared something; `action` has it that they did.
+        up_to: by decision, the strongest that it could be by such exceptions, and by what stood together in a window of
+            a reply; None where neither matters.
+        windows: by decision, whether its reply has to be judged again, window by window.
     """
 
     seen: tuple[Decision, ...]
@@ -54,6 +59,8 @@ class Outcome:
     lacking: tuple[Mapping[str, Source], ...]
     unread: frozenset[str]
     excepted: tuple[str, ...]
+    up_to: tuple[Action | None, ...]
+    windows: tuple[bool, ...]
 
     @property
     def reasons(self) -> set[str]:
@@ -83,8 +90,9 @@ class Side:
     def with_rules(self, rules: tuple[Rule, ...]) -> Pipeline:
         """Return other rules with the checks behind this policy."""
         if rules not in self._others:
-            bare = replace(self.policy, rules=rules, overlays=(), counters=(), exceptions=())
-            self._others[rules] = Pipeline(bare, self.checks, self._pipelines.base.pool, _always)
+            self._others[rules] = Pipeline(
+                replace(self.policy, rules=rules, overlays=()), self.checks, self._pipelines.base.pool, _always
+            )
         return self._others[rules]
 
     def close(self) -> None:
@@ -114,8 +122,9 @@ class Side:
         policy = self.pipeline(past.who).policy
         exempt = {one.role for one in policy.exempt}
         decisions, most, left_open = [], [], []
-        lacking, excepted = [], []
-        for recorded, had_looked, decider in zip(past.decisions, ran, then, strict=True):
+        lacking, excepted, windows = [], [], []
+        up_to: list[Action | None] = []
+        for recorded, length, had_looked, decider in zip(past.decisions, past.lengths, ran, then, strict=True):
             sources, second = self.sources(past.who, recorded.stage), self.second(past.who, recorded.stage)
             both = {**sources, **second}
             stale = {
@@ -125,31 +134,44 @@ class Side:
             }
             looked = had_looked.without(frozenset(stale.values()))
             missing = {name: source for name, source in sources.items() if source not in looked.everywhere}
+            unheard = self._unheard(past, recorded.stage, recorded.unheard, both)
             unread = past.exempt - exempt if recorded.stage is Stage.INPUT else frozenset()
             asked = {*second.values()} - {*stale.values()} if looked.by == self.policy.revision else looked.everywhere
+            asked = asked - {second[name] for name in unheard if name in second}
             strange = {name: one for name, one in second.items() if one not in {*asked, *looked.where_unsure}}
             found, unsure = self._standing(past, recorded, missing | strange, decider)
-            unasked = list(_unasked(policy, recorded, found, {n for n, one in second.items() if one not in asked}))
-            gaps = [*_gaps(missing, sources, unread), *unasked]
+            parted = not policy.stream.at_once(length) and any(map(by_window, policy.rules))
+            alike = self._alike(policy, recorded, decider, {**missing, **strange}) if parted else frozenset()
+            here, torn = _in_windows(policy, recorded, found, alike) if parted else (policy, {})
+            unasked = list(_unasked(here, recorded, found, {n for n, one in second.items() if one not in asked}))
+            gaps = [*_gaps(missing, sources, unread), *_gaps_for(unheard), *unasked]
+            missing |= {name: sources[name] for name in unheard if name in sources}
             unseen = self._sees_otherwise(past, recorded)
             if unseen:
                 found = [one for one in found if one.category != "unjudged.media"]
                 gaps += _gaps(unseen, sources, frozenset())
-            waiting = {root(one.category) for one in unasked} | _seconds(policy, recorded.stage, missing)
+            waiting = {root(one.category) for one in unasked} | _seconds(here, recorded.stage, missing)
             missing |= {name: source for name, source in second.items() if name in waiting and source not in asked}
-            decision, opened = _decide(policy, recorded.stage, [_spared(one, unsure) for one in found], gaps)
-            without = _decide(policy, recorded.stage, found, gaps)[0] if unsure else decision
+            decision, opened = _decide(here, recorded.stage, [_spared(one, unsure) for one in found], gaps)
+            without, unspared = _decide(here, recorded.stage, found, gaps) if unsure else (decision, opened)
+            opened += [rule for rule in unspared if rule not in opened]
+            torn = {rule: asks for rule, asks in torn.items() if _adds(asks, decision.action)}
+            could = list(torn.values())
             if (without.action, without.rewrites) != (decision.action, decision.rewrites):
                 excepted += sorted({one for ids in decision.excepted.values() for one in ids}.intersection(unsure))
+                could.append(without.action)
             opened = [rule for rule in opened if rule.action.strength > decision.action.strength]
             decisions.append(decision)
-            most += [decision.action, without.action, *(one.action for one in opened)]
+            up_to.append(strongest([decision.action, *could]) if could else None)
+            windows.append(bool(torn or (parted and missing)))
+            most += [decision.action, *could, *(one.action for one in opened)]
+            left_open += [Open(recorded.stage, rule, (), _torn(rule)) for rule in torn]
             left_open += [_opened(recorded.stage, rule, {**missing, **unseen}, unread, stale) for rule in opened]
             lacking.append(both if unread else missing)
             if recorded.stage is Stage.INPUT and decision.action is Action.BLOCK:
                 break
         action = strongest(one.action for one in decisions)
-        if action is not Action.BLOCK and any(one.action is Action.BLOCK for one in past.decisions):
+        if action is not Action.BLOCK and past.stopped:
             rules = [rule for rule in policy.rules if Stage.OUTPUT in rule.stages and not rule.shadow]
             rules = [rule for rule in rules if rule.action.strength > action.strength]
             most += [rule.action for rule in rules]
@@ -164,6 +186,24 @@ class Side:
             lacking=tuple(lacking),
             unread=past.exempt - exempt,
             excepted=() if settled else tuple(dict.fromkeys(excepted)),
+            up_to=tuple(up_to),
+            windows=tuple(windows),
+        )
+
+    def _alike(
+        self, policy: Policy, recorded: Decision, decider: Policy | None, missing: Collection[str]
+    ) -> frozenset[str]:
+        """Return the rules that were asked then as they would be now: what they made of each window is on record."""
+        if decider is None or hold_back(decider) != hold_back(self.policy):
+            return frozenset()
+        then = {bare(rule) for rule in effective(decider, recorded.overlays).rules}
+        unknown = {*map(root, missing)}
+        return frozenset(
+            rule.id
+            for rule in policy.rules
+            if bare(rule) in then
+            and _sparing(rule, decider) == _sparing(rule, policy)
+            and unknown.isdisjoint(root(one.category) for one in sought(rule))
         )
 
     def _was_another(self, past: Past, category: str) -> bool:
@@ -171,12 +211,25 @@ class Side:
         check = self.pipeline(past.who).check_of(category)
         return isinstance(check, Versioned) and past.revisions.get(check.name) != check.revision
 
+    def _unheard(
+        self, past: Past, stage: Stage, then: Mapping[str, Sequence[str]], names: Iterable[str]
+    ) -> Mapping[str, Sequence[str]]:
+        """Return by first word of categories the roles whose text a check was not shown then, and would be now."""
+        pipeline = self.pipeline(past.who)
+        checks = {name: check.name for name in names if (check := pipeline.check_of(name))}
+        shown = {
+            name: [role for role in then.get(check, ()) if is_about(pipeline.roles(stage, name), role)]
+            for name, check in checks.items()
+        }
+        return {name: roles for name, roles in shown.items() if roles}
+
     def _sees_otherwise(self, past: Past, recorded: Decision) -> Mapping[str, Source]:
         """Return what is not known, where an image was read then and would not be now, or the other way round."""
         if recorded.stage is not Stage.INPUT or not past.images:
             return {}
-        reads = self.pipeline(past.who).reads(Stage.INPUT, "image")
-        return {"unjudged.media": NOBODY} if (not reads) in past.images else {}
+        pipeline = self.pipeline(past.who)
+        otherwise = any(pipeline.reads(Stage.INPUT, "image", role) is not read for role, read in past.images)
+        return {"unjudged.media": NOBODY} if otherwise else {}
 
     def _looking(self, who: Mapping[str, str], stage: Stage) -> tuple[Mapping[str, Source], Mapping[str, Source]]:
         place = (about(self.policy, who), stage)
@@ -218,10 +271,40 @@ class Side:
             by_input = recorded.stage is Stage.INPUT and bool(one.spans)
             if _source(one) in missing or (by_input and past.roles[one.spans[0].part] in exempt):
                 continue
-            spans = (Span(one.spans[0].part, place, place + 1),) if one.spans else ()
+            spans = tuple(Span(part, place, place + 1) for part in dict.fromkeys(span.part for span in one.spans))
             kept = tuple(name for name in one.excepted if name in marked)
             found.append(replace(one, spans=spans, excepted=(*kept, *wide) if one.error is None else ()))
         return found, unsure
+
+
+def _in_windows(
+    policy: Policy, recorded: Decision, found: Sequence[Finding], alike: Collection[str]
+) -> tuple[Policy, dict[Rule, Action]]:
+    """Return a policy to put to all that was found in a reply, and the rules it lacks, with what each asks for at most.
+
+    Args:
+        alike: the rules of which the record says what they made of each window.
+    """
+    rules, torn = [], {}
+    for rule in policy.rules:
+        known = settled(rule, found, policy.exceptions, recorded if rule.id in alike else None)
+        if known is None and not rule.shadow:
+            torn[bare(rule)] = alone(replace(rule, when=None), recorded.stage, found, policy.exceptions).action
+        rules.append(known or replace(rule, when=NEVER))
+    return replace(policy, rules=tuple(rules)), torn
+
+
+def _adds(asked: Action, action: Action) -> bool:
+    """Whether a rule makes another decision of one: a stronger one, or one that rewrites more."""
+    return asked.strength > action.strength or asked is action is Action.REWRITE
+
+
+def _torn(rule: Rule) -> str:
+    return f"what was found together in one window of the reply, as rule '{rule.id}' goes by, is not on record"
+
+
+def _sparing(rule: Rule, policy: Policy) -> set[RuleException]:
+    return {one for one in policy.exceptions if rule.id in one.rules}
 
 
 def same(old: Outcome, new: Outcome) -> bool:
@@ -250,8 +333,12 @@ def _decide(
 def _gaps(missing: Mapping[str, Source], sources: Mapping[str, Source], unread: frozenset[str]) -> Iterator[Finding]:
     for name in missing:
         yield Finding(NOBODY, name, 0.0, error="did not look")
-    for role in sorted(unread):
-        for name in sources:
+    yield from _gaps_for(dict.fromkeys(sources, sorted(unread)))
+
+
+def _gaps_for(unheard: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
+    for name, roles in unheard.items():
+        for role in roles:
             yield Finding(NOBODY, name, 0.0, error="did not look", role=role)
 
 

@@ -183,6 +183,8 @@ def measure(options: Options, items: Sequence["Item"], target: "Target", about: 
         asked = find_guards(names, load_draft(policy_path(options.policy) or SHIPPED), target, options.weights)
         prices = prices_of(options, asked, names)
         refuse_priceless(wish, prices, names)
+        for written in filter(None, (options.png, options.disagreements_to)):
+            written.open("a").close()  # whether it can be written is said before anybody is asked
         with kept() as raised, tracked() as track:
             found = ask_all(asked, items, target, scores, track)
         for check, why in raised.items():

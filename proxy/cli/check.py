@@ -73,7 +73,7 @@ def check(
 def _warm(guard: Guard) -> None:
     try:
         guard.warm()
-    except (WeightsError, OSError):
+    except (PolicyError, WeightsError, OSError):
         raise
     except Exception as error:  # a check may be anybody's, and so may what it raises
         raise ValueError(f"{said(error)}; mend what that check needs, or take out the rules over it") from error

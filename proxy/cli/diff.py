@@ -162,7 +162,10 @@ def _differences_table(differences: Sequence[Difference]) -> Table:
 
 
 def _print_replay(console: Console, found: "Replay") -> None:
-    console.print(f"\n[bold]{found.exchanges:,} exchanges[/], {found.changed:,} of them with another decision")
+    undecided = f", {found.undecided:,} undecided" if found.undecided else ""
+    console.print(
+        f"\n[bold]{found.exchanges:,} exchanges[/], {found.changed:,} of them with another decision{undecided}"
+    )
     if found.unjudged:
         console.print(f"{found.unjudged:,} more are left out: nothing of them was judged then")
     if found.decided_then:

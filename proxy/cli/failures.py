@@ -52,6 +52,7 @@ def lines(decision: Decision, raised: Mapping[str, str], policy: Policy) -> list
 
 def said(error: BaseException) -> str:
     """Return an error in one line: its kind, its words, and what was added to them."""
-    words = " ".join(" ".join([str(error), *getattr(error, "__notes__", ())]).split())
+    notes = (f"({note})" for note in getattr(error, "__notes__", ()))
+    words = " ".join(" ".join([str(error), *notes]).split())
     short = f"{words[:MOST]}…" if len(words) > MOST else words
     return f"{type(error).__name__}: {short}" if short else type(error).__name__

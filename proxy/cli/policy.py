@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ringfence.guard.actions import rewrite
-from ringfence.guard.audit.record import decisions_of, who_in
+from ringfence.guard.audit.record import decisions_of, lengths_of, who_in
 from ringfence.guard.check import Calibrated, Check, UnknownCheck, load_checks, own_checks, said
 from ringfence.guard.classifier.rows import RowError
 from ringfence.guard.classifier.scorer import WeightsError
@@ -193,7 +193,7 @@ def explain(
     recorded = decisions_of(kept.body)
     if not recorded:
         refuse(f"{db}: record {kept.seq} holds no decision: nothing was judged ({kept.body['error'] or 'no error'})")
-    explanation = explain_decisions(policy, recorded, who_in(kept.body))
+    explanation = explain_decisions(policy, recorded, who_in(kept.body), lengths_of(kept.body))
     if as_json:
         head = {"seq": kept.seq, "id": kept.body["id"]}
         typer.echo(json.dumps(head | _explanation_as_json(explanation)))
@@ -275,9 +275,9 @@ def fit(
     lock = LockFile(rules=found)
     curves: Curves = {(name, stage): one for name in found for stage, one in scored[name].items()}
     try:
+        lock_beside(path).write_text(dumps_lock(lock))
         if png:
             draw(png, curves, found)
-        lock_beside(path).write_text(dumps_lock(lock))
     except OSError as error:
         refuse(str(error))
     if as_json:
@@ -353,7 +353,11 @@ def _print_explanation(record: str, why: Explanation) -> None:
         console.print(_flip_text(why.milder))
     if why.stronger:
         console.print(_flip_text(why.stronger))
-    if not (why.milder or why.stronger):
+    if why.unknown:
+        console.print(
+            "What would have changed it nobody knows: that goes by what was found together in one window of the reply."
+        )
+    elif not (why.milder or why.stronger):
         console.print("No change to one rule that is in force, or to what is excepted from it, would change that.")
 
 
@@ -378,6 +382,10 @@ def _verdict_row(one: Verdict) -> Iterator[Text]:
     outcome = Text()
     if one.asks:
         outcome.append("would " if one.rule.shadow else "fired: ").append_text(coloured(one.asks))
+        if one.excepted:
+            outcome.append(f"; not on what is excepted: {', '.join(one.excepted)}")
+    elif one.unknown:
+        outcome.append("what was found together in one window of the reply is not on record", "yellow")
     elif one.short_by is not None:
         outcome.append(f"short by {one.short_by:.4f}", "dim")
     elif one.excepted:
@@ -434,6 +442,7 @@ def _verdict_as_json(one: Verdict) -> dict[str, Any]:
         "threshold": one.rule.threshold,
         "shadow": one.rule.shadow,
         "fired": one.asks is not None,
+        **({"unknown": True} if one.unknown else {}),
         "asks": one.asks,
         "finding": found
         and {

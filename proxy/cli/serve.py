@@ -146,19 +146,21 @@ class _Server(uvicorn.Server):
 
 def _say_what_to_type(url: str, model: str, service: Service) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    policy = service.live.guard.policy
+    policy, settings = service.live.guard.policy, service.settings
     console.print(
         TITLE.format(
             url=url,
             policy=policy.name,
             revision=policy.revision[:12],
-            upstream=service.settings.upstream or policy.upstream.use,
+            upstream=settings.upstream or policy.upstream.use,
             audit=service.store.path,
         )
     )
+    key = "RINGFENCE_API_KEY" if settings.api_key else "KEY"
+    shown = f' -H "Authorization: Bearer ${key}"' if settings.needs_key else ""
     for what, prompt in TRY.items():
         body = json.dumps({"model": model, "max_tokens": 80, "messages": [{"role": "user", "content": prompt}]})
         console.print(f"# {what}", style="dim")
-        console.print(f"curl -s {url}/v1/chat/completions -d '{body}'\n", markup=False)
+        console.print(f"curl -s {url}/v1/chat/completions{shown} -d '{body}'\n", markup=False)
     console.print("# what was decided, and why", style="dim")
     console.print(f"{url}/audit\n")

@@ -19,7 +19,7 @@ from ringfence.policies.types import Action, Finding, Policy, Rule, Span, Stage
 from ringfence.policies.words import root
 from ringfence.proxy.wire.body import BadRequest, is_identifier, validated
 from ringfence.proxy.wire.openai_chat import Message, request_parts
-from ringfence.proxy.wire.openai_moderations import sorted_by_part
+from ringfence.proxy.wire.openai_moderations import guessed, sorted_by_part
 
 DIALECT = "fms.detectors"
 PREFIX = "/api/v1/text/"
@@ -88,6 +88,7 @@ def read_contents(body: dict[str, Any], detector: str | None) -> tuple[Exchange,
     role = "assistant" if output else "user"
     parts = [Part(Kind.TEXT, role, ("contents", index), text) for index, text in enumerate(asked.contents)]
     exchange = _exchange(body, _named(detector), [] if output else parts)
+    exchange.apart = True
     return exchange, Asked(tuple(parts) if output else (), each=True)
 
 
@@ -183,12 +184,18 @@ def _named(detector: str | None) -> str:
 
 
 def _acted_on(policy: Policy, stage: Stage, own: Sequence[Finding]) -> Iterator[tuple[Finding, list[Rule]]]:
-    """Yield each finding with the rules that fired on it and rewrite or block."""
+    """Yield each finding with the rules that fired on it and rewrite or block.
+
+    A category that a guard's answer does not name is left out where the verdict that it is guessed from has its rules.
+    """
     decision = decide(policy, stage, own)
     fired = {*decision.rules, *decision.logged}
     acting = [one for one in policy.rules if one.id in fired and one.action in (Action.REWRITE, Action.BLOCK)]
+    verdicts = guessed(own)
     for finding in own:
-        if rules := [rule for rule in acting if fires_on(rule, finding, stage, own, policy)]:
+        rules = [rule for rule in acting if fires_on(rule, finding, stage, own, policy)]
+        told = verdicts.get(finding)
+        if rules and not (told and all(fires_on(rule, told, stage, own, policy) for rule in rules)):
             yield finding, rules
 
 

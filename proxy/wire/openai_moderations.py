@@ -50,6 +50,9 @@ it is for one of them, as rules of the pack `moderation` have; `ringfence/…` k
 TAG = "OpenAI-Moderation:"
 """What a rule's tag begins with that says for which of OpenAI's categories the rule is."""
 
+UNSURE = "calibrated: false"
+"""What another guard's finding says in its detail whose score is no probability."""
+
 
 def read_request(body: dict[str, Any]) -> tuple[Exchange, Groups]:
     """Return the exchange, and for each result the indices of the parts that it is about.
@@ -79,8 +82,9 @@ def read_request(body: dict[str, Any]) -> tuple[Exchange, Groups]:
     model = body.get("model", "ringfence")
     if not isinstance(model, str):
         raise BadRequest("model must be a string", param="model")
-    results = [[i] for i in range(len(parts))] if isinstance(items[0], str) else [list(range(len(parts)))]
-    return Exchange(dialect=DIALECT, model=model, request=parts), results
+    apart = isinstance(items[0], str)
+    results = [[i] for i in range(len(parts))] if apart else [list(range(len(parts)))]
+    return Exchange(dialect=DIALECT, model=model, request=parts, apart=apart), results
 
 
 def judge(guard: Guard, exchange: Exchange, groups: Groups) -> dict[str, Any]:
@@ -122,9 +126,27 @@ def sorted_by_part(findings: Iterable[Finding]) -> tuple[list[Finding], Mapping[
     return everywhere, by_part
 
 
+def guessed(findings: Sequence[Finding]) -> Mapping[Finding, Finding]:
+    """Return the categories that a guard's answer does not name, each with the verdict that they merely score as.
+
+    Of a text that was asked about in the clear as well, one answer may name some, and the other none: the verdict is
+    then the higher. Where a verdict is no probability itself, and others score otherwise, none of them is a guess.
+    """
+    found: dict[Finding, Finding] = {}
+    unsure = [one for one in findings if UNSURE in one.detail]
+    for verdict in findings if unsure else ():
+        where, below = (verdict.check, verdict.spans), f"{verdict.category}."
+        mine = [one for one in unsure if (one.check, one.spans) == where and one.category.startswith(below)]
+        if UNSURE not in verdict.detail or {one.score for one in mine} == {verdict.score}:
+            found |= dict.fromkeys(mine, verdict)
+    return found
+
+
 def _result(exchange: Exchange, policy: Policy, own: Sequence[Finding], group: Sequence[int]) -> dict[str, Any]:
     scores = {name: max(_told(policy, name, own), default=0.0) for name in SOURCES}
-    scores |= {f"ringfence/{category}": _score(own, category) for category in {f.category for f in own if f.spans}}
+    guesses = guessed(own)
+    told = [finding for finding in own if finding.spans and finding not in guesses]
+    scores |= {f"ringfence/{category}": _score(told, category) for category in {f.category for f in told}}
     flagged = decide(policy, Stage.INPUT, own).action is Action.BLOCK
     scores[VERDICT] = float(flagged)
     judged = [exchange.request[i] for i in group if exchange.coverage[i].status is Judged.JUDGED]

@@ -1,6 +1,7 @@
 """The check behind every guard that answers in words: a passage becomes questions, verdicts become findings.
 
-Knows no family and nobody who answers: a family says how it is asked, an `Oracle` gives the verdicts.
+Knows no family and nobody who answers: a family says how it is asked, an `Oracle` gives the verdicts. A text in
+disguise is asked about in the clear as well, in one go, and each category has the higher of the scores.
 """
 
 import hashlib
@@ -9,11 +10,12 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from itertools import dropwhile, groupby
+from itertools import chain, dropwhile, groupby, islice
 from operator import itemgetter
 from typing import Protocol
 
 from ringfence.guard.check import TEXTS, CannotAnswer, Findable, Finding, Form, Passage, Span, refuse_nan
+from ringfence.guard.checks.disguise import in_every_reading
 from ringfence.guard.checks.guards.family import Family, Judgement, Question, Turn, Wording, listed
 from ringfence.guard.checks.guards.hazards import HAZARD_OF, below
 from ringfence.guard.classifier.heads import HAZARDS
@@ -22,7 +24,7 @@ from ringfence.policies.own import GuardModel
 from ringfence.policies.types import Stage
 from ringfence.policies.words import Origin
 
-METHOD = 3
+METHOD = 4
 """Part of a check's revision: raised when the same guard comes to be asked or read otherwise."""
 
 
@@ -51,7 +53,7 @@ class Oracle(Protocol):
         ...
 
     def judge(self, questions: Sequence[Question], codes: Sequence[str], until: float | None) -> Sequence[Judgement]:
-        """Answer questions about one passage, in their order. Thread-safe.
+        """Answer questions about one passage and its other readings, in their order. Thread-safe.
 
         Args:
             codes: the categories that an answer may name.
@@ -119,12 +121,26 @@ class GuardCheck:
         """
         if not passage.text.strip() and passage.image is None:
             return ()
-        turns = [replace(turn, text=self._oracle.clear(turn.text)) for turn in conversation(passage)]
-        questions = self._family.ask(turns, self._wordings)
-        judged = self._oracle.judge(questions, list(self._wordings), passage.until)
+        return in_every_reading(self._found, passage)
+
+    def _found(self, readings: Sequence[Passage]) -> Sequence[Sequence[Finding]]:
+        asked = [self._questions(one) for one in readings]
+        questions = list(chain.from_iterable(asked))
+        judged = self._oracle.judge(questions, list(self._wordings), readings[0].until)
         if len(judged) != len(questions):
             raise CannotAnswer(f"{self._spec.kind} gave {len(judged)} verdicts on {len(questions)} questions")
         refuse_nan((score for one in judged for score in (*one.unsafe.values(), *one.codes.values())), self._spec.kind)
+        verdicts = iter(judged)
+        each = [list(islice(verdicts, len(about))) for about in asked]
+        return [self._findings(*one) for one in zip(readings, asked, each, strict=True)]
+
+    def _questions(self, passage: Passage) -> Sequence[Question]:
+        turns = [replace(turn, text=self._oracle.clear(turn.text)) for turn in conversation(passage)]
+        return self._family.ask(turns, self._wordings)
+
+    def _findings(
+        self, passage: Passage, questions: Sequence[Question], judged: Sequence[Judgement]
+    ) -> Sequence[Finding]:
         span = (Span(passage.part, 0, len(passage.text)),)
         scores = self._scores(questions, judged)
         guessed = self._bounds(questions, judged) if all(one.calibrated for one in judged) else scores

@@ -2,7 +2,8 @@
 
 `kind: prompt-guard-2` is Llama Prompt Guard 2 (22M, 86M), of which it is known what to ask: two classes, of which the
 second is an attack (`MALICIOUS`). Source: its model cards in meta-llama/PurpleLlama. A text that is longer than the
-network reads is read in windows that overlap, as the card advises; the likeliest decides.
+network reads is read in windows that overlap, as the card advises; the likeliest decides. A text in disguise is read
+in the clear as well.
 
 Not confirmed: whether the published config.json calls the second class `MALICIOUS`, as the card does, or `LABEL_1`;
 both are understood.
@@ -15,6 +16,7 @@ from threading import Lock
 from typing import Any
 
 from ringfence.guard.check import Findable, Finding, Passage, Span, refuse_nan
+from ringfence.guard.checks.disguise import in_every_reading
 from ringfence.guard.checks.guards.batches import Batches, Row, due, padded
 from ringfence.guard.checks.guards.family import neutral
 from ringfence.guard.checks.guards.local import Running, seams_of
@@ -22,7 +24,7 @@ from ringfence.guard.checks.guards.weights import Loaded, Weights, find_weights,
 from ringfence.policies.document import PolicyError, Problem, did_you_mean
 from ringfence.policies.own import ClassifierModel
 
-METHOD = 1
+METHOD = 2
 """Part of a check's revision: raised when the same weights come to score otherwise."""
 
 SUFFIX = "ForSequenceClassification"
@@ -91,15 +93,22 @@ class ClassifierModelCheck:
         """
         if not passage.text.strip():
             return ()
+        return in_every_reading(self._found, passage)
+
+    def _found(self, readings: Sequence[Passage]) -> Sequence[Sequence[Finding]]:
         running = self.warm()
-        text = neutral(passage.text, running.specials)
-        until = due(passage.until, self._spec.timeout_s)
+        texts = [neutral(one.text, running.specials) for one in readings]
+        until = due(readings[0].until, self._spec.timeout_s)
         with self._lock:  # a tokenizer that cuts texts off may not be used by two threads at once
-            windows = windows_of(running.loaded, text)
-        who, rows = f"the {self._spec.kind}", [Row(ids) for ids, _ in windows]
-        found = run_in_time(running.batches, rows, until, who, f"{who} of '{self.name}'")
+            cut = [windows_of(running.loaded, text) for text in texts]
+        who, rows = f"the {self._spec.kind}", [Row(ids) for windows in cut for ids, _ in windows]
+        found = iter(run_in_time(running.batches, rows, until, who, f"{who} of '{self.name}'"))
+        each = [[(place, next(found)) for _, place in windows] for windows in cut]
+        return [self._findings(*one) for one in zip(readings, texts, each, strict=True)]
+
+    def _findings(self, passage: Passage, text: str, windows: Sequence[tuple[tuple[int, int], Any]]) -> list[Finding]:
         best: dict[str, tuple[float, Span]] = {}
-        for (_, (start, end)), probabilities in zip(windows, found, strict=True):
+        for (start, end), probabilities in windows:
             # Where something was put between its characters, nobody knows the places any more.
             span = Span(passage.part, start, end) if text == passage.text else Span(passage.part, 0, len(passage.text))
             for name, score in self._scores(probabilities).items():

@@ -5,9 +5,12 @@ written as the card has it, word for word, and a text that is judged cannot get 
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import entry_points
+from itertools import pairwise
 from typing import Any, Literal
 
 from ringfence.guard.check import CannotAnswer
@@ -28,6 +31,9 @@ LINE = rf"(?<![^{BREAKS}])"
 """Where one begins."""
 
 BLANK = rf"[^\S{BREAKS}]*"
+
+FILLERS = frozenset("\u115f\u1160\u2800")
+"""Letters and a sign that show nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +185,24 @@ def find_family(name: str) -> Family:
 
 
 def neutral(text: str, seams: re.Pattern[str]) -> str:
-    """Return a text in which nothing can be taken for a part of the prompt around it."""
-    return seams.sub(lambda seam: f"{seam[0]} ", text)
+    """Return a text in which nothing can be taken for a part of the prompt around it.
+
+    Neither as it stands, nor as it reads: without what is not shown, and with other forms of a character as that.
+    """
+    forms = [*map(_as_read, text)]
+    places = [0, *(at for at, form in enumerate(forms, 1) for _ in form)]  # so much of the text is so much of its forms
+    ends = {seam.end() for seam in seams.finditer(text)}
+    ends |= {places[seam.end()] for seam in seams.finditer("".join(forms))}
+    cuts = [0, *sorted(ends), len(text)]
+    return " ".join(text[start:end] for start, end in pairwise(cuts))
+
+
+@lru_cache(maxsize=1 << 16)
+def _as_read(character: str) -> str:
+    """Return the plain form of a character; nothing for one that shows nothing by itself, or only marks another."""
+    form = unicodedata.normalize("NFKC", character)
+    shown = character.isspace() or unicodedata.category(character)[0] not in "CM"
+    return form if shown and form not in FILLERS else ""
 
 
 def unfinished(family: Family) -> CannotAnswer:
