@@ -35,7 +35,16 @@ PIECES = st.one_of(
     st.sampled_from(
         [
             *("68656c6c6f20776f726c64", "68 65 6c 6c 6f", "0x68 0x69 0x21", "dab1dab1", "fabaceae", "dead-beef-c3-a4"),
-            *("aGVsbG8gd29ybGQsIGhvdyBhcmUgeW91", "aGVsbG8g/d29ybGQs", "k i l l", "b.o.m.b", "a b", "I", "k!  i? l, l"),
+            *(
+                "aGVsbG8gd29ybGQsIGhvdyBhcmUgeW91",
+                "aGVsbG8g/d29ybGQs",
+                "k i l l",
+                "ki\x08ll",
+                "b.o.m.b",
+                "a b",
+                "I",
+                "k!  i? l, l",
+            ),
             *(
                 "b0mb",
                 "h4t3",
