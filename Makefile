@@ -3,8 +3,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 LITELLM := .venv/litellm
 LLAMACPP := .venv/llamacpp
+TORCHVISION := .venv/torchvision
 
-.PHONY: serve test check litellm llamacpp names clean help
+.PHONY: serve test check litellm llamacpp names seeing clean help
 
 ## serve: set up what is missing, fetch the embedded engine's weights, and run the proxy on 127.0.0.1:8080 (RINGFENCE_PORT: on another port)
 serve: $(READY)
@@ -34,6 +35,10 @@ llamacpp: $(LLAMACPP)/.ready
 names: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[names]'
 
+## seeing: the tests of guards that see images, with what Llama 4's processor needs (8 MB) in a folder of its own
+seeing: $(READY) $(TORCHVISION)/.ready
+	RINGFENCE_NEEDED=torchvision PYTHONPATH=$(TORCHVISION):tests $(BIN)/python -m pytest -p transforms_only tests/test_guards_images.py
+
 ## clean: forget the virtual environment and every cache beside it
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build
@@ -51,6 +56,11 @@ $(LITELLM)/.ready: tests/litellm.txt
 	$(PYTHON) -m venv $(LITELLM)
 	$(LITELLM)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/litellm.txt
 	touch $(LITELLM)/.ready
+
+# Apart from our own packages: as PyPI has it, it is built for PyTorch with CUDA, and breaks what imports it elsewhere.
+$(TORCHVISION)/.ready: tests/torchvision.txt | $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(TORCHVISION) --requirement tests/torchvision.txt
+	touch $(TORCHVISION)/.ready
 
 # Not for this very processor: with AMX, llama.cpp 0.3.36 crashes at the first token.
 $(LLAMACPP)/.ready: tests/llamacpp.txt
