@@ -32,7 +32,7 @@ from ringfence.guard.check import (
 from ringfence.guard.classifier.language import language
 from ringfence.guard.exceptions import Exceptions, Who
 from ringfence.guard.known import refuse_unknown
-from ringfence.policies.decide import decide, escalations, is_about
+from ringfence.policies.decide import by_text, decide, decide_apart, escalations, is_about
 from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.overlay import about, as_any_overlay_has_them, effective
 from ringfence.policies.types import Action, Decision, Degrade, Escalate, Policy, Rule, Stage
@@ -139,7 +139,7 @@ class Pipeline:
         apart: bool = False,
     ) -> Decision:
         """Run the stage's checks over the passages and decide; see `find` and `decide`."""
-        return self.decide(stage, passages, self.find(stage, passages, known, who, apart))
+        return self.decide(stage, passages, self.find(stage, passages, known, who, apart), apart)
 
     def find(
         self,
@@ -173,7 +173,7 @@ class Pipeline:
         findings = self.mark(findings, passages, who or {}, datetime.now(UTC).date())
         if not self._second[stage]:
             return findings
-        doubted = [escalations(self.policy, stage, some) for some in (_by_text(findings) if apart else [findings])]
+        doubted = [escalations(self.policy, stage, some) for some in (by_text(findings) if apart else [findings])]
         return [*findings, *self._ask(stage, passages, chain.from_iterable(doubted))]
 
     def _ask(
@@ -231,9 +231,12 @@ class Pipeline:
         """Return the findings, each with the ids of the policy's exceptions that apply to it."""
         return self._exceptions.mark(findings, passages, who, today)
 
-    def decide(self, stage: Stage, passages: Sequence[Passage], findings: Sequence[Finding]) -> Decision:
+    def decide(
+        self, stage: Stage, passages: Sequence[Passage], findings: Sequence[Finding], apart: bool = False
+    ) -> Decision:
         """Have the policy decide on what was found in the passages, and tell the caller in the user's language."""
-        decision = decide(self.policy, stage, findings, self._language(stage, passages))
+        said = decide_apart if apart else decide
+        decision = said(self.policy, stage, findings, self._language(stage, passages))
         unheard = dict(_unheard(self._orders[stage], passages))
         return replace(decision, unheard=unheard) if unheard else decision
 
@@ -463,17 +466,6 @@ def _failed(order: _Order, error: str, about: Sequence[Passage], of: int = 0) ->
 
 def _whole(passage: Passage) -> Span:
     return Span(passage.part, 0, len(passage.text))
-
-
-def _by_text(found: Sequence[Finding]) -> Iterator[Sequence[Finding]]:
-    """Yield what is about no text in particular, and what was found in each together with that."""
-    everywhere = [one for one in found if not one.spans]
-    by_part: dict[int, list[Finding]] = {}
-    for one in found:
-        for part in {span.part for span in one.spans}:
-            by_part.setdefault(part, []).append(one)
-    yield everywhere
-    yield from ([*everywhere, *own] for own in by_part.values())
 
 
 def _about(passage: Passage, order: _Order, told: Sequence[Finding]) -> Iterator[Finding]:

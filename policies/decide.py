@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import get_args
 
 from ringfence.policies.types import (
@@ -83,6 +84,52 @@ def decide(policy: Policy, stage: Stage, findings: Iterable[Finding], language: 
         message=_message(policy, deciding, language) if winner is Action.BLOCK else "",
         revision=policy.revision,
     )
+
+
+def decide_apart(policy: Policy, stage: Stage, findings: Iterable[Finding], language: str = "") -> Decision:
+    """Return what the policy says where the texts have nothing to do with each other: each is decided by itself.
+
+    The strongest action wins; what rules did in any text is told.
+    """
+    found = tuple(findings)
+    each = [decide(policy, stage, some, language) for some in by_text(found)]
+    winner = strongest(one.action for one in each)
+    deciding = [one for one in each if one.action is winner]
+    rules = tuple(dict.fromkeys(rule for one in deciding for rule in one.rules))
+    fired = dict.fromkeys(rule for one in each for rule in (*one.rules, *one.logged))
+    return replace(
+        deciding[0],
+        rules=rules,
+        logged=tuple(rule for rule in fired if rule not in rules),
+        unanswered=_strongest_of(one.unanswered for one in each),
+        escalated={rule: to for one in each for rule, to in one.escalated.items()},
+        shadow=_strongest_of(one.shadow for one in each),
+        excepted={
+            rule: tuple(sorted({*chain.from_iterable(one.excepted.get(rule, ()) for one in each)}))
+            for rule in dict.fromkeys(rule for one in each for rule in one.excepted)
+        },
+        findings=found,
+        rewrites=tuple(_disjoint(rewrite for one in each for rewrite in one.rewrites)),
+        errors=errors_of(found),
+    )
+
+
+def by_text(found: Sequence[Finding]) -> Iterator[Sequence[Finding]]:
+    """Yield what is about no text in particular, and what was found in each together with that."""
+    everywhere = [one for one in found if not one.spans]
+    by_part: dict[int, list[Finding]] = {}
+    for one in found:
+        for part in {span.part for span in one.spans}:
+            by_part.setdefault(part, []).append(one)
+    yield everywhere
+    yield from ([*everywhere, *own] for own in by_part.values())
+
+
+def _strongest_of(asked: Iterable[Mapping[str, Action]]) -> dict[str, Action]:
+    found: dict[str, Action] = {}
+    for rule, action in chain.from_iterable(one.items() for one in asked):
+        found[rule] = strongest([action, found.get(rule, action)])
+    return found
 
 
 def alone(

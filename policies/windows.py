@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ringfence.policies.decide import alone
 from ringfence.policies.findable import sought
-from ringfence.policies.types import Action, Condition, Decision, Degrade, Finding, Rule, RuleException, Stage
+from ringfence.policies.types import Action, Condition, Decision, Degrade, Escalate, Finding, Rule, RuleException, Stage
 from ringfence.policies.words import covers
 
 NEVER = Condition(any=())
@@ -40,6 +40,8 @@ def settled(
         return rule
     anyhow = replace(rule, when=None)
     most, least = (alone(anyhow, Stage.OUTPUT, some, exceptions) for some in (found, list(_its_own(rule, found))))
+    if rule.escalate and said is None and any(_may_be_doubted(rule, rule.escalate, one) for one in found):
+        return None
     certain = rule.when is None or _everywhere(rule.when, found) is not None
     if certain and (_made(rule, most), most.rewrites) == (_made(rule, least), least.rewrites):
         return rule
@@ -53,6 +55,11 @@ def settled(
         anyhow = replace(anyhow, action=Action.LOG)  # what it would have rewritten was gone once the text went on
     # Of a shadow rule a record does not tell whether it fired, or was left open.
     return anyhow if _made(rule, said) == _made(rule, most) or rule.shadow else None
+
+
+def _may_be_doubted(rule: Rule, escalate: Escalate, finding: Finding) -> bool:
+    """Whether a rule is, in some window, unsure of something: where windows overlap, a record has the highest score."""
+    return covers(rule.category, finding.category) and finding.score < escalate.between[1]
 
 
 def _made(rule: Rule, decision: Decision) -> tuple[bool, Action | None]:

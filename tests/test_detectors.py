@@ -170,6 +170,18 @@ def test_only_what_a_rule_fired_on_is_detected(serve, service_of, checks, store)
     assert [[found["text"] for found in text] for text in answer.json()] == [[], ["bomb"], [], []]
 
 
+def test_text_of_roles_that_no_rule_is_about_is_left_out_unless_there_is_no_other(serve, service_of, checks, store):
+    rules = (Rule("bombs", "bomb", Action.BLOCK, roles=("user",)),)
+    url = serve(create_app(service_of(Guard(Policy("users", rules), checks=checks, store=store))))
+    both = messages(("system", "a bomb"), ("user", "another bomb"))
+    answers = [
+        httpx.post(f"{url}/api/v1/text/chat", json={"messages": some}, headers=NAMED) for some in (both, both[:1])
+    ]
+    assert [one.status_code for one in answers] == [200, 500]
+    assert len(answers[0].json()) == 1
+    assert "no rule of the policy has a check read the input of the role system" in answers[1].json()["message"]
+
+
 def test_overlays_know_the_detector_as_the_model(serve, service_of, checks, store):
     strict = Overlay(
         "strict",

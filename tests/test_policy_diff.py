@@ -683,6 +683,82 @@ def test_what_a_replay_has_no_doubt_about_is_what_the_new_policy_does(
         assert [found.blocked.new, found.rewritten.new] == [now[0]["action"] == one for one in ("block", "rewrite")]
 
 
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(
+    *[st.lists(of_roles, min_size=1, max_size=2, unique_by=lambda rule: rule.id)] * 2,
+    st.lists(st.sampled_from(TEXTS), min_size=1, max_size=3),
+    st.sampled_from(["full", "masked", "none"]),
+)
+def test_texts_that_are_apart_come_to_what_the_new_policy_makes_of_each(tmp_path_factory, before, after, texts, keep):
+    old, new = policy(*before, text=keep), policy(*after, text=keep, revision="new")
+    then, now = Records(), Records()
+    for by, records in ((old, then), (new, now)):
+        guard = Guard(by, checks=CHECKS, store=records)
+        parts = [Part(Kind.TEXT, "user", ("input", at), text) for at, text in enumerate(texts)]
+        exchange = Exchange("openai.moderations", "m", parts, apart=True)
+        guard.judge_request(exchange)
+        guard.record(exchange)
+    each = [Guard(new, checks=CHECKS).check(text).action for text in texts]
+    assert now[0]["action"] == strongest(each)
+    found = replay(logged_at(tmp_path_factory.mktemp("log") / "log.db", then), old, new, CHECKS)
+    assert found.reproduced == 1
+    if not found.undecided:
+        assert [found.blocked.new, found.rewritten.new] == [now[0]["action"] == one for one in ("block", "rewrite")]
+
+
+class NoWar:
+    """Fails on war."""
+
+    name = "classifier"
+    categories = frozenset({"harm"})
+
+    def find(self, passage):
+        if "war" in passage.text:
+            raise RuntimeError("broke")
+        return []
+
+
+def test_a_failure_that_nobody_stood_in_for_is_known_only_where_what_stands_in_was_looked_for(tmp_path):
+    checks = {"classifier": NoWar(), "pii": PiiCheck()}
+    logs = replace(HARM, on_error=Action.LOG)
+    new = policy(replace(HARM, on_error=Degrade("pii")), revision="new", text="full")
+    for keep, blocked, undecided in (("full", 1, 0), ("none", 0, 1)):
+        old = policy(logs, text=keep)
+        say(tmp_path / keep, old, f"war {MAIL}", checks=checks)
+        found = replay(tmp_path / keep, old, new, checks)
+        assert (found.blocked.new, found.undecided) == (blocked, undecided)
+
+
+def test_a_rewrite_beside_another_that_nobody_looked_for_is_not_taken_for_none(tmp_path):
+    hidden = Rule("hidden", "hidden", Action.REWRITE)
+    for keep, changed, undecided in (("full", 1, 0), ("none", 0, 1)):
+        old = policy(PII, text=keep)
+        say(tmp_path / keep, old, f"{MAIL} a\U000e0041\U000e0042\U000e0043b")
+        found = replay(tmp_path / keep, old, policy(PII, hidden, revision="new"), CHECKS)
+        assert (found.changed, found.undecided) == (changed, undecided)
+
+
+def test_windows_that_are_cut_otherwise_are_not_taken_for_the_same(tmp_path):
+    torn = Rule("torn", "harm", Action.BLOCK, stages=(Stage.OUTPUT,), threshold=0.5, when=Condition(category="pii"))
+    old, then = policy(torn, *LOOKING, text="none"), policy(*LOOKING, text="none", revision="older")
+    say(tmp_path / "log", then, "Hello.", reply=f"war war war. {'All is calm. ' * 80}{MAIL}")
+    wide = replace(old, stream=replace(old.stream, context=5_000), revision="new")
+    assert [replay(tmp_path / "log", old, one, CHECKS).undecided for one in (replace(old, revision="new"), wide)] == [
+        0,
+        1,
+    ]
+
+
+def test_an_exception_marks_only_what_its_rules_looked_at_then(tmp_path):
+    war = RuleException("known", ("a",), date(2027, 1, 1), "known", pattern="ann@.*")
+    rule, logs = Rule("a", "hidden", Action.BLOCK), Rule("b", "pii", Action.LOG)
+    old = policy(rule, logs, text="none", exceptions=(war,))
+    say(tmp_path / "log", old, MAIL)
+    new = policy(replace(rule, category="pii"), logs, exceptions=(war,), revision="new")
+    found = replay(tmp_path / "log", old, new, CHECKS)
+    assert (found.changed, found.undecided) == (0, 1)
+
+
 # --- replies of several windows, against really running the new policy
 
 FILLER = "All is calm here and will stay so. "

@@ -55,6 +55,7 @@ class Past:
         stopped: whether it was, so that there is no reply, or not all of it.
         lengths: by decision, how long the text is that was judged in windows; 0 for what was judged whole.
         revisions: which version of a check had looked, by its name, where it has versions.
+        apart: whether the texts of the request had nothing to do with each other.
     """
 
     decisions: tuple[Decision, ...]
@@ -66,6 +67,7 @@ class Past:
     lengths: tuple[int, ...]
     images: frozenset[tuple[str, bool]] = frozenset()
     revisions: Mapping[str, str] = field(default_factory=dict)
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,7 @@ def past_of(body: Body) -> Past:
         lengths_of(body),
         _images(body),
         dict(body["revisions"]),
+        body.get("apart", False),
     )
 
 
@@ -312,6 +315,7 @@ def _key(body: Body, lens: _Lens) -> tuple[Any, ...]:
             tuple(one.get("overlays", ())),
             tuple((check, tuple(roles)) for check, roles in one.get("unheard", {}).items()),
             *sorted({*_marks(one, parts, lens)}),
+            *(_shared(one) if body.get("apart") else ()),
         )
         for one in body["decisions"]
     )
@@ -334,8 +338,16 @@ def _fired(body: Body, windows: Sequence[StreamSettings]) -> Iterator[tuple[Any,
     """Yield what decisions say of their rules, where replies were judged in several windows."""
     for decision, length in zip(body["decisions"], lengths_of(body), strict=True):
         at_once = tuple(one.at_once(length) for one in windows)
-        rules = () if all(at_once) else ({*decision["rules"], *decision["logged"]}, decision.get("unanswered", ()))
+        rules = (
+            () if all(at_once) else ({*decision["rules"], *decision["logged"]}, decision.get("unanswered", {}).items())
+        )
         yield (at_once, *map(frozenset, rules))
+
+
+def _shared(decision: Body) -> Iterator[tuple[Any, ...]]:
+    """Yield in which texts everything was found, of those that are apart: what is in one of them counts there alone."""
+    for finding in decision["findings"]:
+        yield finding["category"], finding["score"], *sorted({span["part"] for span in finding["spans"]})
 
 
 def _marks(decision: Body, parts: Sequence[Body], lens: _Lens) -> Iterator[Mark]:

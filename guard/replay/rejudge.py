@@ -57,8 +57,9 @@ def rejudge(side: Side, past: Past, outcome: Outcome, body: Body) -> Past:
         if names or windows or outcome.excepted:
             pipeline = side.pipeline(past.who)
             found = pipeline.mark(found, passages, past.who, past.day)
-            if windows:
-                recorded = _in_windows(_going_by_windows(side, past), passages[0], past) or recorded
+            if windows and (judged := _in_windows(_going_by_windows(side, past), passages[0], past)):
+                recorded, second = judged, side.second(past.who, recorded.stage).keys() - names
+                found += [one for one in _at(passages[0], judged.findings) if root(one.category) in second]
             recorded = replace(recorded, revision=pipeline.policy.revision, overlays=pipeline.policy.applied)
         decisions.append(replace(recorded, findings=tuple(found), unheard=unheard))
         output += recorded.stage is Stage.OUTPUT
@@ -98,8 +99,12 @@ def _look(pipeline: Pipeline, passages: Sequence[Passage], past: Past, length: i
         return
     for whole in passages:
         decision = _in_windows(pipeline, whole, past)
-        for one in decision.findings if decision else ():
-            yield replace(one, spans=tuple(Span(whole.part, span.start, span.end) for span in one.spans))
+        yield from _at(whole, decision.findings if decision else ())
+
+
+def _at(whole: Passage, found: Sequence[Finding]) -> Iterator[Finding]:
+    for one in found:
+        yield replace(one, spans=tuple(Span(whole.part, span.start, span.end) for span in one.spans))
 
 
 def _in_windows(pipeline: Pipeline, whole: Passage, past: Past) -> Decision | None:

@@ -3,16 +3,16 @@
 What nobody looked for is put to `decide` as a check that failed, for it knows which rules that leaves open.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ringfence.guard.check import Check, Versioned, own_checks
 from ringfence.guard.pipeline import Pipeline, Pipelines, categories_of
 from ringfence.guard.replay.groups import Looked, Past, Source
 from ringfence.guard.stream import hold_back
-from ringfence.policies.decide import about_the_same, alone, decide, escalations, is_about, strongest
+from ringfence.policies.decide import about_the_same, alone, decide, decide_apart, escalations, is_about, strongest
 from ringfence.policies.findable import sought
-from ringfence.policies.overlay import about, effective, meets
+from ringfence.policies.overlay import about, as_any_overlay_has_them, effective, meets
 from ringfence.policies.types import Action, Decision, Finding, Policy, Rule, RuleException, Span, Stage
 from ringfence.policies.windows import NEVER, by_window, settled
 from ringfence.policies.words import covers, root
@@ -24,12 +24,17 @@ NOBODY = "nobody"
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """A rule of which nobody can say whether it would have fired: for want of whose findings, and in words why."""
+    """A rule of which nobody can say whether it would have fired: for want of whose findings, and in words why.
+
+    Attributes:
+        by: what else that goes by, under the policy that has the rule.
+    """
 
     stage: Stage
     rule: Rule
     missing: tuple[Source, ...]
     why: str
+    by: Hashable = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,20 +157,21 @@ class Side:
                 gaps += _gaps(unseen, sources, frozenset())
             waiting = {root(one.category) for one in unasked} | _seconds(here, recorded.stage, missing)
             missing |= {name: source for name, source in second.items() if name in waiting and source not in asked}
-            decision, opened = _decide(here, recorded.stage, [_spared(one, unsure) for one in found], gaps)
-            without, unspared = _decide(here, recorded.stage, found, gaps) if unsure else (decision, opened)
+            said = decide_apart if past.apart and recorded.stage is Stage.INPUT else decide
+            decision, opened = _decide(said, here, recorded.stage, [_spared(one, unsure) for one in found], gaps)
+            without, unspared = _decide(said, here, recorded.stage, found, gaps) if unsure else (decision, opened)
             opened += [rule for rule in unspared if rule not in opened]
             torn = {rule: asks for rule, asks in torn.items() if _adds(asks, decision.action)}
             could = list(torn.values())
             if (without.action, without.rewrites) != (decision.action, decision.rewrites):
                 excepted += sorted({one for ids in decision.excepted.values() for one in ids}.intersection(unsure))
                 could.append(without.action)
-            opened = [rule for rule in opened if rule.action.strength > decision.action.strength]
+            opened = [rule for rule in opened if _adds(rule.action, decision.action)]
             decisions.append(decision)
             up_to.append(strongest([decision.action, *could]) if could else None)
             windows.append(bool(torn or (parted and missing)))
             most += [decision.action, *could, *(one.action for one in opened)]
-            left_open += [Open(recorded.stage, rule, (), _torn(rule)) for rule in torn]
+            left_open += [Open(recorded.stage, rule, (), _torn(rule), self._cut(policy, rule)) for rule in torn]
             left_open += [_opened(recorded.stage, rule, {**missing, **unseen}, unread, stale) for rule in opened]
             lacking.append(both if unread else missing)
             if recorded.stage is Stage.INPUT and decision.action is Action.BLOCK:
@@ -205,6 +211,10 @@ class Side:
             and _sparing(rule, decider) == _sparing(rule, policy)
             and unknown.isdisjoint(root(one.category) for one in sought(rule))
         )
+
+    def _cut(self, policy: Policy, rule: Rule) -> Hashable:
+        """Return what a rule goes by that looks at a reply window by window, beside what is found in each."""
+        return hold_back(self.policy), frozenset(_sparing(rule, policy))
 
     def _was_another(self, past: Past, category: str) -> bool:
         """Whether another version looked for a category then than would now, other weights say, or nobody knows."""
@@ -263,7 +273,11 @@ class Side:
             for one in self.policy.exceptions
             if past.day <= one.until and (one.scope is None or meets(one.scope, past.who))
         ]
-        marked = {one.id for one in current if decider and one in decider.exceptions}
+        marked = {
+            one.id
+            for one in current
+            if decider and one in decider.exceptions and _over(one, decider) == _over(one, self.policy)
+        }
         wide = [one.id for one in current if one.id not in marked and not (one.fingerprint or one.pattern)]
         unsure = [one.id for one in current if one.id not in marked and (one.fingerprint or one.pattern)]
         found = []
@@ -289,7 +303,9 @@ def _in_windows(
     for rule in policy.rules:
         known = settled(rule, found, policy.exceptions, recorded if rule.id in alike else None)
         if known is None and not rule.shadow:
-            torn[bare(rule)] = alone(replace(rule, when=None), recorded.stage, found, policy.exceptions).action
+            # At most: what it doubts is so.
+            most = replace(rule, when=None, escalate=None, threshold=rule.least)
+            torn[bare(rule)] = alone(most, recorded.stage, found, policy.exceptions).action
         rules.append(known or replace(rule, when=NEVER))
     return replace(policy, rules=tuple(rules)), torn
 
@@ -303,6 +319,12 @@ def _torn(rule: Rule) -> str:
     return f"what was found together in one window of the reply, as rule '{rule.id}' goes by, is not on record"
 
 
+def _over(exception: RuleException, policy: Policy) -> set[tuple[str, str]]:
+    """Return what the rules that an exception is from look at: nothing else is marked."""
+    rules = as_any_overlay_has_them(policy)
+    return {(rule.id, one.category) for rule in rules if rule.id in exception.rules for one in sought(rule)}
+
+
 def _sparing(rule: Rule, policy: Policy) -> set[RuleException]:
     return {one for one in policy.exceptions if rule.id in one.rules}
 
@@ -311,23 +333,32 @@ def same(old: Outcome, new: Outcome) -> bool:
     """Whether what is not known makes no difference between two policies."""
     if old.excepted or new.excepted:
         return False
-    before, after = ([(one.stage, one.rule, one.missing) for one in outcome.open] for outcome in (old, new))
+    before, after = ([(one.stage, one.rule, one.missing, one.by) for one in outcome.open] for outcome in (old, new))
     return before == after and (not before or old.action is new.action)
 
 
 def _decide(
-    policy: Policy, stage: Stage, found: Sequence[Finding], gaps: Sequence[Finding]
+    said: Callable[[Policy, Stage, Sequence[Finding]], Decision],
+    policy: Policy,
+    stage: Stage,
+    found: Sequence[Finding],
+    gaps: Sequence[Finding],
 ) -> tuple[Decision, list[Rule]]:
-    """Decide as though rules that gaps leave open did not fire, and return those."""
-    decision = decide(policy, stage, found)
+    """Decide as though rules that gaps leave open did not fire, and return those.
+
+    Args:
+        said: decides.
+    """
+    decision = said(policy, stage, found)
     if not gaps:
         return decision, []
-    unanswered = decide(policy, stage, [*found, *gaps]).unanswered.keys() - decision.unanswered.keys()
+    # A rule may be open already, and ask for something else for want of what was to stand in.
+    unanswered = dict(said(policy, stage, [*found, *gaps]).unanswered.items() - decision.unanswered.items())
     opened = [rule for rule in policy.rules if rule.id in unanswered]
     if not opened:
         return decision, []
     rules = [replace(rule, on_error=Action.ALLOW) if rule.id in unanswered else rule for rule in policy.rules]
-    return decide(replace(policy, rules=tuple(rules)), stage, [*found, *gaps]), opened
+    return said(replace(policy, rules=tuple(rules)), stage, [*found, *gaps]), opened
 
 
 def _gaps(missing: Mapping[str, Source], sources: Mapping[str, Source], unread: frozenset[str]) -> Iterator[Finding]:

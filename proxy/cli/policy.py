@@ -39,6 +39,7 @@ from ringfence.policies.cases import (
     suites_of,
     without_cases,
 )
+from ringfence.policies.decide import by_text
 from ringfence.policies.document import MOST
 from ringfence.policies.explain import Change, Explanation, Flip, Verdict
 from ringfence.policies.explain import explain as explain_decisions
@@ -193,7 +194,11 @@ def explain(
     recorded = decisions_of(kept.body)
     if not recorded:
         refuse(f"{db}: record {kept.seq} holds no decision: nothing was judged ({kept.body['error'] or 'no error'})")
-    explanation = explain_decisions(policy, recorded, who_in(kept.body), lengths_of(kept.body))
+    lengths = lengths_of(kept.body)
+    if kept.body.get("apart"):  # then there is no reply, and each text was decided by itself
+        recorded = tuple(replace(one, findings=(*some,)) for one in recorded for some in by_text(one.findings))
+        lengths = (0,) * len(recorded)
+    explanation = explain_decisions(policy, recorded, who_in(kept.body), lengths)
     if as_json:
         head = {"seq": kept.seq, "id": kept.body["id"]}
         typer.echo(json.dumps(head | _explanation_as_json(explanation)))

@@ -131,7 +131,8 @@ def judge(guard: Guard, exchange: Exchange, asked: Asked) -> list[Any]:
 
     Raises:
         TooLong: of a request.
-        Unjudged: a check failed, or no rule has any check read such texts.
+        Unjudged: a check failed, or no rule has any check read such texts; where there are others, text of roles that
+            no rule is about is left out.
     """
     if asked.reply:
         judging = guard.open_reply(exchange)
@@ -140,8 +141,13 @@ def judge(guard: Guard, exchange: Exchange, asked: Asked) -> list[Any]:
         judging.finish()
     else:
         guard.judge_request(exchange)
+    stage = Stage.OUTPUT if asked.reply else Stage.INPUT
+    pipeline = guard.pipeline_of(exchange)
+    parts = asked.reply or exchange.request
+    # Text that the policy's rules are not about is none that could not be judged, unless there is nothing else.
+    meant = [part.where for part in parts if not part.kind.is_text or pipeline.reads(stage, "text", part.voice)]
     for judged in exchange.coverage:
-        if judged.status is Judged.UNJUDGED:
+        if judged.status is Judged.UNJUDGED and (judged.where in meant or not meant):
             raise Unjudged(f"{judged.where} could not be judged: {judged.why}")
     if asked.reply:
         why = "it was read as what the reply answers, and not judged by itself"
@@ -149,8 +155,7 @@ def judge(guard: Guard, exchange: Exchange, asked: Asked) -> list[Any]:
             *(Coverage(part.where, Judged.UNJUDGED, why) for part in exchange.request),
             *exchange.coverage,
         ]
-    policy = guard.pipeline_of(exchange).policy
-    stage = Stage.OUTPUT if asked.reply else Stage.INPUT
+    policy = pipeline.policy
     findings = [finding for decision in exchange.decisions for finding in decision.findings]
     if not asked.each:
         return [_detection(finding, rules) for finding, rules in _acted_on(policy, stage, findings)]
@@ -163,7 +168,7 @@ def judge(guard: Guard, exchange: Exchange, asked: Asked) -> list[Any]:
             for span in finding.spans or (Span(index, 0, len(part.text)),)
             if span.part == index
         ]
-        for index, part in enumerate(asked.reply or exchange.request)
+        for index, part in enumerate(parts)
     ]
 
 
