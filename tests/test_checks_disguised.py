@@ -166,6 +166,20 @@ def test_it_is_found_whatever_stands_around_it(row, disguise, before, after):
     assert covers(text, category, start, len(before) + 1 + len(name) + len(hidden.rstrip("=")))
 
 
+@pytest.mark.parametrize(
+    ("text", "category", "found"),
+    [
+        ("my=20card=20is=204111111111111111", "pii.card", "=204111111111111111"),
+        ("the=20number:=204111=201111=201111=201111", "pii.card", "=204111=201111=201111=201111"),
+        ("SSN=3A=20536=2D90=2D4399", "pii.ssn", "536=2D90=2D4399"),
+        ("to jane.doe=40163.com", "pii.email", "jane.doe=40163.com"),
+    ],
+)
+def test_numbers_of_which_only_what_stands_between_is_quoted_are_found(text, category, found):
+    assert text.endswith(found)
+    assert covers(text, category, len(text) - len(found.removeprefix("=20")), len(text))
+
+
 def test_each_category_is_found_once_however_many_readings_show_it():
     text = f"first {base64(base64('mail jane.doe@corp.org or 4111 1111 1111 1111'))} last"
     assert [(f.category, f.spans[0].start, f.spans[0].end) for f in findings(text)] == [
@@ -229,6 +243,7 @@ HASH = "3f2b8c1d9e7a6f5b4c3d2e1f0a9b8c7d6e5f4a3b"
         r"re.compile(r'[\w.+-]+@[\w-]+\.com') '\u0040\u002e' '\x1b[31m' C:\123\data",
         "TNFα 5²=25, 1º, ①②③, ½ – 10–12, 2019–2024, x⁻¹, №\u00a05, 12\u00a0345\u00a0678,90\u00a0€",
         "👩\u200d👩\u200d👧 🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f 1\ufe0f\u20e3 می\u200cخواهم co\u00adopera\u00adtion",
+        "GET /report?id=204111111111111111&date=20240115",
         "\u200b",
         "",
     ],

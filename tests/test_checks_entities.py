@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from random import Random
 from time import monotonic
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -163,6 +165,40 @@ def test_a_name_is_found_once_wherever_windows_are_cut(folder):
         text = f"{before}{name}{FILLER * 80}"
         assert text.index(name) == edge - shift
         assert found(check, text) == [("people.name", "Maria Keller"), ("people.place", "Oslo")], shift
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ((3, 8), (-3, 8), [(-3, 8)]),  # a title belongs to the name for one of them alone
+        ((-3, 8), (3, 8), [(-3, 8)]),
+        ((-3, 8), (-3, 12), [(-3, 8), (-3, 12)]),
+        ((-9, -3), (-3, 8), [(-9, -3), (-3, 8)]),
+        ((-9, -3), (-9, -3), [(-9, -3)]),
+        ((3, 8), (3, 8), [(3, 8)]),
+    ],
+)
+def test_a_name_at_a_seam_that_two_windows_begin_otherwise_is_told(folder, monkeypatch, first, second, told):
+    check, edge = open_check(folder), next(windows(2 * WINDOW))[2]
+    start = [one[0] for one in windows(WINDOW + 1)]
+
+    class Seen:
+        """What spaCy would say of the two windows, each by itself."""
+
+        def __init__(self) -> None:
+            self.says = [(begin, *place) for begin, place in zip(start, (first, second), strict=True)]
+
+        def memory_zone(self):
+            return nullcontext()
+
+        def __call__(self, _):
+            begin, *place = self.says.pop(0)
+            a, b = (edge + one - begin for one in place)
+            return SimpleNamespace(ents=[SimpleNamespace(start_char=a, end_char=b, label_="PERSON")])
+
+    monkeypatch.setattr(check, "_nlp", Seen())
+    spans = [finding.spans[0] for finding in check.find(passage("a" * (WINDOW + 1)))]
+    assert [(span.start - edge, span.end - edge) for span in spans] == told
 
 
 def test_spacy_is_never_given_more_than_a_window(folder, monkeypatch):

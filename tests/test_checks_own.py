@@ -176,6 +176,9 @@ def test_a_keyword_is_found_in_every_spelling_in_its_own_script(word, hidden):
         (patterns(r"\b[A-Z]{3}\b"), "call 4155552671, 41 55 55 26 71 or 41-55-55-26-71"),
         (patterns(r"\b[0-9]{5}\b"), "in 2019² and 1990⁴, 10¹² of them, m² ½"),
         (patterns("(?i)[a-z]+-o"), "13375-0 and 1-0"),
+        (patterns(r"\b[0-9]{6}\b"), "GET /report?date=20240115&order=21123456&id=20123456"),
+        (patterns(r"\b[A-Z][0-9]{3}\b"), "Q>=55296&&Q<=57343"),
+        (words("year 24"), "GET /report?year=2024"),
     ],
 )
 def test_what_only_resembles_a_word_or_a_pattern_is_not_found(check, text):

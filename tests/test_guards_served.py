@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from ringfence.guard.check import CannotAnswer, Finding, Passage, Span
+from ringfence.guard.checks.guards.check import UNNAMED
 from ringfence.guard.checks.guards.family import Turn, find_families
 from ringfence.guard.guard import Guard
 from ringfence.guard.pipeline import Pipeline
@@ -28,7 +29,7 @@ from ringfence.proxy.app import create_app
 from ringfence.proxy.asking import LOOK_AGAIN_S
 from ringfence.proxy.guards import ServedGuard, open_guard
 from ringfence.proxy.upstreams.http import open_upstream
-from ringfence.proxy.wire.openai_moderations import guessed
+from ringfence.proxy.wire.openai_moderations import guessed, judge, read_request
 
 FAMILIES = find_families()
 
@@ -237,6 +238,33 @@ def test_an_answer_that_names_no_category_leaves_each_as_likely_as_the_verdict_a
     assert Pipeline(Policy("house", rules), {"g": check}).judge(Stage.INPUT, [passage()]).action is Action.BLOCK
     unsafe = guard_of(Server(said("unsafe"))).find(passage())
     assert {finding.score for finding in unsafe} == {1.0}
+
+
+@pytest.mark.parametrize(("answer", "named"), [("unsafe\nS1", {"S1"}), ("unsafe", set()), ("safe", set())])
+def test_the_one_category_that_is_asked_about_is_told_where_an_answer_names_it_and_else_is_a_guess(
+    guard_of, answer, named
+):
+    check = guard_of(Server(said(answer)), api="completions", categories=(GuardCategory("S1"),))
+    verdict, below = found = check.find(passage())
+    assert verdict.score == below.score
+    assert guessed(found) == ({} if named else {below: verdict})
+    guard = Guard(Policy("house", (Rule("r", "g", Action.LOG),), revision="r"), checks={"g": check})
+    (result,) = judge(guard, *read_request({"input": TEXT}))["results"]
+    told = {name for name in result["category_scores"] if name.startswith("ringfence/g")}
+    assert told == {"ringfence/g", *(f"ringfence/g.{one}" for one in named)}
+
+
+def test_what_is_a_guess_is_told_in_linear_time(grows_with_its_length):
+    name = Finding("people", "people.name", 1.0, detail="PERSON, calibrated: false")
+
+    below = Finding("g", "g.S1", 0.4, detail=f"{UNNAMED}, calibrated: false")
+
+    def many(text):
+        spans = [(Span(0, at, at + 1),) for at in range(len(text) // 32)]
+        found = [replace(one, spans=at) for at in spans for one in (name, Finding("g", "g", 0.4), below)]
+        assert len(guessed(found)) == len(spans)
+
+    assert grows_with_its_length(many, "a")
 
 
 def test_a_question_about_one_category_leaves_nothing_to_guess(guard_of):
@@ -804,7 +832,7 @@ def test_each_category_has_the_higher_score_of_the_text_and_its_reading_and_what
     found = {finding.category: finding for finding in check.find(passage(hidden(TEXT)))}
     assert {name for name, one in found.items() if one.score == 0.9} == {"g", "g.S2", "g.S9"}
     assert found["g.S9"].detail == "read as base64, Indiscriminate Weapons"
-    assert (found["g.S10"].score, found["g.S10"].detail) == (0.4, "Hate, calibrated: false")
+    assert (found["g.S10"].score, found["g.S10"].detail) == (0.4, f"Hate, {UNNAMED}, calibrated: false")
     assert len(found) == 15
     assert {one.category for one in guessed([*found.values()])} == found.keys() - {"g", "g.S2", "g.S9"}
 

@@ -491,10 +491,21 @@ def test_a_megabyte_of_prose_takes_seconds_at_most():
         ("base64", "k=" + b64("A1-9Z8-7Y6") + "; question", "k=A1-9Z8-7Y6; question"),
         ("base64", b64("номер A1-9"), "номер A1-9"),
         ("quoted-printable", "a=3Db=\r\nc=C3=A9d=\ne=01 =zz", "a=bcéde=01 =zz"),
+        ("quoted-printable", "no.=20is=2041=2D11=3A=2042, x=40163.com", "no. is 41-11: 42, x@163.com"),
+        ("quoted-printable", "=34=31, caf=C3=A9=2041 date=20240115", "41, café 41 date=20240115"),
     ],
 )
 def test_whatever_a_text_says_it_is_spelt_plainly(kind, text, read):
     assert [(found.kind, found.text) for found in spellings(text)][:1] == [(kind, read)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["?date=20240115", "order=21123456&id=20123456", "id=204111111111111111", "x=20,y=30123", "a<=20&&Q<=57343"],
+)
+def test_a_number_behind_a_name_is_no_quoted_printable(text):
+    read = text.replace("=20,", " ,").replace("=20&", " &")  # whoever reads on at what is no digit loses no number
+    assert {found.text for found in chain(spellings(text), wordings(text))} <= {read}
 
 
 def test_what_one_encoding_hides_is_read_before_it_is_taken_for_another():

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from ringfence.guard.normalise.encodings import BASE64, BINARY, HEX, IN_BASE64, from_base64, opened, utf8
 from ringfence.guard.normalise.unseen import UNSEEN, UNSEEN_ASCII
@@ -15,6 +15,9 @@ _ANY_ESCAPE = re.compile(
     r"\\{1,8}(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|u\{([0-9A-Fa-f]{1,5})\}|([01][0-7]{2})|([@._+-]))"
 )
 _QUOTED = re.compile(r"=(?:\r?\n|[2-7][0-9A-F])|(?:=[89A-F][0-9A-F])++")
+# Escapes with nothing between that would part one field from the next, as a space or `&` does.
+_QUOTED_ROW = re.compile(r"=\r?\n|(?:=[2-9A-F][0-9A-F][A-Za-z0-9_.:'-]*+)++")
+_VALUE = re.compile("=(?!40)[2-7][0-9]{2}")
 _NUMBER = re.compile("[0-9](?:[ :,-]?[0-9]){0,19}")
 # Whether a text may hold any; they leap from digit to digit, or to a capital within a word, and prose has few.
 _MAY_BE_BINARY = re.compile(r"0[01]{7}[ ,]?0[01]{7}")
@@ -49,13 +52,20 @@ def all_escapes(text: str) -> list[Edit]:
 
 
 def quoted_printable(text: str) -> list[Edit]:
-    """Decode quoted-printable, and take out the breaks of its lines."""
+    """Decode quoted-printable, and take out the breaks of its lines; a lone number (`date=20240115`) is a value."""
 
     def said(quoted: str) -> str:
         return utf8(bytes.fromhex(quoted.replace("=", ""))) if quoted[-1] != "\n" else ""
 
-    found = _QUOTED.finditer(text) if "=" in text else ()
+    found = _quoted(text) if "=" in text else ()
     return [Edit(*m.span(), new) for m in found if (new := said(m[0])) or m[0][-1] == "\n"]
+
+
+def _quoted(text: str) -> Iterator[re.Match[str]]:
+    for row in _QUOTED_ROW.finditer(text):
+        escapes = list(_QUOTED.finditer(text, *row.span()))
+        if len(escapes) > 1 or not _VALUE.match(row[0]):
+            yield from escapes
 
 
 def all_binary(text: str) -> list[Edit]:

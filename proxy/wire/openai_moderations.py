@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ringfence.guard.checks.guards.check import UNNAMED
 from ringfence.guard.exchange import Exchange, Judged, Kind, Part, image_part
 from ringfence.guard.guard import Guard
 from ringfence.guard.images import address_of
@@ -49,9 +50,6 @@ it is for one of them, as rules of the pack `moderation` have; `ringfence/…` k
 
 TAG = "OpenAI-Moderation:"
 """What a rule's tag begins with that says for which of OpenAI's categories the rule is."""
-
-UNSURE = "calibrated: false"
-"""What another guard's finding says in its detail whose score is no probability."""
 
 
 def read_request(body: dict[str, Any]) -> tuple[Exchange, Groups]:
@@ -130,16 +128,12 @@ def guessed(findings: Sequence[Finding]) -> Mapping[Finding, Finding]:
     """Return the categories that a guard's answer does not name, each with the verdict that they merely score as.
 
     Of a text that was asked about in the clear as well, one answer may name some, and the other none: the verdict is
-    then the higher. Where a verdict is no probability itself, and others score otherwise, none of them is a guess.
+    then the higher.
     """
-    found: dict[Finding, Finding] = {}
-    unsure = [one for one in findings if UNSURE in one.detail]
-    for verdict in findings if unsure else ():
-        where, below = (verdict.check, verdict.spans), f"{verdict.category}."
-        mine = [one for one in unsure if (one.check, one.spans) == where and one.category.startswith(below)]
-        if UNSURE not in verdict.detail or {one.score for one in mine} == {verdict.score}:
-            found |= dict.fromkeys(mine, verdict)
-    return found
+    verdicts = {(one.check, one.category, one.spans): one for one in findings}
+    unnamed = (one for one in findings if UNNAMED in one.detail)
+    found = ((one, verdicts.get((one.check, one.category.rpartition(".")[0], one.spans))) for one in unnamed)
+    return {one: verdict for one, verdict in found if verdict}
 
 
 def _result(exchange: Exchange, policy: Policy, own: Sequence[Finding], group: Sequence[int]) -> dict[str, Any]:

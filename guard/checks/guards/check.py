@@ -27,6 +27,9 @@ from ringfence.policies.words import Origin
 METHOD = 4
 """Part of a check's revision: raised when the same guard comes to be asked or read otherwise."""
 
+UNNAMED = "not named in the answer"
+"""What a finding says in its detail that merely scores as the verdict does: nobody knows which category it is."""
+
 
 class Oracle(Protocol):
     """Who gives a guard's verdicts: weights that are run here, or a server."""
@@ -143,9 +146,10 @@ class GuardCheck:
     ) -> Sequence[Finding]:
         span = (Span(passage.part, 0, len(passage.text)),)
         scores = self._scores(questions, judged)
-        guessed = self._bounds(questions, judged) if all(one.calibrated for one in judged) else scores
-        how = dict.fromkeys(guessed, "calibrated: false")
-        told = {name: ", ".join(filter(None, (self._titles.get(name), how.get(name)))) for name in scores}
+        bounds = self._bounds(questions, judged)
+        loose = bounds if all(one.calibrated for one in judged) else scores
+        notes = (self._titles, dict.fromkeys(bounds, UNNAMED), dict.fromkeys(loose, "calibrated: false"))
+        told = {name: ", ".join(note[name] for note in notes if name in note) for name in scores}
         return [Finding(self.name, name, round(score, 4), span, told[name]) for name, score in scores.items()]
 
     def _scores(self, questions: Sequence[Question], judged: Sequence[Judgement]) -> Mapping[str, float]:
