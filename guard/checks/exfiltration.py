@@ -24,29 +24,28 @@ What an address is scores the same in both:
 Ordinary addresses are no finding: hashes and ids up to 64 characters, `utm_…`, searches, badges, embedded pictures,
 names in one script, private IP addresses. An address that the prompt holds too brings nothing out that was not there.
 
-An address is read as what it stands in is (escapes of Markdown, HTML and CSS), and then as a browser does: without
-breaks and tabs wherever they stand, and with a backslash for a slash.
-
-Addresses are also read without the characters that nobody sees, and with other forms of ASCII's characters as those.
+Where addresses are and how they read, `addresses` says. They are also read without the characters that nobody sees,
+with other forms of ASCII's characters as those, and with the entities of HTML undone, as a page within a page has them.
 """
 
 import re
-import sys
+from array import array
 from base64 import b32decode, b64decode
 from binascii import Error as NotEncoded
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from html import unescape
 from ipaddress import ip_address
 from typing import NamedTuple
 from unicodedata import name, normalize
-from urllib.parse import SplitResult, unquote, unquote_plus, urlsplit
+from urllib.parse import SplitResult, quote, unquote, unquote_plus, urlsplit
 
 from ringfence.guard.check import Findable, Finding, Passage, Span
+from ringfence.guard.checks.addresses import SLASHES, SPACE, addresses
 from ringfence.guard.checks.disguise import in_disguise
+from ringfence.guard.normalise.carriers import all_entities
 from ringfence.guard.normalise.readings import spellings
-from ringfence.guard.normalise.variant import Variant
+from ringfence.guard.normalise.variant import Variant, edited
 from ringfence.policies.types import Stage
 from ringfence.policies.words import Voice
 
@@ -65,46 +64,11 @@ PLAIN = re.compile(r"[\t\n\r -~]*")
 SEEN = {"invisible", "lookalike"}
 """What `spellings` calls the readings that change characters and decode nothing."""
 
-# A destination as CommonMark has it, and with placeholders that hold spaces. Nothing need follow it, so that nothing
-# is read twice: that is what keeps it linear.
-_PARENTHESES = r"\((?:[^\s()]|\((?:[^\s()]|\([^\s()]*+\))*+\))*+\)"
-_PLACEHOLDER = r"\{[^{}\n()]{0,80}\}|<[^<>\n]{0,80}>|\[[A-Za-z _]{1,80}\]"
-_DESTINATION = rf"(?:\\[()<>]|{_PARENTHESES}|{_PLACEHOLDER}|[^\s()<>])+"
-_AROUND_DESTINATION = r"[ \t]*+(?:\r?\n[ \t]*+)?"
-MARKDOWN = re.compile(
-    r"\\[\[\]\\!]"
-    r"|(?P<open>!?\[)"
-    rf"|\](?:\({_AROUND_DESTINATION}(?:<(?P<angle>(?:\\[<>]|[^<>\n])*)|(?P<inline>{_DESTINATION}))"
-    r"|\[(?P<to>[^\[\]\n]{0,200})\]|(?P<define>:))?"
-    r"|\n[ \t]*\n"
-)
-DEFINITION = re.compile(
-    rf"(?m)^ {{0,3}}\[(?P<label>[^\[\]\n]{{1,200}})\]:{_AROUND_DESTINATION}(?:<(?P<angle>[^<>\n]*)|(?P<url>[^\s<>]+))"
-)
-ATTRIBUTE = re.compile(
-    r"(?<![\w-])(?:(?P<name>src|srcset|imagesrcset|poster|background|data|content|href|action|formaction|ping)\s*+=\s*+"
-    r"|(?:url\(|@import)\s*+)(?P<quote>\\{0,3}[\"'])?",
-    re.IGNORECASE,
-)
-LOADS = {"src", "srcset", "imagesrcset", "poster", "background", "data", "content"}
-SETS = {"srcset", "imagesrcset"}
-UNQUOTED = re.compile(r"[^\s>]*")
-UNQUOTED_ELSEWHERE = re.compile(r"[^\s\"'<>]*")
-UNQUOTED_IN_CSS = re.compile(r"(?:\\(?:[0-9A-Fa-f]{1,6}\s?|.)|[^\s\"'()\\])*")
-REFRESH = re.compile(r"\s*+[0-9.]++[\s;,]*+(?:url\s*+=\s*+[\"']?)?", re.IGNORECASE)  # `<meta content="0; url=…">`
-CANDIDATE = re.compile(r"[^\s,](?:\S*[^\s,])?")
-# An address without syntax around it ends before what a sentence ends with.
-BARE = re.compile(r"(?<![A-Za-z0-9])(?:https?|ftp)://[^\s<>\"'`\[\](){}|^]+", re.IGNORECASE)
-TRAILING = ".,;:!?*_~"
-SCHEME = re.compile(r"https?:|ftp:|[/\\]{2}|data:|(?:java|vb|live)script:", re.IGNORECASE)  # nothing else leads out
-SLASHES = re.compile(r"(https?:|ftp:)?[/\\]*", re.IGNORECASE)  # `https:\\host` and `https:/host` lead there too
-AROUND = "".join(map(chr, range(0x21)))
-BREAKS = str.maketrans("", "", "\t\n\r")
-LONG_REFERENCE = re.compile(r"&#0*([0-9]{1,8})[0-9]*")
-ESCAPED_IN_MARKDOWN = re.compile(r"\\([!-/:-@\[-`{-~])")
-ESCAPED_IN_CSS = re.compile(r"\\(?:([0-9A-Fa-f]{1,6})(?:\r\n|\s)?|(?:\r\n|[\n\r\f])|(.))")
 SCRIPTS = ("javascript:", "vbscript:", "livescript:")
-NO_SCRIPT = re.compile(r"javascript:\s*(?:void\s*\(?\s*0?\s*\)?|//|#|undefined|false)?;?\s*", re.IGNORECASE)
+NO_SCRIPT = re.compile(r"javascript:\s*+(?:void\s*+\(?\s*+0?\s*+\)?|//|#|undefined|false)?+\s*+;?\s*+", re.IGNORECASE)
+LOGIN = re.compile(r"(?<=//)[^/]*@")
+LOGIN_SIGNS = "%:@!$&'()*+,;="
+LONGEST_LABEL = 63
 
 # Services that draw what the address says, and searches: their addresses carry text, and nobody else reads it there.
 _GOOGLE = r"(?:(?:www|m|maps|scholar|translate)\.)?google\.(?:com|[a-z]{2}|co\.[a-z]{2}|com\.[a-z]{2})"
@@ -140,7 +104,8 @@ ANYTHING_SAID = re.compile(
     re.IGNORECASE,
 )
 EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[A-Za-z0-9-]{1,63}\.[A-Za-z0-9.-]{2,64}")
-ENCODED = re.compile(r"[A-Za-z0-9+/_-]{20,}={0,2}")
+SHORTEST = 20
+ENCODED = re.compile(rf"[A-Za-z0-9+/_-]{{{SHORTEST},}}={{0,2}}")
 OPAQUE = re.compile(r"[A-Za-z0-9+/_.~=-]{65,}")
 DIGEST = re.compile(r"[0-9a-fA-F]{1,128}")
 WEB_TOKEN = re.compile(r"eyJ[\w-]*\.[\w-]*\.[\w-]*")
@@ -153,15 +118,6 @@ DISGUISED_IP = re.compile(r"(?:0x[0-9a-f]+|[0-9]+)(?:\.(?:0x[0-9a-f]+|[0-9]+)){0
 EXAMPLE_LOGIN = re.compile(
     r"(?:(?:your_?)?(?:db_?)?(?:user|username|name|login))?:(?:(?:your_?)?(?:db_?)?(?:pass|password|pw))?"
 )
-
-
-class Address(NamedTuple):
-    """An address, `[start, end)` in code points of the text, whether it loads by itself, and how a browser reads it."""
-
-    start: int
-    end: int
-    image: bool
-    read: str
 
 
 class Reason(NamedTuple):
@@ -191,7 +147,7 @@ class ExfiltrationCheck:
             return ()
         prompt = Prompt(passage.prompt)
         found = list(self._read(passage, passage.text, prompt))
-        for reading in plainer(passage.text):
+        for reading in others(passage.text):
             found += (in_disguise(finding, reading) for finding in self._read(passage, reading.text, prompt))
         return _apart(found)
 
@@ -203,14 +159,17 @@ class ExfiltrationCheck:
                 yield Finding(self.name, category, score, (Span(passage.part, start, end),), what)
 
 
-def plainer(text: str) -> list[Variant]:
-    """Return the readings of a text without what is not seen, and with its letters in ASCII.
+def others(text: str) -> list[Variant]:
+    """Return the readings of a text without what is not seen and with its letters in ASCII, and with no entities.
 
-    A browser sends such characters along, and whoever gets them takes them out; what is encoded it does not decode.
+    A browser sends such characters along, and whoever gets them takes them out; entities it reads before it reads a
+    style or a page within a page. What else is encoded it does not decode.
     """
-    if PLAIN.fullmatch(text):
-        return []
-    return [reading for reading in spellings(text) if SEEN.issuperset(reading.kind.split("+"))]
+    readings = [] if PLAIN.fullmatch(text) else spellings(text)
+    found = [reading for reading in readings if SEEN.issuperset(reading.kind.split("+"))]
+    if edits := all_entities(text):
+        found.append(edited(Variant("", text, array("I"), array("I")), "entities", edits))
+    return found
 
 
 def _apart(found: Iterable[Finding]) -> list[Finding]:
@@ -240,97 +199,8 @@ class Prompt:
     @cached_property
     def addresses(self) -> frozenset[str]:
         """The addresses in it, and as they are in plain letters."""
-        texts = (self.text, *(reading.text for reading in plainer(self.text)))
+        texts = (self.text, *(reading.text for reading in others(self.text)))
         return frozenset(text[found.start : found.end] for text in texts for found in addresses(text))
-
-
-def addresses(text: str) -> list[Address]:
-    """Return every address in a text, by its start. Two may overlap: what a browser makes of it depends on the page."""
-    found: list[Address] = []
-    taken = bytearray(len(text))
-    images = set[str]()
-    for address in (*_inline(text, images), *_defined(text, images), *_attributes(text)):
-        if SCHEME.match(address.read):
-            taken[address.start : address.end] = b"\1" * (address.end - address.start)
-            found.append(address)
-    # Within a value that only looks like one, a word by itself is an address of its own.
-    found += (one for one in _bare(text) if not taken[one.start] or text[one.start - 1 : one.start].isspace())
-    return sorted(found)
-
-
-def _inline(text: str, images: set[str]) -> Iterator[Address]:
-    """Yield the destinations of inline links and images, and note the labels that images refer to."""
-    if "](" not in text and "![" not in text:
-        return
-    opened: list[tuple[bool, int]] = []
-    for match in MARKDOWN.finditer(text):
-        if match["open"]:
-            opened.append((match["open"] == "![", match.end()))
-        elif match[0][0] == "]":
-            image, start = opened.pop() if opened else (False, match.start())
-            for group in ("angle", "inline"):
-                if match[group]:
-                    yield Address(*match.span(group), image, _in_markdown(match[group]))
-            if image:
-                label = match["to"] or text[start : min(match.start(), start + 200)]
-                images.add(_label(label))
-        elif match[0][0] == "\n":
-            opened.clear()
-
-
-def _defined(text: str, images: set[str]) -> Iterator[Address]:
-    for match in DEFINITION.finditer(text) if "]:" in text else ():
-        group = "url" if match["url"] else "angle"
-        yield Address(*match.span(group), _label(match["label"]) in images, _in_markdown(match[group]))
-
-
-def _label(label: str) -> str:
-    return " ".join(label.casefold().split())
-
-
-def _attributes(text: str) -> Iterator[Address]:
-    """Yield the values of attributes, and what CSS loads.
-
-    A value in quotes ends where they do, however many lines on, and the next may begin within it: quotes that only look
-    like an attribute's hide none. It ends at the next that begins with its quotes at the latest: time stays linear.
-    """
-    done = 0
-    may = "=" in text or "url(" in (lower := text.lower()) or "@import" in lower
-    for match in ATTRIBUTE.finditer(text) if may else ():
-        name, quote, start = (match["name"] or "").lower(), match["quote"], match.end()
-        if quote:
-            end = text.find(quote, start)
-            end = len(text) if end < 0 else end  # a page goes on where the text does not
-        elif start < done:
-            continue
-        else:
-            done = end = _end_of(_unquoted(name, text[max(0, match.start() - 1) : match.start()]), text, start)
-        if name in SETS:
-            for one in CANDIDATE.finditer(text, start, end):
-                yield Address(*one.span(), True, _read(one[0]))
-        else:
-            if name == "content":
-                start = _end_of(REFRESH, text, start, end)
-            value = text[start:end]
-            yield Address(start, end, not name or name in LOADS, _read(value) if name else _in_css(value))
-
-
-def _unquoted(name: str, before: str) -> re.Pattern[str]:
-    """Return what a value without quotes is: in a tag even quotes belong to it, in `?src=…` they end the address."""
-    if not name:
-        return UNQUOTED_IN_CSS
-    return UNQUOTED if before.isspace() or before in "/\"'" else UNQUOTED_ELSEWHERE
-
-
-def _end_of(run: re.Pattern[str], text: str, start: int, end: int = sys.maxsize) -> int:
-    match = run.match(text, start, end)
-    return match.end() if match else start
-
-
-def _bare(text: str) -> Iterator[Address]:
-    for match in BARE.finditer(text) if "://" in text else ():
-        written = match[0].rstrip(TRAILING)
-        yield Address(match.start(), match.start() + len(written), False, _read(written))
 
 
 def judged(written: str, address: str, image: bool, prompt: Prompt) -> Reason:
@@ -349,40 +219,19 @@ def judged(written: str, address: str, image: bool, prompt: Prompt) -> Reason:
     try:
         head, *query = re.split(r"(?=[?#])", address, maxsplit=1)
         head = SLASHES.sub(lambda match: f"{match[1] or ''}//", head, count=1).replace("\\", "/")
+        head = LOGIN.sub(lambda match: quote(match[0], LOGIN_SIGNS), head, count=1)
         parts = urlsplit("".join([head, *query]))
-        host = normalize("NFKC", unquote_plus(parts.hostname or "")).rstrip(".")
+        host = normalize("NFKC", unquote(parts.hostname or "")).replace("\u3002", ".").rstrip(".")
     except ValueError:
         return NONE  # no browser goes there either
+    if SPACE.search(host) and not PLACEHOLDER.search(host):
+        return NONE  # nor there: `content = "// what a comment says"`
     reasons = [_host(host, image), _login(parts, host)]
     if written not in prompt.addresses:
         reasons += _carried(parts, host, image, prompt)
         if len(UNSEEN.findall(address)) >= BYTE:
             reasons.append(Reason(LIKELY if image else ODD, "characters that nobody sees"))
     return max(reasons, key=lambda reason: reason.score)
-
-
-def _read(written: str) -> str:
-    """Return an address in HTML as a browser reads it: it leaves out breaks and tabs, and what stands around."""
-    return _decoded_in_html(written).translate(BREAKS).strip(AROUND)
-
-
-def _in_markdown(written: str) -> str:
-    return _read(ESCAPED_IN_MARKDOWN.sub(r"\1", written))
-
-
-def _in_css(written: str) -> str:
-    """Return an address in CSS as a browser reads it, in a sheet or in an attribute."""
-
-    def said(escape: re.Match[str]) -> str:
-        number = int(escape[1] or "0", 16)
-        return (chr(number) if number <= sys.maxunicode else "\ufffd") if number else escape[2] or ""
-
-    return ESCAPED_IN_CSS.sub(said, _decoded_in_html(written)).translate(BREAKS).strip(AROUND)
-
-
-def _decoded_in_html(written: str) -> str:
-    # `unescape` refuses numbers of thousands of digits, which a browser reads.
-    return unescape(LONG_REFERENCE.sub(r"&#\1", written) if "&#" in written else written)
 
 
 def _embedded(scheme: str, image: bool) -> Reason:
@@ -411,6 +260,8 @@ def _host(host: str, image: bool) -> Reason:
 
 def _label_of_host(label: str) -> Reason:
     if label.startswith("xn--"):
+        if len(label) > LONGEST_LABEL:  # reading it takes the square of its length
+            return Reason(ODD, "a host name that cannot be read")
         try:
             label = label[4:].encode("ascii").decode("punycode")
         except (UnicodeError, ValueError, OverflowError):
@@ -432,7 +283,7 @@ def _login(parts: SplitResult, host: str) -> Reason:
     user, _, password = unquote_plus(login).partition(":")
     if re.search(r"\w\.[A-Za-z]{2,}", user):
         return Reason(LIKELY, "a user name that looks like a host")
-    local = host in ("localhost", "127.0.0.1") or EXAMPLE_LOGIN.fullmatch(re.sub(r"[^\w:]", "", login.lower()))
+    local = host in ("localhost", "127.0.0.1") or EXAMPLE_LOGIN.fullmatch(re.sub(r"[^\w:]", "", unquote(login).lower()))
     return Reason(ODD, "a password in an address") if password and not local else NONE
 
 
@@ -446,19 +297,29 @@ def _carried(parts: SplitResult, host: str, image: bool, prompt: Prompt) -> Iter
             return Reason(GUESS if image else FAINT, reason.what)
         return reason if image else reason._replace(score=LESS.get(reason.score, 0.0))
 
-    for field, value in _fields(parts.query):
+    fields, steps = list(_fields(parts.query)), parts.path.split("/")
+    for field, value in fields:
         # A campaign's name is words with hyphens between; anywhere else in a query that is a way to write a sentence.
         yield graded(_value(value, image, prompt, slugs=field.startswith("utm_")))
         if len(value) >= 6 and WANTED.fullmatch(field):
             yield graded(Reason(LIKELY, "a field for what was said"))
-    for step in (*parts.path.split("/"), *host.split(".")):
+    for step in (*steps, *host.replace("+", " ").split(".")):
         yield graded(_value(unquote(step), image, prompt, slugs=True))
+    # Short pieces, which say nothing each by itself, are read as one.
+    for pieces in ([value for field, value in fields if field], steps):
+        yield graded(_encoded("".join(piece for piece in pieces if len(piece) < SHORTEST)))
+    login = unquote_plus(parts.netloc.rpartition("@")[0])
+    if not PLACEHOLDER.search(login):
+        yield graded(_value(login, image, prompt, slugs=True))
 
 
 def _fields(query: str) -> Iterator[tuple[str, str]]:
+    """Yield the fields of a query and their values; a name says something too."""
     for pair in re.split("[&;]", query):
-        field, equals, value = pair.partition("=")
-        yield (unquote_plus(field), unquote_plus(value)) if equals else ("", unquote_plus(field))
+        field, equals, value = map(unquote_plus, pair.partition("="))
+        yield "", field
+        if equals:
+            yield field, value
 
 
 def _value(value: str, image: bool, prompt: Prompt, slugs: bool) -> Reason:
@@ -467,6 +328,7 @@ def _value(value: str, image: bool, prompt: Prompt, slugs: bool) -> Reason:
     Args:
         slugs: whether words joined by hyphens are ordinary there.
     """
+    value = unquote(value)  # some encode twice
     if len(value) < 6:
         return NONE
     if GIVEN.search(value):
@@ -476,8 +338,8 @@ def _value(value: str, image: bool, prompt: Prompt, slugs: bool) -> Reason:
             return Reason(LIKELY, "a placeholder for what was said")
         return Reason(GUESS, "a placeholder") if image else NONE
     token = WEB_TOKEN.fullmatch(value)
-    if not token and (read := _decoded(value)):
-        return Reason(LIKELY, "encoded JSON") if read[:1] in "{[" else Reason(SURE, "encoded text")
+    if not token and (encoded := _encoded(value)).score:
+        return encoded
     if EMAIL.search(value):
         return Reason(ODD, "an e-mail address")
     words = [word for word in BETWEEN.split(value.lower()) if len(word) > 1 and word.isalpha()]
@@ -496,12 +358,16 @@ def _value(value: str, image: bool, prompt: Prompt, slugs: bool) -> Reason:
     return NONE
 
 
-def _decoded(value: str) -> str:
-    """Return the text that a value is an encoding of; empty where it is none."""
-    value = value.partition(".")[0].replace(" ", "+")
-    if not ENCODED.fullmatch(value):
-        return ""
-    bare = value.rstrip("=")
+def _encoded(value: str) -> Reason:
+    runs = ENCODED.finditer(value.replace(" ", "+"))
+    read = next(filter(None, (_decoded(run[0].rstrip("=")) for run in runs)), "")
+    if not read:
+        return NONE
+    return Reason(LIKELY, "encoded JSON") if read[0] in "{[" else Reason(SURE, "encoded text")
+
+
+def _decoded(bare: str) -> str:
+    """Return the text that some characters are an encoding of; empty where they are none."""
     for decode in (_from_hex, _from_base32, _from_base64):
         try:
             read = decode(bare)
