@@ -1,6 +1,5 @@
 """`import ringfence`: every name is there, and nothing is loaded before somebody asks for it."""
 
-import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -38,7 +37,6 @@ def test_the_command_tells_its_version() -> None:
     assert done.stdout == f"ringfence {version('ringfence')}\n"
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_make_help_lists_every_target_that_there_is_to_ask_for() -> None:
     root = Path(__file__).parent.parent
     done = subprocess.run(
