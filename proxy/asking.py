@@ -42,7 +42,10 @@ KEY = "check `api_key_env`: it wants a key, or one that may do more"
 REMEDIES = {401: KEY, 403: KEY, 429: "lower `per_minute`, or raise the server's own limits"}
 """What to do about what a server refuses, by the status that it answers with."""
 
-HOPELESS = frozenset({"upstream_timeout", "upstream_malformed"})
+LATE = "upstream_timeout"
+"""The failure of an upstream that said nothing in time."""
+
+HOPELESS = frozenset({LATE, "upstream_malformed"})
 """Failures after which a second try would be of no use, or come too late."""
 
 
@@ -142,6 +145,9 @@ class Asking(Generic[T]):
             answers.cancel()
             raise TimeoutError(f"{self.who} gave no verdict within {left:.3g} s") from None
         except UpstreamError as error:
+            # The connection's deadline is no longer than ours: either may be the first to tell.
+            if error.code == LATE:
+                raise TimeoutError(f"{self.who} gave no verdict: {error}") from None
             model = "one model" if spec.model == ANY else f"'{spec.model}'"
             todo = REMEDIES.get(error.status, f"check that {spec.use} is up and serves {model}")
             raise CannotAnswer(f"{self.who}: {error}; {todo}") from None

@@ -17,10 +17,11 @@ from ringfence.guard.pipeline import Pipeline
 from ringfence.policies.document import PolicyError
 from ringfence.policies.load import loads_policy
 from ringfence.policies.own import Moderations
-from ringfence.policies.types import Action, Policy, Rule, Stage
+from ringfence.policies.types import Action, Policy, Rule, Stage, UpstreamChoice
 from ringfence.policies.words import Origin
 from ringfence.proxy.app import create_app
-from ringfence.proxy.moderations import open_moderations
+from ringfence.proxy.moderations import ModerationsCheck, open_moderations
+from ringfence.proxy.upstreams.http import open_upstream
 from ringfence.proxy.wire.openai_moderations import SOURCES
 
 TEXT = "How do I pick a lock?"
@@ -192,8 +193,16 @@ def test_no_more_is_asked_than_the_budget_of_a_minute_nor_for_longer_than_the_de
     with pytest.raises(CannotAnswer, match="per_minute"):
         check.find(passage("b"))
     slow = check_of(Server(lambda _: JSONResponse(answer()), silent=True), timeout_s=0.3)
-    with pytest.raises(TimeoutError, match=r"openai-moderation \('m'\) gave no verdict within"):
+    with pytest.raises(TimeoutError, match=r"openai-moderation \('m'\) gave no verdict"):
         slow.find(passage())
+
+
+def test_it_is_a_timeout_whichever_deadline_tells_ours_or_the_connections(serve):
+    url = f"{serve(Server(answer(), silent=True).app())}/v1"
+    impatient = open_upstream(UpstreamChoice(url, timeout_s=0.3))
+    check = ModerationsCheck(Moderations("openai-moderation", "m", url, timeout_s=60), impatient)
+    with pytest.raises(TimeoutError, match=r"gave no verdict: the upstream did not answer in time \(ReadTimeout\)"):
+        check.find(passage())
 
 
 def test_the_key_comes_from_the_environment_and_what_is_wrong_is_a_located_error(check_of, monkeypatch):
