@@ -22,7 +22,7 @@ from ringfence.guard.exchange import Coverage, Exchange, Judged, Kind, Part, Sub
 from ringfence.guard.guard import Guard
 from ringfence.guard.replay.proportions import paired_interval
 from ringfence.guard.replay.replay import replay
-from ringfence.guard.replay.sides import UNFINISHED
+from ringfence.guard.replay.unknown import UNFINISHED
 from ringfence.policies.compare import compare
 from ringfence.policies.decide import decide, strongest
 from ringfence.policies.load import load_policy, loads_policy

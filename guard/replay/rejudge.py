@@ -11,7 +11,8 @@ from ringfence.guard.check import Finding, Passage, Span, reads_of
 from ringfence.guard.exchange import SPEAKERS, Exchange, Kind, Part
 from ringfence.guard.pipeline import Pipeline
 from ringfence.guard.replay.groups import Past
-from ringfence.guard.replay.sides import Outcome, Side, bare
+from ringfence.guard.replay.sides import Outcome, Side
+from ringfence.guard.replay.unknown import bare
 from ringfence.guard.stream import StreamGuard, hold_back
 from ringfence.policies.types import Action, Counter, Decision, Policy, Rule, Stage
 from ringfence.policies.windows import by_window
@@ -37,9 +38,10 @@ def rejudge(side: Side, past: Past, outcome: Outcome, body: Body) -> Past:
     decisions: list[Decision] = []
     output = 0
     revisions = dict(past.revisions)
-    told = zip(past.decisions, past.lengths, outcome.lacking, outcome.windows, strict=False)
-    for recorded, length, lacking, windows in told:  # none after a blocked request
-        names = frozenset(name for name, source in lacking.items() if not isinstance(source, Counter))
+    # There is nothing of what came after a blocked request.
+    for recorded, length, single in zip(past.decisions, past.lengths, outcome.each, strict=False):
+        names = frozenset(name for name, source in single.lacking.items() if not isinstance(source, Counter))
+        windows = single.windows
         passages: Sequence[Passage] = ()
         if names or windows or outcome.excepted:
             by_input = recorded.stage is Stage.INPUT

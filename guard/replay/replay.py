@@ -12,10 +12,11 @@ from pathlib import Path
 
 from ringfence.guard.audit.record import Body
 from ringfence.guard.check import Check
-from ringfence.guard.replay.groups import Log, Looked, Past, Source, body_of, opened, past_of, read
+from ringfence.guard.replay.groups import Log, Looked, Past, body_of, opened, past_of, read
 from ringfence.guard.replay.proportions import Rate, rate
 from ringfence.guard.replay.rejudge import CannotJudge, rejudge
-from ringfence.guard.replay.sides import NOBODY, UNFINISHED, Outcome, Side, same
+from ringfence.guard.replay.sides import Outcome, Side, Single, same
+from ringfence.guard.replay.unknown import NOBODY, UNFINISHED
 from ringfence.policies.decide import fires_on, strongest
 from ringfence.policies.types import Action, Counter, Decision, Policy, Stage
 
@@ -158,20 +159,20 @@ class _Pair:
     def unknown(self) -> frozenset[int]:
         """The decisions that exceptions or the windows of a reply may make alike under both, for all that is known."""
         old, new = self.outcomes
-        both = zip(old.decisions, new.decisions, old.up_to, new.up_to, strict=False) if self.undecided else ()
+        both = zip(old.each, new.each, strict=False) if self.undecided else ()
         return frozenset(
             index
-            for index, (one, other, one_up_to, other_up_to) in enumerate(both)
-            if one_up_to or other_up_to
-            if (one_up_to or one.action).strength >= other.action.strength
-            if (other_up_to or other.action).strength >= one.action.strength
+            for index, (one, other) in enumerate(both)
+            if one.up_to or other.up_to
+            if (one.up_to or one.decision.action).strength >= other.decision.action.strength
+            if (other.up_to or other.decision.action).strength >= one.decision.action.strength
         )
 
     @property
     def actions(self) -> tuple[Action, Action]:
         """What it comes to under each by what is known: where a decision may be alike, as though it were."""
         old, new = self.outcomes
-        alike = [one.decisions[index].action for index in self.unknown for one in self.outcomes]
+        alike = [one.each[index].decision.action for index in self.unknown for one in self.outcomes]
         return strongest([old.action, *alike]), strongest([new.action, *alike])
 
     @property
@@ -207,22 +208,31 @@ def _judged_again(past: Past, pair: _Pair, sides: tuple[Side, Side], body: Body)
             more = rejudge(side, past, outcome, body)
         except CannotJudge as error:
             return replace(pair, unread=str(error))
-        lacking: Iterator[set[Source]] = (
-            {who for who in some.values() if not isinstance(who, Counter)} for some in outcome.lacking
-        )
-        # Of a reply after a blocked request nothing was asked.
-        nothing: tuple[set[Source], bool] = (set(), False)
-        told = chain(zip(lacking, outcome.windows, strict=True), repeat(nothing))
+        singles: Iterator[Single | None] = chain(outcome.each, repeat(None))
         ran = [
-            # What was judged window by window was judged by this policy: whoever had to be asked was.
-            side.looked(past.who, one.stage) if windows else replace(had, everywhere=had.everywhere | found)
-            for had, one, (found, windows) in zip(pair.ran, past.decisions, told, strict=False)
+            _looked_again(side.looked(past.who, one.stage), had, single)
+            for had, one, single in zip(pair.ran, past.decisions, singles, strict=False)
         ]
         read = (one.revision == side.policy.revision for one in more.decisions)
         then = [side.policy if again else one for again, one in zip(read, pair.then, strict=True)]
         outcomes.append(side.decide(more, ran, then))
     old, new = outcomes
     return replace(pair, outcomes=(old, new), rejudged=True)
+
+
+def _looked_again(own: Looked, had: Looked, single: Single | None) -> Looked:
+    """Return who has looked at what a decision is about once those who lacked have.
+
+    Args:
+        own: who looks where the policy itself judges.
+        single: what the policy made of it before; None after a request that it blocks, where nobody was asked.
+    """
+    if single is None:
+        return had
+    if single.windows:
+        return own
+    asked = {source for source in single.lacking.values() if not isinstance(source, Counter)}
+    return replace(had, everywhere=had.everywhere | asked)
 
 
 @dataclass(slots=True)
@@ -297,8 +307,8 @@ class _Count:
 def _changes(
     outcomes: tuple[Outcome, Outcome], policies: Sequence[Policy]
 ) -> Iterator[tuple[int, tuple[Stage, Action, Action], set[Cause]]]:
-    old, new = outcomes
-    for index, (before, after) in enumerate(zip(old.decisions, new.decisions, strict=False)):
+    old, new = ([one.decision for one in outcome.each] for outcome in outcomes)
+    for index, (before, after) in enumerate(zip(old, new, strict=False)):
         kind = (before.stage, before.action, after.action)
         if before.action is not after.action:
             # What is due to the stronger: the rules that ask for it, or do no more.
@@ -329,7 +339,7 @@ def _causes(decision: Decision, policy: Policy) -> Iterator[Cause]:
 def _replaced(outcome: Outcome, index: int) -> Mapping[object, Cause]:
     """Return what is replaced, and by what, with the cause of it."""
     found: dict[object, Cause] = {}
-    for rewrite in outcome.decisions[index].rewrites:
+    for rewrite in outcome.each[index].decision.rewrites:
         finding = outcome.seen[index].findings[rewrite.span.start]
         found[finding.category, finding.score, finding.spans, rewrite.replacement] = (rewrite.rule, finding.category)
     return found

@@ -1,40 +1,45 @@
-"""One policy's view of recorded exchanges: what it decides, and what it would have had to know. Judges no text.
+"""One policy's view of recorded exchanges: what it decides of what is known. Judges no text."""
 
-What nobody looked for is put to `decide` as a check that failed, for it knows which rules that leaves open.
-"""
-
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from ringfence.guard.check import Check, Versioned, own_checks
 from ringfence.guard.pipeline import Pipeline, Pipelines, categories_of
 from ringfence.guard.replay.groups import Looked, Past, Source
+from ringfence.guard.replay.unknown import NOBODY, UNFINISHED, Known, Lacking, Open, bare, decided
 from ringfence.guard.stream import hold_back
-from ringfence.policies.decide import about_the_same, alone, decide, decide_apart, escalations, is_about, strongest
+from ringfence.policies.decide import alone, decide, decide_apart, is_about, strongest
 from ringfence.policies.findable import sought
 from ringfence.policies.overlay import about, as_any_overlay_has_them, effective, meets
 from ringfence.policies.types import Action, Decision, Finding, Policy, Rule, RuleException, Span, Stage
 from ringfence.policies.windows import NEVER, by_window, settled
 from ringfence.policies.words import covers, root
 
-UNFINISHED = "it was stopped then: there is no reply on record, or not all of it"
-NOBODY = "nobody"
-"""In place of a check's name, where none had looked."""
-
 
 @dataclass(frozen=True, slots=True)
-class Open:
-    """A rule of which nobody can say whether it would have fired: for want of whose findings, and in words why.
+class Single:
+    """What a policy makes of what one decision was about.
 
     Attributes:
-        by: what else that goes by, under the policy that has the rule.
+        decision: by what is known. The span of a finding in it, and of a rewrite, has for its start the finding's place
+            among those recorded: overlaps do not matter here.
+        most: the strongest action that it could be.
+        up_to: the same by exceptions that may or may not apply, and by what stood together in a window of a reply; None
+            where neither matters.
+        open: the rules that could make it stronger.
+        excepted: exceptions that may or may not have spared something; `decision` has it that they did.
+        lacking: who is to look for `most` and its action to be the same.
+        windows: whether the reply has to be judged again, window by window.
     """
 
-    stage: Stage
-    rule: Rule
-    missing: tuple[Source, ...]
-    why: str
-    by: Hashable = None
+    decision: Decision
+    most: Action
+    up_to: Action | None
+    open: tuple[Open, ...]
+    excepted: tuple[str, ...]
+    lacking: Lacking
+    windows: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +48,21 @@ class Outcome:
 
     Attributes:
         seen: what was recorded, as far as it was looked at.
-        decisions: by what is known; none after a request that is blocked. The span of a finding in them, and of a
-            rewrite, has for its start the finding's place among those recorded: overlaps do not matter here.
-        action: the strongest of them.
+        each: by decision; none after a request that is blocked.
+        action: the strongest of theirs.
         most: the strongest that it could be.
         open: the rules that could make one of them stronger; none where it is blocked anyway.
-        lacking: by decision, who is to look for `most` and `action` to be the same.
-        unread: roles whose text they are to look at, too.
-        excepted: exceptions that may or may not have spared something; `action` has it that they did.
-        up_to: by decision, the strongest that it could be by such exceptions, and by what stood together in a window of
-            a reply; None where neither matters.
-        windows: by decision, whether its reply has to be judged again, window by window.
+        excepted: exceptions that may or may not have spared something; none where it is blocked anyway.
+        unread: roles whose text those who lack are to look at, too.
     """
 
     seen: tuple[Decision, ...]
-    decisions: tuple[Decision, ...]
+    each: tuple[Single, ...]
     action: Action
     most: Action
     open: tuple[Open, ...]
-    lacking: tuple[Mapping[str, Source], ...]
-    unread: frozenset[str]
     excepted: tuple[str, ...]
-    up_to: tuple[Action | None, ...]
-    windows: tuple[bool, ...]
+    unread: frozenset[str]
 
     @property
     def reasons(self) -> set[str]:
@@ -86,6 +83,7 @@ class Side:
         self.checks = {**checks, **own_checks(policy.checks)}
         self._pipelines = Pipelines(policy, self.checks, may_ask=_always)
         self._others: dict[tuple[Rule, ...], Pipeline] = {}
+        self._exempt = frozenset(one.role for one in policy.exempt)
         self._sources: dict[tuple[tuple[str, ...], Stage], tuple[Mapping[str, Source], Mapping[str, Source]]] = {}
 
     def pipeline(self, who: Mapping[str, str]) -> Pipeline:
@@ -104,18 +102,14 @@ class Side:
         """Let its threads go."""
         self._pipelines.base.pool.shutdown(wait=False)
 
-    def sources(self, who: Mapping[str, str], stage: Stage) -> Mapping[str, Source]:
-        """Return who finds what the rules of a stage look at, by first word of categories; `count.ID` of counters."""
-        return self._looking(who, stage)[0]
-
-    def second(self, who: Mapping[str, str], stage: Stage) -> Mapping[str, Source]:
-        """Return who is asked only where a rule of a stage is not sure."""
-        return self._looking(who, stage)[1]
-
     def looked(self, who: Mapping[str, str], stage: Stage) -> Looked:
         """Return who had looked at what this policy decided."""
         first, second = (frozenset(found.values()) for found in self._looking(who, stage))
         return Looked(first, second, self.policy.revision)
+
+    def second(self, who: Mapping[str, str], stage: Stage) -> Mapping[str, Source]:
+        """Return who is asked only where a rule of a stage is not sure, by first word of categories."""
+        return self._looking(who, stage)[1]
 
     def decide(self, past: Past, ran: Sequence[Looked], then: Sequence[Policy | None]) -> Outcome:
         """Decide an exchange.
@@ -124,76 +118,81 @@ class Side:
             ran: by decision, who had looked.
             then: by decision, the policy that had decided, where that is known: its exceptions are marked.
         """
-        policy = self.pipeline(past.who).policy
-        exempt = {one.role for one in policy.exempt}
-        decisions, most, left_open = [], [], []
-        lacking, excepted, windows = [], [], []
-        up_to: list[Action | None] = []
-        for recorded, length, had_looked, decider in zip(past.decisions, past.lengths, ran, then, strict=True):
-            sources, second = self.sources(past.who, recorded.stage), self.second(past.who, recorded.stage)
-            both = {**sources, **second}
-            stale = {
-                name: source
-                for name, source in both.items()
-                if source in had_looked.everywhere | had_looked.where_unsure and self._was_another(past, name)
-            }
-            looked = had_looked.without(frozenset(stale.values()))
-            missing = {name: source for name, source in sources.items() if source not in looked.everywhere}
-            unheard = self._unheard(past, recorded.stage, recorded.unheard, both)
-            unread = past.exempt - exempt if recorded.stage is Stage.INPUT else frozenset()
-            asked = {*second.values()} - {*stale.values()} if looked.by == self.policy.revision else looked.everywhere
-            asked = asked - {second[name] for name in unheard if name in second}
-            strange = {name: one for name, one in second.items() if one not in {*asked, *looked.where_unsure}}
-            found, unsure = self._standing(past, recorded, missing | strange, decider)
-            parted = not policy.stream.at_once(length) and any(map(by_window, policy.rules))
-            alike = self._alike(policy, recorded, decider, {**missing, **strange}) if parted else frozenset()
-            here, torn = _in_windows(policy, recorded, found, alike) if parted else (policy, {})
-            unasked = list(_unasked(here, recorded, found, {n for n, one in second.items() if one not in asked}))
-            gaps = [*_gaps(missing, sources, unread), *_gaps_for(unheard), *unasked]
-            missing |= {name: sources[name] for name in unheard if name in sources}
-            unseen = self._sees_otherwise(past, recorded)
-            if unseen:
-                found = [one for one in found if one.category != "unjudged.media"]
-                gaps += _gaps(unseen, sources, frozenset())
-            waiting = {root(one.category) for one in unasked} | _seconds(here, recorded.stage, missing)
-            missing |= {name: source for name, source in second.items() if name in waiting and source not in asked}
-            said = decide_apart if past.apart and recorded.stage is Stage.INPUT else decide
-            decision, opened = _decide(said, here, recorded.stage, [_spared(one, unsure) for one in found], gaps)
-            without, unspared = _decide(said, here, recorded.stage, found, gaps) if unsure else (decision, opened)
-            opened += [rule for rule in unspared if rule not in opened]
-            torn = {rule: asks for rule, asks in torn.items() if _adds(asks, decision.action)}
-            could = list(torn.values())
-            if (without.action, without.rewrites) != (decision.action, decision.rewrites):
-                excepted += sorted({one for ids in decision.excepted.values() for one in ids}.intersection(unsure))
-                could.append(without.action)
-            opened = [rule for rule in opened if _adds(rule.action, decision.action)]
-            decisions.append(decision)
-            up_to.append(strongest([decision.action, *could]) if could else None)
-            windows.append(bool(torn or (parted and missing)))
-            most += [decision.action, *could, *(one.action for one in opened)]
-            left_open += [Open(recorded.stage, rule, (), _torn(rule), self._cut(policy, rule)) for rule in torn]
-            left_open += [_opened(recorded.stage, rule, {**missing, **unseen}, unread, stale) for rule in opened]
-            lacking.append(both if unread else missing)
-            if recorded.stage is Stage.INPUT and decision.action is Action.BLOCK:
+        each: list[Single] = []
+        for recorded, length, looked, decider in zip(past.decisions, past.lengths, ran, then, strict=True):
+            each.append(self._single(past, recorded, length, looked, decider))
+            if recorded.stage is Stage.INPUT and each[-1].decision.action is Action.BLOCK:
                 break
-        action = strongest(one.action for one in decisions)
-        if action is not Action.BLOCK and past.stopped:
-            rules = [rule for rule in policy.rules if Stage.OUTPUT in rule.stages and not rule.shadow]
-            rules = [rule for rule in rules if rule.action.strength > action.strength]
-            most += [rule.action for rule in rules]
-            left_open += [Open(Stage.OUTPUT, bare(rule), (), UNFINISHED) for rule in rules]
+        action = strongest(one.decision.action for one in each)
+        unfinished = [*self._unfinished(past, action)]
         settled = action is Action.BLOCK  # and nobody has to know what else it would have come to
         return Outcome(
             seen=past.decisions,
-            decisions=tuple(decisions),
+            each=tuple(each),
             action=action,
-            most=strongest([action, *most]),
-            open=() if settled else tuple(left_open),
-            lacking=tuple(lacking),
-            unread=past.exempt - exempt,
-            excepted=() if settled else tuple(dict.fromkeys(excepted)),
-            up_to=tuple(up_to),
-            windows=tuple(windows),
+            most=strongest([action, *(one.most for one in each), *(one.rule.action for one in unfinished)]),
+            open=() if settled else (*chain.from_iterable(one.open for one in each), *unfinished),
+            excepted=() if settled else tuple(dict.fromkeys(chain.from_iterable(one.excepted for one in each))),
+            unread=past.exempt - self._exempt,
+        )
+
+    def _single(self, past: Past, recorded: Decision, length: int, looked: Looked, decider: Policy | None) -> Single:
+        policy, stage = self.pipeline(past.who).policy, recorded.stage
+        known = self._known(past, recorded, looked)
+        found, unsure = self._standing(past, recorded, known, decider)
+        parted = not policy.stream.at_once(length) and any(map(by_window, policy.rules))
+        alike = self._alike(policy, recorded, decider, known.absent) if parted else frozenset()
+        here, torn = _in_windows(policy, recorded, found, alike) if parted else (policy, {})
+        gaps, lacking = known.gaps(here, recorded, found)
+        said = decide_apart if past.apart and stage is Stage.INPUT else decide
+        decision, opened = decided(said, here, stage, [_spared(one, unsure) for one in found], gaps)
+        without, unspared = decided(said, here, stage, found, gaps) if unsure else (decision, opened)
+        opened = [rule for rule in dict.fromkeys([*opened, *unspared]) if _adds(rule.action, decision.action)]
+        torn = {rule: asks for rule, asks in torn.items() if _adds(asks, decision.action)}
+        could, excepted = [*torn.values()], set[str]()
+        if (without.action, without.rewrites) != (decision.action, decision.rewrites):
+            excepted = {*chain.from_iterable(decision.excepted.values())}.intersection(unsure)
+            could.append(without.action)
+        in_windows = [Open(stage, rule, (), _torn(rule), self._cut(policy, rule)) for rule in torn]
+        return Single(
+            decision=decision,
+            most=strongest([decision.action, *could, *(one.action for one in opened)]),
+            up_to=strongest([decision.action, *could]) if could else None,
+            open=(*in_windows, *(known.opened(stage, rule, lacking) for rule in opened)),
+            excepted=tuple(sorted(excepted)),
+            lacking={**known.first, **known.second} if known.unread else lacking,
+            windows=bool(torn or (parted and lacking)),
+        )
+
+    def _unfinished(self, past: Past, action: Action) -> Iterator[Open]:
+        """Yield the rules about a reply that would do more than what is known, where there is none on record."""
+        if past.stopped and action is not Action.BLOCK:
+            for rule in self.pipeline(past.who).policy.rules:
+                if Stage.OUTPUT in rule.stages and not rule.shadow and rule.action.strength > action.strength:
+                    yield Open(Stage.OUTPUT, bare(rule), (), UNFINISHED)
+
+    def _known(self, past: Past, recorded: Decision, ran: Looked) -> Known:
+        first, second = self._looking(past.who, recorded.stage)
+        both = {**first, **second}
+        had = ran.everywhere | ran.where_unsure
+        stale = {name: source for name, source in both.items() if source in had and self._was_another(past, name)}
+        looked = ran.without(frozenset(stale.values()))
+        unheard = self._unheard(past, recorded.stage, recorded.unheard, both)
+        # The same policy was unsure of the same: whoever it had to ask was asked.
+        same_rules = looked.by == self.policy.revision
+        asked = frozenset(second.values()) - {*stale.values()} if same_rules else looked.everywhere
+        asked -= {second[name] for name in unheard if name in second}
+        unasked = {name: source for name, source in second.items() if source not in asked}
+        return Known(
+            first=first,
+            second=second,
+            stale=stale,
+            missing={name: source for name, source in first.items() if source not in looked.everywhere},
+            unasked=unasked,
+            strangers={name: source for name, source in unasked.items() if source not in looked.where_unsure},
+            unheard=unheard,
+            unseen=self._sees_otherwise(past, recorded),
+            unread=past.exempt - self._exempt if recorded.stage is Stage.INPUT else frozenset(),
         )
 
     def _alike(
@@ -264,10 +263,9 @@ class Side:
                 yield root(category), check.name
 
     def _standing(
-        self, past: Past, recorded: Decision, missing: Mapping[str, Source], decider: Policy | None
+        self, past: Past, recorded: Decision, known: Known, decider: Policy | None
     ) -> tuple[list[Finding], list[str]]:
         """Return the recorded findings that the policy would have made, and the exceptions that may apply to them."""
-        exempt = {one.role for one in self.policy.exempt}
         current = [
             one
             for one in self.policy.exceptions
@@ -283,7 +281,9 @@ class Side:
         found = []
         for place, one in enumerate(recorded.findings):
             by_input = recorded.stage is Stage.INPUT and bool(one.spans)
-            if _source(one) in missing or (by_input and past.roles[one.spans[0].part] in exempt):
+            if _source(one) in known.absent or one.category in known.unseen:
+                continue
+            if by_input and past.roles[one.spans[0].part] in self._exempt:
                 continue
             spans = tuple(Span(part, place, place + 1) for part in dict.fromkeys(span.part for span in one.spans))
             kept = tuple(name for name in one.excepted if name in marked)
@@ -337,89 +337,8 @@ def same(old: Outcome, new: Outcome) -> bool:
     return before == after and (not before or old.action is new.action)
 
 
-def _decide(
-    said: Callable[[Policy, Stage, Sequence[Finding]], Decision],
-    policy: Policy,
-    stage: Stage,
-    found: Sequence[Finding],
-    gaps: Sequence[Finding],
-) -> tuple[Decision, list[Rule]]:
-    """Decide as though rules that gaps leave open did not fire, and return those.
-
-    Args:
-        said: decides.
-    """
-    decision = said(policy, stage, found)
-    if not gaps:
-        return decision, []
-    # A rule may be open already, and ask for something else for want of what was to stand in.
-    unanswered = dict(said(policy, stage, [*found, *gaps]).unanswered.items() - decision.unanswered.items())
-    opened = [rule for rule in policy.rules if rule.id in unanswered]
-    if not opened:
-        return decision, []
-    rules = [replace(rule, on_error=Action.ALLOW) if rule.id in unanswered else rule for rule in policy.rules]
-    return said(replace(policy, rules=tuple(rules)), stage, [*found, *gaps]), opened
-
-
-def _gaps(missing: Mapping[str, Source], sources: Mapping[str, Source], unread: frozenset[str]) -> Iterator[Finding]:
-    for name in missing:
-        yield Finding(NOBODY, name, 0.0, error="did not look")
-    yield from _gaps_for(dict.fromkeys(sources, sorted(unread)))
-
-
-def _gaps_for(unheard: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
-    for name, roles in unheard.items():
-        for role in roles:
-            yield Finding(NOBODY, name, 0.0, error="did not look", role=role)
-
-
-def _unasked(
-    policy: Policy, recorded: Decision, found: Sequence[Finding], unknown: Collection[str]
-) -> Iterator[Finding]:
-    """Yield a failure for each thing that a rule is not sure of, and that nobody was asked about."""
-    for _, escalate, doubtful in escalations(policy, recorded.stage, found) if unknown else ():
-        if root(escalate.to) in unknown:
-            told = (one for one in found if root(one.category) == root(escalate.to))
-            if not any(_within_reach(recorded, doubtful, one) for one in told):
-                yield Finding(NOBODY, escalate.to, 0.0, doubtful.spans, error="did not look")
-
-
-def _within_reach(recorded: Decision, doubtful: Finding, told: Finding) -> bool:
-    """Whether what was told is about the text that something doubtful stands in: of a reply, about the same window."""
-    if recorded.stage is Stage.INPUT or not (doubtful.spans and told.spans):
-        return about_the_same(doubtful, told)
-    one, other = (recorded.findings[finding.spans[0].start].spans for finding in (doubtful, told))
-    return any(a.part == b.part and a.start < b.end and b.start < a.end for a in one for b in other)
-
-
-def _seconds(policy: Policy, stage: Stage, missing: Collection[str]) -> set[str]:
-    """Return whom rules may have to ask once those have looked who are missing."""
-    rules = [rule for rule in policy.rules if stage in rule.stages and root(rule.category) in missing]
-    return {root(rule.escalate.to) for rule in rules if rule.escalate}
-
-
 def _always(_: Rule) -> bool:
     return True  # what a minute's budget was then is not on record
-
-
-def _opened(
-    stage: Stage, rule: Rule, missing: Mapping[str, Source], unread: frozenset[str], stale: Mapping[str, Source]
-) -> Open:
-    looked_at = {root(one.category) for one in sought(rule)}
-    absent = {name: source for name, source in missing.items() if root(name) in looked_at}
-    if absent:
-        names = ", ".join(f"'{name}'" for name in sorted(absent))
-        why = f"nobody looked for {names} then, in the same way"
-        if absent.keys() <= stale.keys():
-            why = f"another version of the check, with other weights or settings, looked for {names} then"
-        return Open(stage, bare(rule), tuple(absent.values()), why)
-    roles = ", ".join(sorted(unread))
-    return Open(stage, bare(rule), (), f"text of the role {roles} was exempt then")
-
-
-def bare(rule: Rule) -> Rule:
-    """Return the rule without what decides nothing."""
-    return replace(rule, message=None, why="", owner="", tags=(), maturity="stable")
 
 
 def _spared(finding: Finding, exceptions: Sequence[str]) -> Finding:
