@@ -96,16 +96,18 @@ def percent(rate: Rate, decimals: int = 1) -> str:
 
 
 def rewritten(page: str, section: str, row: str, figures: str) -> str:
-    """Put figures into the row of a section's table that begins with `row`.
+    """Put figures into the row of a section that begins with `row`: the last, where an earlier table tells what it is.
 
     Raises:
         LookupError: there is no such row.
     """
-    pattern = re.compile(rf"(^## {section}$.*?^\| {re.escape(row)} \|)[^\n]*$", re.MULTILINE | re.DOTALL)
-    found = pattern.search(page)
-    if not found or "\n## " in found[1][3:]:
+    before, heading, rest = page.partition(f"\n## {section}\n")
+    body, *after = re.split(r"(?=^## )", rest, maxsplit=1, flags=re.MULTILINE)
+    *_, found = [None, *re.finditer(rf"^\| {re.escape(row)} \|[^\n]*$", body, re.MULTILINE)]
+    if not found:
         raise LookupError(f"docs/packs.md: {section} has no row {row!r}")
-    return f"{page[: found.end(1)]} {figures} |{page[found.end() :]}"
+    told = f"{body[: found.start()]}| {row} | {figures} |{body[found.end() :]}"
+    return "".join([before, heading, told, *after])
 
 
 def main() -> None:
