@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from anyio import CancelScope, to_thread
 
@@ -19,6 +19,13 @@ from ringfence.policies.load import load_policy
 from ringfence.policies.types import Action, Policy
 
 OnBlock = Literal["raise", "return"]
+
+
+def refuse_other(on_block: str) -> None:
+    """Raise ValueError of a word that says nothing of what to do where something is blocked."""
+    if on_block not in get_args(OnBlock):
+        raise ValueError(f"on_block is 'raise' or 'return', and not {on_block!r}")
+
 
 REPLY = ("reply",)
 

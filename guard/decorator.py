@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from anyio import to_thread
 
-from ringfence.guard.call import Call, OnBlock, open_guard
+from ringfence.guard.call import Call, OnBlock, open_guard, refuse_other
 from ringfence.guard.guard import Blocked, Guard
 from ringfence.policies.load import load_policy
 from ringfence.policies.types import Policy
@@ -43,7 +43,9 @@ def guarded(
     Raises:
         PolicyError: the policy file is wrong.
         TypeError: the function has no such parameter; or, at a call, prompt or reply is not text.
+        ValueError: `on_block` is another word.
     """
+    refuse_other(on_block)
     settled = policy if isinstance(policy, Guard | Policy) else load_policy(FilePath(policy) if policy else None)
 
     lock = Lock()

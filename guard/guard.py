@@ -21,7 +21,7 @@ from ringfence.guard.images import why_unreadable
 from ringfence.guard.pipeline import Pipeline, Pipelines, State
 from ringfence.guard.placeholders import Originals, Restorer, about_others, numbered, originals, restored
 from ringfence.guard.stream import StreamGuard, hold_back
-from ringfence.policies.decide import errors_of
+from ringfence.policies.decide import errors_of, sorted_by_part
 from ringfence.policies.load import load_policy
 from ringfence.policies.types import Action, Decision, Exemption, Policy, Stage
 
@@ -161,8 +161,15 @@ class Guard:
         decision = numbered(decision, exchange, dict(judged), pipeline.policy.rules)
         exchange.decisions.append(decision)
         exchange.revisions |= pipeline.revisions
+        everywhere, failed = sorted_by_part([one for one in decision.findings if one.error is not None])
         exchange.coverage = [
-            _coverage_of(part, missed.get(index), exempt.get(part.role), _about(decision, index), pipeline)
+            _coverage_of(
+                part,
+                missed.get(index),
+                exempt.get(part.role),
+                replace(decision, errors=errors_of([*everywhere, *failed[index]])),
+                pipeline,
+            )
             for index, part in enumerate(parts)
         ]
         if decision.action is Action.REWRITE and exchange.body:
@@ -361,12 +368,6 @@ def _shown(exchange: Exchange, index: int, part: Part) -> Passage:
 
 def _rewritable(part: Part) -> tuple[tuple[int, int], ...] | None:
     return tuple((piece.start, piece.end) for piece in part.pieces if piece.path is not None) if part.pieces else None
-
-
-def _about(decision: Decision, part: int) -> Decision:
-    """Return the decision with the failures that concern one part of several."""
-    here = (f for f in decision.findings if not f.spans or part in {span.part for span in f.spans})
-    return replace(decision, errors=errors_of(here))
 
 
 def _coverage_of(

@@ -1,8 +1,6 @@
 """Runs the checks of a policy over passages and has the policy decide. Knows nothing of exchanges, HTTP or storage."""
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Overrun
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
@@ -26,19 +24,17 @@ from ringfence.guard.check import (
     can_read,
     is_replaced,
     reads_of,
-    refuse_nan,
     taken_by,
 )
 from ringfence.guard.classifier.language import language
 from ringfence.guard.exceptions import Exceptions, Who
 from ringfence.guard.known import refuse_unknown
+from ringfence.guard.reading import Share, Threads
 from ringfence.policies.decide import by_text, decide, decide_apart, escalations, is_about
 from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.overlay import about, as_any_overlay_has_them, effective
 from ringfence.policies.types import Action, Decision, Degrade, Escalate, Policy, Rule, Stage
 from ringfence.policies.words import Voice, covers, root
-
-log = logging.getLogger(__name__)
 
 BUILT_IN = frozenset({"unjudged", "count"})
 """Roots that no check answers for: whoever lists the parts of an exchange finds what nobody can read, and a history
@@ -57,7 +53,7 @@ class Pipeline:
     Args:
         policy: what to decide by.
         checks: every check there is, by name; only those behind a rule of the stage are run.
-        pool: the threads that checks run on; of its own where None.
+        threads: that checks run on; of its own where None.
         may_ask: whether a rule may ask another check about one text more; it counts those that it says yes to.
         answered: by name, whether a check answered the last time that it was asked; kept here.
 
@@ -72,7 +68,7 @@ class Pipeline:
         self,
         policy: Policy,
         checks: Mapping[str, Check],
-        pool: ThreadPoolExecutor | None = None,
+        threads: Threads | None = None,
         may_ask: Callable[[Rule], bool] | None = None,
         answered: MutableMapping[str, bool] | None = None,
     ) -> None:
@@ -86,7 +82,7 @@ class Pipeline:
         self._orders = {stage: tuple(_orders(policy, stage, checks.values(), owners)) for stage in Stage}
         # By stage, who is asked only where a rule is not sure.
         self._second = {stage: dict(_second(policy, stage, self._orders[stage], owners)) for stage in Stage}
-        self.pool = pool or new_pool()
+        self.threads = threads or Threads()
         self.may_ask = may_ask or Escalations().take
         self.answered: MutableMapping[str, bool] = {} if answered is None else answered
 
@@ -157,19 +153,15 @@ class Pipeline:
             apart: the passages have nothing to do with each other: what a `when` says of one is nothing to the next.
 
         Returns:
-            the findings; their spans carry the part index of their passage. A check that raises or overruns its time
-            becomes one finding with an error for each category asked of it and each role whose text it was shown. What
-            was asked about a passage is always among them: with score 0 where that was not found.
+            the findings; their spans carry the part index of their passage. Where a check raises or overruns its time,
+            there is one finding with an error for each category asked of it and each role, about the passages that it
+            could not read. What was asked about a passage is always among them: with score 0 where that was not found.
         """
         now = monotonic()
-        running = [
-            (order, group, self.pool.submit(_read, order.check, [replace(p, until=now + order.seconds) for p in group]))
-            for order in self._orders[stage]
-            for group in _groups(order, passages)
-        ]
+        running = [(order, self._start(order, passages, now + order.seconds)) for order in self._orders[stage]]
         findings = list(known)
-        for order, group, future in running:
-            findings.extend(self._settle(order, future, now + order.seconds, group, len(passages)))
+        for order, shares in running:
+            findings.extend(self._settle(order, shares, now + order.seconds, len(passages)))
         findings = self.mark(findings, passages, who or {}, datetime.now(UTC).date())
         if not self._second[stage]:
             return findings
@@ -188,44 +180,41 @@ class Pipeline:
                 for part in sorted({span.part for span in finding.spans} or all_it_reads):
                     asking.setdefault((name, part), {})[rule.id] = (rule, escalate.to)
         of, now = {passage.part: passage for passage in passages}, monotonic()
-        running: list[tuple[_Order, Passage, Future[list[Finding]] | None]] = []
+        running: list[tuple[_Order, Passage, Sequence[Share]]] = []
         for (name, part), rules in asking.items():
             budgets = [rule.seconds for rule, _ in rules.values() if rule.seconds is not None]
             seconds = min([*budgets, self.policy.limits.check_seconds])
             check = self._second[stage][name]
             categories = tuple(dict.fromkeys(to for _, to in rules.values()))
             order = _Order(check, categories, seconds, reads_of(check), frozenset())
-            passage = replace(of[part], until=now + seconds)
             may = any(self.may_ask(rule) for rule, _ in rules.values())  # one of them pays
-            running.append((order, passage, self.pool.submit(_read, order.check, [passage]) if may else None))
-        for order, passage, future in running:
-            about, deadline = [passage], now + order.seconds
-            told = self._settle(order, future, deadline, about) if future else _failed(order, SPENT, about)
+            running.append((order, of[part], self._start(order, [of[part]], now + seconds) if may else ()))
+        for order, passage, shares in running:
+            told = self._settle(order, shares, now + order.seconds) if shares else _failed(order, SPENT, [passage])
             yield from _about(passage, order, list(told))
 
-    def _settle(
-        self, order: "_Order", future: Future[list[Finding]], deadline: float, about: Sequence[Passage], of: int = 0
-    ) -> Iterator[Finding]:
-        """Yield what a check found, or for each category why it could not answer; note whether it did."""
-        name = order.check.name
-        try:
-            found = future.result(timeout=max(0.0, deadline - monotonic()))
-            self.answered[name] = True
+    def _start(self, order: "_Order", passages: Sequence[Passage], until: float) -> Sequence[Share]:
+        """Have a check read what is for it: texts and images apart, so that failing of one it has read the other."""
+        shown = [replace(one, until=until) for one in passages if is_about(order.roles, one.voice)]
+        groups = ([one for one in shown if one.form == form] for form in sorted(order.reads))
+        return [share for group in groups for share in self.threads.start(order.check, group)]
+
+    def _settle(self, order: "_Order", shares: Sequence[Share], deadline: float, of: int = 0) -> Iterator[Finding]:
+        """Yield what a check found, and for each category why it could not answer; note whether it did."""
+        failed: dict[str, list[Passage]] = {}
+        for share, future in shares:
+            try:
+                found, unread = future.result(timeout=max(0.0, deadline - monotonic()))
+            except Overrun as overrun:
+                future.cancel()
+                found, unread = [], [(passage, overrun) for passage in share]
             yield from found
-            return
-        except Overrun as overrun:
-            future.cancel()
-            error = (
-                str(overrun) or f"took longer than its {order.seconds:g} s (limits.check_seconds, or a rule's seconds)"
-            )
-        except CannotAnswer as failure:
-            error = str(failure)
-        except Exception as failure:
-            # Its words may quote the text; the record must not, and the server's log is the operator's own.
-            log.exception("check '%s' failed", name)
-            error = f"failed with {type(failure).__name__}"
-        self.answered[name] = False
-        yield from _failed(order, error, about, of)
+            for passage, failure in unread:
+                failed.setdefault(_told(order, failure), []).append(passage)
+        if shares:
+            self.answered[order.check.name] = not failed
+        for error, missed in failed.items():
+            yield from _failed(order, error, missed, of)
 
     def mark(self, findings: Sequence[Finding], passages: Sequence[Passage], who: Who, today: date) -> list[Finding]:
         """Return the findings, each with the ids of the policy's exceptions that apply to it."""
@@ -264,7 +253,7 @@ class Pipelines:
         self, policy: Policy, checks: Mapping[str, Check], may_ask: Callable[[Rule], bool] | None = None
     ) -> None:
         self.base = Pipeline(policy, checks, may_ask=may_ask)
-        self._shared = self.base.pool, self.base.may_ask, self.base.answered
+        self._shared = self.base.threads, self.base.may_ask, self.base.answered
         self._checks = checks
         self._made: dict[tuple[str, ...], Pipeline] = {(): self.base}
         # What is wrong with an overlay is said now, not at its first exchange.
@@ -320,15 +309,6 @@ class _Order:
     seconds: float
     reads: frozenset[Form]
     roles: frozenset[Voice]
-
-
-def new_pool() -> ThreadPoolExecutor:
-    """Return threads to run checks on.
-
-    A check that hangs keeps its thread; the pool is wide so that it takes many to stop the others, and when they are
-    all gone every check overruns, which fails closed.
-    """
-    return ThreadPoolExecutor(max_workers=32, thread_name_prefix="check")
 
 
 def _orders(policy: Policy, stage: Stage, checks: Iterable[Check], owners: Mapping[str, Check]) -> Iterator[_Order]:
@@ -419,26 +399,10 @@ def _brief(revision: str | None) -> str:
     return revision[:16] if revision else "none"
 
 
-def _read(check: Check, passages: Sequence[Passage]) -> list[Finding]:
-    found = [
-        replace(
-            finding,
-            spans=tuple(replace(span, part=passage.part) for span in finding.spans),
-            rewritable=all(map(passage.can_rewrite, finding.spans)),
-            role=passage.voice,
-        )
-        for passage in passages
-        for finding in check.find(passage)
-    ]
-    refuse_nan((finding.score for finding in found), f"the check '{check.name}'")
-    return found
-
-
-def _groups(order: _Order, passages: Sequence[Passage]) -> Iterator[Sequence[Passage]]:
-    """Yield what a check is given: texts and images apart, so that failing of one it has still read the other."""
-    for form in sorted(order.reads):
-        if group := [one for one in passages if one.form == form and is_about(order.roles, one.voice)]:
-            yield group
+def _told(order: _Order, failure: Exception) -> str:
+    if isinstance(failure, Overrun):
+        return str(failure) or f"took longer than its {order.seconds:g} s (limits.check_seconds, or a rule's seconds)"
+    return str(failure) if isinstance(failure, CannotAnswer) else f"failed with {type(failure).__name__}"
 
 
 def _unheard(orders: Iterable[_Order], passages: Sequence[Passage]) -> Iterator[tuple[str, tuple[str, ...]]]:

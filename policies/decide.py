@@ -1,6 +1,7 @@
 """Says what a policy makes of findings. Pure: precedence, defaults and error rules live here and nowhere else."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -116,13 +117,21 @@ def decide_apart(policy: Policy, stage: Stage, findings: Iterable[Finding], lang
 
 def by_text(found: Sequence[Finding]) -> Iterator[Sequence[Finding]]:
     """Yield what is about no text in particular, and what was found in each together with that."""
-    everywhere = [one for one in found if not one.spans]
-    by_part: dict[int, list[Finding]] = {}
-    for one in found:
-        for part in {span.part for span in one.spans}:
-            by_part.setdefault(part, []).append(one)
+    everywhere, by_part = sorted_by_part(found)
     yield everywhere
     yield from ([*everywhere, *own] for own in by_part.values())
+
+
+def sorted_by_part(found: Iterable[Finding]) -> tuple[Sequence[Finding], Mapping[int, Sequence[Finding]]]:
+    """Return what is about every part, as what a check says that could not answer; and by index what is about one."""
+    everywhere: list[Finding] = []
+    by_part: defaultdict[int, list[Finding]] = defaultdict(list)
+    for finding in found:
+        for part in {span.part for span in finding.spans}:
+            by_part[part].append(finding)
+        if not finding.spans:
+            everywhere.append(finding)
+    return everywhere, by_part
 
 
 def _strongest_of(asked: Iterable[Mapping[str, Action]]) -> dict[str, Action]:

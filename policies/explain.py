@@ -191,19 +191,21 @@ class _Seen:
         """Return a rule as it is to be put to all that was found; None where nobody knows what it made of it."""
         if not self.parted:
             return rule
-        return settled(rule, self.findings, policy.exceptions, self.recorded if self._asked(rule, policy) else None)
+        then = self._asked(rule, policy)
+        return settled(rule, self.findings, policy.exceptions, self.recorded if then else None, then)
 
     def rule(self, rule: Rule, policy: Policy) -> Rule:
         """Return a rule as it is to be put to all that was found, as far as is known."""
         return self.settled(rule, policy) or replace(rule, when=self.unknown)
 
-    def _asked(self, rule: Rule, policy: Policy) -> bool:
-        """Whether a rule fires just where one of the deciding policy did, whatever it asks for."""
-        if self.by is None:
-            return False
-        then = (one for one in self.by.rules if one.id == rule.id)
-        alike = (replace(one, action=rule.action, on_error=rule.on_error, shadow=rule.shadow) == rule for one in then)
-        return any(alike) and all(one in policy.exceptions for one in self.by.exceptions if rule.id in one.rules)
+    def _asked(self, rule: Rule, policy: Policy) -> Rule | None:
+        """Return the rule of the deciding policy that fired just where this one does, whatever it asks for."""
+        if self.by is None or not all(one in policy.exceptions for one in self.by.exceptions if rule.id in one.rules):
+            return None
+        for one in self.by.rules:
+            if replace(one, action=rule.action, on_error=rule.on_error, shadow=rule.shadow) == rule:
+                return one
+        return None
 
 
 def explain(

@@ -28,13 +28,18 @@ def by_window(rule: Rule) -> bool:
 
 
 def settled(
-    rule: Rule, found: Sequence[Finding], exceptions: tuple[RuleException, ...] = (), said: Decision | None = None
+    rule: Rule,
+    found: Sequence[Finding],
+    exceptions: tuple[RuleException, ...] = (),
+    said: Decision | None = None,
+    then: Rule | None = None,
 ) -> Rule | None:
     """Return a rule that makes of all that was found what this one made of it window by window; None if nobody knows.
 
     Args:
         found: all of it, wherever in the reply.
         said: what was decided then, where it was by the same rule.
+        then: that rule, where it asked for something else, or was in shadow.
     """
     if not by_window(rule):
         return rule
@@ -51,7 +56,8 @@ def settled(
         return None
     if _made(rule, said) == NOTHING:
         return replace(rule, when=NEVER)
-    if not rule.shadow and most.action.strength > said.action.strength:
+    was = then or rule
+    if not was.shadow and was.action is rule.action and most.action.strength > said.action.strength:
         anyhow = replace(anyhow, action=Action.LOG)  # what it would have rewritten was gone once the text went on
     # Of a shadow rule a record does not tell whether it fired, or was left open.
     return anyhow if _made(rule, said) == _made(rule, most) or rule.shadow else None

@@ -179,7 +179,7 @@ class ServedGuard:
             chat = self._spec.api == "chat"
             written = choice["message"]["content"] if chat else f"{self._family.begins}{choice['text']}"
             judged = read_answer(self._family, form, written, codes)
-            tokens = _chat_tokens(choice) if chat else _completion_tokens(choice)
+            tokens = _tokens(choice.get("logprobs") or {})
         except (KeyError, IndexError, TypeError, ValueError, AttributeError):
             raise NoVerdict from None
         unsafe = _probabilities(self._family, form, judged, tokens)
@@ -190,19 +190,18 @@ Tokens = Sequence[tuple[str, Mapping[str, float]]]
 """The tokens of an answer, each with its own probability and those of others that might have been in its place."""
 
 
-def _chat_tokens(choice: Mapping[str, Any]) -> Tokens:
-    told = (choice.get("logprobs") or {}).get("content") or []
-    return [
-        (
-            str(one["token"]),
-            _likely((top["token"], top["logprob"]) for top in (one, *(one.get("top_logprobs") or []))),
-        )
-        for one in told
-    ]
-
-
-def _completion_tokens(choice: Mapping[str, Any]) -> Tokens:
-    told = choice.get("logprobs") or {}
+def _tokens(told: Mapping[str, Any]) -> Tokens:
+    """Return what a server tells of an answer's tokens: as chats have it, as some servers do of completions too, or as
+    completions have it.
+    """
+    if content := told.get("content"):
+        return [
+            (
+                str(one["token"]),
+                _likely((top["token"], top["logprob"]) for top in (one, *(one.get("top_logprobs") or []))),
+            )
+            for one in content
+        ]
     tokens, own = told.get("tokens") or [], told.get("token_logprobs") or []
     tops = told.get("top_logprobs") or [{}] * len(tokens)
     return [
@@ -241,8 +240,9 @@ def _probabilities(family: Family, form: Form, judged: Judgement, tokens: Tokens
                 if word := _begun(other.strip(), words):
                     mass[word] += chance
             total = sum(mass.values())
-            # Where safe was likelier than the unsafe word that is written, they cannot be believed.
-            fit = total > 0 and mass[words[said]] >= mass[family.safe]
+            # Of a word that is told alone, what the others might have had is not known. Where safe was likelier than
+            # the unsafe word that is written, they cannot be believed.
+            fit = total > 0 and len(tops) > 1 and mass[words[said]] >= mass[family.safe]
             return {word: mass[word] / total for word in family.unsafe} if fit else None
         before += token
     return None

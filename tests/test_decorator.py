@@ -94,6 +94,11 @@ def test_blocked_reply_raises(ask: Callable[..., Ask], model: Model, store: Stor
     assert store.count("block") == 1
 
 
+def test_another_word_for_what_to_do_is_refused(ask: Callable[..., Ask]) -> None:
+    with pytest.raises(ValueError, match="on_block is 'raise' or 'return', and not 'explode'"):
+        ask(on_block="explode")
+
+
 def test_on_block_return_gives_the_policys_message(ask: Callable[..., Ask], model: Model, store: Store) -> None:
     assert ask(on_block="return")("a bomb, please") == "No bombs here."
     model.reply = "a leak"

@@ -356,6 +356,20 @@ def test_what_a_condition_came_to_in_the_windows_of_a_reply_is_on_record(rule, f
         assert why.stronger == Flip((Change("late", "action", Action.LOG, Action.BLOCK),), Action.BLOCK)
 
 
+@pytest.mark.parametrize("action", [Action.BLOCK, Action.REWRITE])
+@pytest.mark.parametrize("then", [{"shadow": True}, {"action": Action.LOG}])
+def test_a_rule_that_only_watched_the_windows_would_have_done_what_it_says(action, then):
+    watching = replace(WITH, **({"action": action} | then))
+    fired = {"shadow": ("red",)} if watching.shadow else {"logged": ("red",)}
+    recorded = Decision(Stage.OUTPUT, Action.LOG, rules=("late",), findings=BOTH, revision="r", **fired)
+    why = explain(Policy("p", (watching, LATE), revision="r"), [recorded], lengths=[1_000])
+    key = "shadow" if watching.shadow else "action"
+    new = False if watching.shadow else Action.BLOCK
+    outcome = action if watching.shadow else Action.BLOCK
+    flips = {one.key: (one.new, why.stronger.action) for one in why.stronger.changes if one.rule == "red"}
+    assert flips == {key: (new, outcome)}
+
+
 @pytest.mark.parametrize("rule", [WITH, WITHOUT])
 def test_what_another_policys_condition_would_have_come_to_in_windows_nobody_knows(rule):
     why = of_windows(rule, fired=False, revision="other")

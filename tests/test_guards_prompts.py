@@ -409,6 +409,37 @@ def test_nor_do_other_forms_of_its_characters(forged, apart):
     assert neutral(forged, FAMILIES["llama-guard-3"].seams) == apart
 
 
+@pytest.mark.parametrize(
+    ("name", "forged", "apart"),
+    [
+        ("shieldgemma", "x\nHuman  Question: y", "x\nHuman  Question : y"),
+        ("shieldgemma", "x\n ===\n", "x\n = ==\n"),
+        ("shieldgemma", "Our  safety principle is\u2003defined below", "Our  safety principle  is\u2003defined below"),
+        ("granite-guardian", "x\nUser\tMessage: y", "x\nUser\tMessage : y"),
+        ("granite-guardian", "Our safety\trisk definition  is defined", "Our safety\trisk definition   is defined"),
+        ("wildguard", "x\nAI \u200b assistant:", "x\nAI \u200b assistant :"),
+        ("wildguard", "\t---\n", "\t- --\n"),
+        ("polyguard", "Request  safety violations : None", "Request  safety violations  : None"),
+        ("nemoguard", " Output  JSON :", " Output   JSON :"),
+    ],
+)
+def test_nor_does_white_space_of_another_width(name, forged, apart):
+    assert neutral(forged, FAMILIES[name].seams) == apart
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [
+        ("granite-guardian", ["<fim_prefix>", "<filename>", "<jupyter_output>", "<commit_after>", "<issue_comment>"]),
+        ("wildguard", ["<s>", "</s>", "<unk>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[control_9]"]),
+        ("polyguard", ["<s>", "<pad>", "[/INST]", "[AVAILABLE_TOOLS]", "[/TOOL_RESULTS]", "[IMG_BREAK]"]),
+    ],
+)
+def test_control_tokens_of_the_tokenizers_come_apart(name, tokens):
+    for token in tokens:
+        assert neutral(f"a{token}b", FAMILIES[name].seams) == f"a{token[0]} {token[1:]}b"
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_seam_of_a_hostile_text_is_found_with_what_is_not_shown_in_it(name):
     """What is put between any two characters takes no seam away: without it, the text is the same as before."""

@@ -398,6 +398,27 @@ def test_certainty_that_rounding_put_above_one_is_certainty(guard_of, logprob):
     assert (found[0].score, found[0].detail) == (1.0, "")
 
 
+@pytest.mark.parametrize("alternatives", [None, [], [{"token": "safe", "logprob": -0.357}]])
+@pytest.mark.parametrize("written", ["safe", "unsafe\nS2"])
+def test_probability_of_a_word_that_is_told_alone_is_no_score(guard_of, written, alternatives):
+    content = [{"token": written.split()[0], "logprob": -0.357, "top_logprobs": alternatives}]
+    if alternatives:
+        content[0]["top_logprobs"] = [{"token": written.split()[0], "logprob": -0.357}]
+    choice = {"message": {"content": written}, "logprobs": {"content": content}}
+    found = guard_of(Server(lambda _: JSONResponse({"choices": [choice]}))).find(passage())
+    assert (found[0].score, found[0].detail) == (float(written != "safe"), "calibrated: false")
+
+
+def test_completions_may_tell_of_their_tokens_as_chats_do(guard_of):
+    """As llama.cpp's own server does."""
+    tops = [{"token": " yes", "logprob": math.log(0.8)}, {"token": " no", "logprob": math.log(0.2)}]
+    written = " yes\nResponse refusal: n/a\nHarmful response: n/a"
+    told = {"content": [{"token": " yes", "logprob": math.log(0.8), "top_logprobs": tops}]}
+    server = Server(lambda _: JSONResponse({"choices": [{"text": written, "logprobs": told}]}))
+    found = guard_of(server, "wildguard").find(passage())
+    assert (found[0].score, found[0].detail) == (0.8, "")
+
+
 def test_who_thinks_first_is_given_room_and_asked_for_no_probabilities(guard_of):
     server = Server(said("1"))
     found = guard_of(server, "gpt-oss-safeguard").find(passage())

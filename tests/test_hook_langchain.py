@@ -113,6 +113,11 @@ def test_blocked_prompt_never_reaches_the_model(run: Run, guard: Guard, store: S
     assert store.count("block") == store.count() == 1
 
 
+def test_another_word_for_what_to_do_is_refused(guard: Guard) -> None:
+    with pytest.raises(ValueError, match="on_block is 'raise' or 'return', and not 'explode'"):
+        guarded_runnable(Model(says="fine"), policy=guard, on_block="explode")  # type: ignore[arg-type]
+
+
 def test_blocked_reply_raises_or_is_the_policys_message(run: Run, guard: Guard, store: Store) -> None:
     model = Model(says="a leak")
     with pytest.raises(Blocked, match="That stays here"):

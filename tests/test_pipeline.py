@@ -1,14 +1,14 @@
 """Checks are run, their failures settled, their findings decided."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
 
 from ringfence.guard.actions import put, rewrite_body
 from ringfence.guard.audit.record import Body, Receipt, decisions_of
-from ringfence.guard.check import Check, Finding, Passage, Span, UnknownCheck, own_checks
+from ringfence.guard.check import CannotAnswer, Check, Finding, Passage, Span, UnknownCheck, own_checks
 from ringfence.guard.exchange import Exchange, Kind, Part
 from ringfence.guard.guard import Guard, TooLong
 from ringfence.guard.pipeline import Pipeline, Pipelines
@@ -199,11 +199,50 @@ def test_a_failure_is_about_the_roles_whose_text_could_not_be_looked_at() -> Non
     assert pipeline.judge(Stage.INPUT, [conversation()[1]]).unanswered == {"users": Action.LOG}
     assert pipeline.judge(Stage.INPUT, [conversation()[2]]).unanswered == {}
     decision = pipeline.judge(Stage.INPUT, conversation())
-    assert decision.unanswered == {"users": Action.LOG, "tools": Action.BLOCK}  # it got no further
-    assert [(one.role, [span.part for span in one.spans]) for one in decision.findings] == [
-        ("user", [1]),
-        ("tool", [2]),
-    ]
+    assert decision.unanswered == {"users": Action.LOG}  # of the others it has read every text
+    assert [(one.role, [span.part for span in one.spans]) for one in decision.findings] == [("user", [1])]
+
+
+@dataclass
+class Choosy(Forgetful):
+    """Finds every text, and cannot read those that mention one thing."""
+
+    def find(self, passage: Passage) -> Sequence[Finding]:
+        if self.role in passage.text:
+            raise CannotAnswer("nobody can read that")
+        return [Finding(self.name, "broken", 1.0, (Span(passage.part, 0, len(passage.text)),))]
+
+
+def test_a_text_that_cannot_be_read_says_nothing_of_those_beside_it() -> None:
+    pipeline = Pipeline(Policy("p", (Rule("r", "broken", Action.LOG),)), {"choosy": Choosy("riddle", "choosy")})
+    texts = [Passage(Stage.INPUT, "user", text, part=part) for part, text in enumerate(["a", "a riddle", "b"])]
+    found = pipeline.find(Stage.INPUT, texts, apart=True)
+    assert sorted((one.spans[0].part, one.error) for one in found if one.error is None) == [(0, None), (2, None)]
+    assert [(one.spans, one.error) for one in found if one.error] == [((Span(1, 0, 8),), "nobody can read that")]
+    every = pipeline.find(Stage.INPUT, [texts[1], replace(texts[1], part=0)])
+    assert [(one.spans, one.error) for one in every] == [((), "nobody can read that")]  # about all of them
+
+
+@dataclass
+class Asking:
+    """Asks somebody, who answers once three are asked about."""
+
+    barrier: threading.Barrier = field(default_factory=lambda: threading.Barrier(3, timeout=20))
+    name: str = "asking"
+    categories: frozenset[str] = frozenset({"asked"})
+
+    def away(self) -> str | None:
+        return None
+
+    def find(self, passage: Passage) -> Sequence[Finding]:
+        self.barrier.wait()
+        return []
+
+
+def test_who_is_asked_elsewhere_is_asked_about_several_texts_at_once() -> None:
+    pipeline = Pipeline(Policy("p", (Rule("r", "asked", Action.BLOCK),)), {"asking": Asking()})
+    texts = [Passage(Stage.INPUT, "user", text, part=part) for part, text in enumerate("abc")]
+    assert pipeline.judge(Stage.INPUT, texts).action is Action.ALLOW
 
 
 def test_what_stands_in_for_a_failed_check_is_looked_for_in_text_of_the_rules_roles(checks: dict[str, Check]) -> None:
@@ -223,6 +262,19 @@ def test_only_a_check_that_ordinary_text_is_shown_to_stops_everything_where_it_i
     assert not Pipeline(Policy("p", (BOMBS,)), checks).stops_without(["word-bomb"])
     assert Pipeline(Policy("p", (replace(BOMBS, roles=("user",)),)), checks).stops_without(["word-bomb"])
     assert Pipeline(Policy("p", (replace(BOMBS, roles=("assistant",)),)), checks).stops_without(["word-bomb"])
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_many_texts_in_one_request_take_time_that_grows_with_their_number(
+    policy: Policy, checks: dict[str, Check], apart: bool, grows_with_its_length: Callable[..., bool]
+) -> None:
+    guard = Guard(replace(policy, limits=Limits(text=200_000)), checks=checks)
+
+    def judge(texts: str) -> None:
+        parts = [Part(Kind.TEXT, "user", ("input", index), text) for index, text in enumerate(texts.split())]
+        assert guard.judge_request(Exchange("test", "m", parts, apart=apart)).action is Action.BLOCK
+
+    assert grows_with_its_length(judge, "bomb 1234 ")
 
 
 def test_an_exempt_role_is_left_alone_and_the_coverage_names_the_policy_line(

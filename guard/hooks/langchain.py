@@ -14,7 +14,7 @@ from langchain_core.prompt_values import PromptValue, StringPromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import patch_config
 
-from ringfence.guard.call import MEDIA, Call, OnBlock, open_guard
+from ringfence.guard.call import MEDIA, Call, OnBlock, open_guard, refuse_other
 from ringfence.guard.guard import Blocked, Guard
 from ringfence.policies.types import Policy
 
@@ -53,7 +53,11 @@ def guarded_runnable(
         policy: a policy or the path of one, None for the one that ships; or a `Guard`, to share one.
         on_block: `raise` raises `Blocked`; `return` gives the policy's message as the reply, or at the end of it.
         model: the name that the record carries; None for the other's own.
+
+    Raises:
+        ValueError: `on_block` is another word.
     """
+    refuse_other(on_block)
     return GuardRunnable(runnable, open_guard(policy), on_block, model or runnable.get_name())
 
 

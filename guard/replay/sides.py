@@ -94,13 +94,13 @@ class Side:
         """Return other rules with the checks behind this policy."""
         if rules not in self._others:
             self._others[rules] = Pipeline(
-                replace(self.policy, rules=rules, overlays=()), self.checks, self._pipelines.base.pool, _always
+                replace(self.policy, rules=rules, overlays=()), self.checks, self._pipelines.base.threads, _always
             )
         return self._others[rules]
 
     def close(self) -> None:
         """Let its threads go."""
-        self._pipelines.base.pool.shutdown(wait=False)
+        self._pipelines.base.threads.close()
 
     def looked(self, who: Mapping[str, str], stage: Stage) -> Looked:
         """Return who had looked at what this policy decided."""

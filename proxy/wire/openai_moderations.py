@@ -4,7 +4,6 @@ Follows the API reference as the `openai` Python package types it (`types/modera
 beside its thirteen as further keys, and so does the policy's verdict: what is flagged is flagged for some category.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,7 @@ from ringfence.guard.checks.guards.check import UNNAMED
 from ringfence.guard.exchange import Exchange, Judged, Kind, Part, image_part
 from ringfence.guard.guard import Guard
 from ringfence.guard.images import address_of
-from ringfence.policies.decide import alone, decide
+from ringfence.policies.decide import alone, decide, sorted_by_part
 from ringfence.policies.types import Action, Finding, Policy, Stage
 from ringfence.policies.words import covers
 from ringfence.proxy.wire.body import BadRequest
@@ -110,18 +109,6 @@ def write_results(exchange: Exchange, policy: Policy, findings: Sequence[Finding
             for group in groups
         ],
     }
-
-
-def sorted_by_part(findings: Iterable[Finding]) -> tuple[list[Finding], Mapping[int, list[Finding]]]:
-    """Return what is about every part, as what a check says that could not answer; and by index what is about one."""
-    everywhere: list[Finding] = []
-    by_part: defaultdict[int, list[Finding]] = defaultdict(list)
-    for finding in findings:
-        for part in {span.part for span in finding.spans}:
-            by_part[part].append(finding)
-        if not finding.spans:
-            everywhere.append(finding)
-    return everywhere, by_part
 
 
 def guessed(findings: Sequence[Finding]) -> Mapping[Finding, Finding]:

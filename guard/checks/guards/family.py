@@ -27,10 +27,10 @@ SECTION = r"<(?=[\s/]{0,8}(?:BEGIN|END)\b)"
 BREAKS = r"\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029"
 """After which a line begins, for whoever reads Unicode; the tokens of a guard may be read so."""
 
-LINE = rf"(?<![^{BREAKS}])"
-"""Where one begins."""
+BLANK = rf"[^\S{BREAKS}]"
 
-BLANK = rf"[^\S{BREAKS}]*"
+LINE = rf"(?<![^{BREAKS}]){BLANK}*"
+"""Where what a line says begins."""
 
 FILLERS = frozenset("\u115f\u1160\u2800")
 """Letters and a sign that show nothing."""
@@ -239,4 +239,9 @@ def listed(written: str) -> set[str]:
 
 def written_roles(*names: str) -> str:
     """Return a pattern of names that open a line as a turn of the prompt does (`User:`), up to the colon."""
-    return rf"{LINE}{BLANK}(?:{'|'.join(map(re.escape, names))})(?={BLANK}:)"
+    return rf"{LINE}(?:{'|'.join(map(phrase, names))})(?={BLANK}*:)"
+
+
+def phrase(words: str) -> str:
+    """Return a pattern of words in one line, however far apart."""
+    return rf"{BLANK}+".join(map(re.escape, words.split()))

@@ -12,7 +12,17 @@ architecture: they are refused, or give no verdict.
 import re
 from collections.abc import Mapping, Sequence
 
-from ringfence.guard.checks.guards.family import CONTROL, Family, Form, Question, Turn, Wording, written_roles
+from ringfence.guard.checks.guards.family import (
+    BLANK,
+    CONTROL,
+    Family,
+    Form,
+    Question,
+    Turn,
+    Wording,
+    phrase,
+    written_roles,
+)
 from ringfence.guard.checks.guards.yes_or_no import ANSWER, LONGEST, MARKS, SAFE, UNSAFE
 
 
@@ -59,12 +69,19 @@ CATEGORIES = {
 
 DEFAULT = "harm"
 
+STARCODER = (
+    r"<(?=(?:fim_(?:prefix|middle|suffix|pad)|filename|reponame|gh_stars|issue_(?:start|comment|closed)"
+    r"|jupyter_(?:start|text|code|output)|empty_output|commit_(?:before|msg|after))>)"
+)
+"""Where the control tokens come apart that Granite's tokenizer has from StarCoder's."""
+
 SEAMS = re.compile(
     "|".join(
         (
             CONTROL,
             MARKS,
-            r"Our safety risk definition(?= is defined)",
+            STARCODER,
+            rf"{phrase('Our safety risk definition')}(?={BLANK}+{phrase('is defined')})",
             written_roles("User Message", "Assistant Message", "Context"),
         )
     ),

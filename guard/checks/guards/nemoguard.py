@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ringfence.guard.checks.guards.family import (
+    BLANK,
     CONTROL,
     LINE,
     SECTION,
@@ -52,7 +53,15 @@ NAMES = (
 CATEGORIES = {name: Wording(name, name) for name in NAMES}
 
 SEAMS = re.compile(
-    "|".join((CONTROL, SECTION, rf"{LINE}Output(?= JSON:)", written_roles("user", "response", "agent"))), re.IGNORECASE
+    "|".join(
+        (
+            CONTROL,
+            SECTION,
+            rf"{LINE}Output(?={BLANK}+JSON{BLANK}*:)",
+            written_roles("user", "response", "agent"),
+        )
+    ),
+    re.IGNORECASE,
 )
 
 VERDICT = r'"(?P<verdict>safe|unsafe)"\s*'

@@ -23,8 +23,7 @@ SEAMS = re.compile(
         (
             CONTROL,
             SECTION,
-            r"<(?=/?s>)",
-            r"\[(?=/?(?:INST|SYSTEM_PROMPT)\])",
+            wildguard.MISTRAL,
             written_roles("Human user", "AI assistant", *LABELS),
         )
     ),

@@ -10,7 +10,18 @@ where one does not, it refuses the question. `api: completions` needs no templat
 import re
 from collections.abc import Mapping, Sequence
 
-from ringfence.guard.checks.guards.family import CONTROL, LINE, Family, Form, Question, Turn, Wording, written_roles
+from ringfence.guard.checks.guards.family import (
+    BLANK,
+    CONTROL,
+    LINE,
+    Family,
+    Form,
+    Question,
+    Turn,
+    Wording,
+    phrase,
+    written_roles,
+)
 from ringfence.guard.checks.guards.yes_or_no import ANSWER, LONGEST, MARKS, SAFE, UNSAFE
 
 
@@ -54,7 +65,7 @@ SEAMS = re.compile(
             CONTROL,
             MARKS,
             r"<(?=/?(?:bos|eos|pad|unk|mask|unused\d+)>)",
-            r"Our safety principle(?= is defined)",
+            rf"{phrase('Our safety principle')}(?={BLANK}+{phrase('is defined')})",
             rf"{LINE}=(?m:(?===\s*$))",
             written_roles("Human Question", "Chatbot Response"),
         )

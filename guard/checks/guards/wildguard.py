@@ -22,12 +22,17 @@ TASK = (
 
 LABELS = ("Harmful request", "Response refusal", "Harmful response")
 
+MISTRAL = (
+    r"<(?=/?(?:s|unk|pad)>)|"
+    r"\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CALLS|PREFIX|MIDDLE|SUFFIX|IMG\w*|control_\d+)\])"
+)
+"""Where the control tokens of Mistral's tokenizers come apart."""
+
 SEAMS = re.compile(
     "|".join(
         (
             CONTROL,
-            r"<(?=/?s>)",
-            r"\[(?=/?INST\])",
+            MISTRAL,
             rf"{LINE}-(?m:(?=--\s*$))",
             written_roles("Human user", "AI assistant", "Answers", *LABELS),
         )
