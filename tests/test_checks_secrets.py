@@ -214,6 +214,7 @@ def test_what_is_too_short_or_too_long_for_a_key_or_joined_to_a_word_is_none(cat
 
 
 NAMED = drawn(40)
+SHORT = drawn(16, LOWER)
 LETTERED = [drawn(length, string.ascii_letters, seed) for length in (16, 20, 24, 32, 40) for seed in (1, 2)]
 HOOK = "T0AB12CD3/" + "B0AB12CD3/" + drawn(24)
 DISCORD = f"https://discord.com/api/webhooks/{'7' * 18}/{drawn(68)}"
@@ -238,6 +239,10 @@ FLOW = "T0AB12CD3/" + "A0AB12CD3/442660231806210747/" + drawn(24)
         (f"my API key is {NAMED}.", "api_key", NAMED),
         (f"https://x.io/reset?token={NAMED}", "api_key", NAMED),
         (f"Authorization: Bearer {NAMED}", "bearer", NAMED),
+        (f"Authorization: Bearer {SHORT}", "bearer", SHORT),
+        (f"Authorization: {SHORT}", "api_key", SHORT),
+        (f'"authorization": "Klaviyo-API-Key {SHORT}"', "api_key", SHORT),
+        (f".header('Authorization', '{SHORT}')", "api_key", SHORT),
         ("Authorization: Basic YWxhZGRpbjpvcGVuc2VzYW1l", "basic_auth", "YWxhZGRpbjpvcGVuc2VzYW1l"),
         ("postgres://admin:s3cr3tPw@db.example.com:5432/x", "password", "s3cr3tPw"),
         ("redis://:hunter2hunter2@10.0.0.1", "password", "hunter2hunter2"),
@@ -353,6 +358,10 @@ def test_value_after_a_telling_name_is_found(text, category, value):
         f'{{"next_page_token": "{NAMED}", "continuationToken": "{NAMED}"}}',
         "AKIA" + "IOSFODNN7EXAMPLE aws_secret_access_key=wJalrXUtnFEMI" + "/K7MDENG/bPxRfiCYEXAMPLEKEY",
         "a bearer responsibilities1234567890abc; bearer specification-2024-revision-17",
+        "Authorization: Bearer <token> Authorization: Bearer YOUR_TOKEN_2024_HERE Authorization: Bearer $TOKEN",
+        "Authorization: Bearer abcdef1234567890 Bearer {{token_2024_q1}} Authorization: ${API_TOKEN_V2}, Bearer token",
+        "Authorization: my-secret-token-123 Authorization: Token process.env.API_TOKEN_2 Authorization: YOUR_API_KEY_12",
+        "Authorization: AWS4-HMAC-SHA256 X; apiVersion: rbac.authorization.k8s.io/v1beta1; authorization: OAuth2-Bearer",
         "DB_PASSWORD=\nDB_HOST2=localhost_5432",
         "DB_PASSWORD=file:/run/secrets/db_pw2 password: ssm:/prod/db/pw1 password: op://infra/db-2/password",
         '["password", "password_2", "Password2", "token", "refresh_token_v2_2024"]',
@@ -446,7 +455,20 @@ def test_key_is_found_whatever_stands_around_it(before, after):
         *("sk-aaaaaaaaaaaaaaaaaaaaaaaa ", "ghp_", "glpat-", "xoxb-", "ya29.", "hvs.", "pypi-AgE", "SG.", "AKIA"),
         *("-----BEGIN " + PEM, "-----BEGIN " + PEM + drawn(24), "-----BEGIN A A ", "123456789:AA", "1Q~", "?sig="),
         *("://", "://a:b", "://a", "password=", "password = ", "api_key=", "api_key   ", "secret ", "token is "),
-        *("bearer ", "bearer a.", "basic a", "AccountKey=", "key ", "my key for a a a ", 'token="', "token=a", "pass"),
+        *(
+            "bearer ",
+            "bearer a.",
+            "authorization: ",
+            'authorization", "a',
+            "authorization is for a a a ",
+            "basic a",
+            "AccountKey=",
+            "key ",
+            "my key for a a a ",
+            'token="',
+            "token=a",
+            "pass",
+        ),
         *(
             'password" { ',
             "--a-a-a",

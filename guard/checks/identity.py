@@ -9,9 +9,8 @@ digits are python-stdnum's.
 import datetime
 import re
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
-from string import ascii_letters as ASCII_LETTERS
 from typing import NamedTuple
 
 from ringfence.guard.checks.formats import END_OF_NUMBER, Format, Hit, by_pattern, hint_of, lead
@@ -35,14 +34,22 @@ class Document(NamedTuple):
     module: str = ""
 
 
+def _groups(*groups: str) -> str:
+    """Return the shape of groups that stand together or with a mark between: `AB123456C`, `AB 12-34-56 C`."""
+    return "[ ./-]?".join(groups)
+
+
 def _digits(count: int) -> str:
     return rf"[0-9](?:[ ./-]?[0-9]){{{count - 1}}}"
 
 
+CODICE_FISCALE = _groups("[A-Z]{3}", "[A-Z]{3}", "[0-9]{2}[A-Z][0-9]{2}", "[A-Z][0-9]{3}", "[A-Z]")
+CURP = _groups("[A-Z]{4}", "[0-9]{6}", "[HM][A-Z]{5}", "[0-9A-Z][0-9]")
+
 DOCUMENTS = (
     Document(r"tfn|tax file(?: number| no)?", _digits(9), "au.tfn"),
     Document(r"tfn|tax file(?: number| no)?", _digits(8), "au.tfn"),
-    Document(r"sv-?n(?:umme)?r|sozialversicherungsnummer|svnr", r"[0-9]{4}[ -]?[0-9]{6}", "at.vnr"),
+    Document(r"sv-?n(?:umme)?r|sozialversicherungsnummer|svnr", _digits(10), "at.vnr"),
     Document(
         r"rijksregister(?:nummer|nr)|insz|niss|num[ée]ro national|registre national|national register number",
         _digits(11),
@@ -50,18 +57,22 @@ DOCUMENTS = (
     ),
     Document(r"егн|egn", _digits(10), "bg.egn"),
     Document(r"cpf", _digits(11), "br.cpf"),
-    Document(r"(?-i:SIN|NAS)|social insurance (?:number|no)|num[ée]ro d['’]assurance sociale", _digits(9), "ca.sin"),
+    Document(
+        r"(?-i:SIN|NAS)|sin (?:number|no)|social insurance (?:number|no)|num[ée]ro d['’]assurance sociale",
+        _digits(9),
+        "ca.sin",
+    ),
     Document(r"ahv(?:-?n(?:umme)?r)?|(?-i:AVS)|oasi|sozialversicherungsnummer", _digits(13), "ch.ssn"),
-    Document(r"ru[tn]", r"[1-4]?[0-9]\.?[0-9]{3}\.?[0-9]{3}-?[0-9K]", "cl.rut"),
+    Document(r"ru[tn]", _groups("[1-4]?[0-9]", "[0-9]{3}", "[0-9]{3}", "[0-9K]"), "cl.rut"),
     Document(
         r"身份证(?:号码|号)?|公民身份号码|(?:chinese|resident) id(?:entity)?(?: card)?(?: number| no)?",
-        r"[0-9]{17}[0-9X]",
+        _groups("[0-9]{6}", "[0-9]{8}", "[0-9]{3}[0-9X]"),
         "cn.ric",
     ),
     Document(r"c[ée]dula(?: de ciudadan[íi]a)?|(?-i:C\.C\.)", r"[0-9]{1,2}(?:\.[0-9]{3}){2,3}"),
-    Document(r"c[ée]dula(?: de identidad)?", r"[0-9]{3}-?[0-9]{7}-?[0-9]", "do.cedula"),
-    Document(r"c[ée]dula(?: de identidad)?", r"[0-9]{9}-?[0-9]", "ec.ci"),
-    Document(r"rodn[ée] [čc][íi]slo|(?-i:RČ|R\.Č\.)", r"[0-9]{6}/?[0-9]{3,4}", "cz.rc"),
+    Document(r"c[ée]dula(?: de identidad)?", _digits(11), "do.cedula"),
+    Document(r"c[ée]dula(?: de identidad)?", _digits(10), "ec.ci"),
+    Document(r"rodn[ée] [čc][íi]slo|(?-i:RČ)|r\. ?č\.", _groups("[0-9]{6}", "[0-9]{3,4}"), "cz.rc"),
     Document(
         r"steuer-?id(?:entifikationsnummer|nr)?|steuerliche identifikationsnummer|idnr|steueridentnummer|tax id",
         _digits(11),
@@ -70,47 +81,51 @@ DOCUMENTS = (
     Document(r"cpr(?:-?(?:nummer|nr|number))?|personnummer", r"[0-9]{6}[- ]?[0-9]{4}", "dk.cpr"),
     Document(r"isikukood|personal identification code", _digits(11), "ee.ik"),
     Document(r"الرقم القومي|egyptian national id(?: number| no)?", _digits(14), "eg.tn"),
-    Document(r"dni|nif", r"[0-9]{2}\.?[0-9]{3}\.?[0-9]{3}[ -]?[A-Z]", "es.dni"),
-    Document(r"nie|nif|dni", r"[XYZ][ -]?[0-9]{7}[ -]?[A-Z]", "es.nie"),
-    Document(r"dni", r"[0-9]{2}\.[0-9]{3}\.[0-9]{3}"),  # Argentina
-    Document(r"cui[tl]", r"2[0347]-?[0-9]{8}-?[0-9]", "ar.cuit"),
+    Document(r"dni|nif|d\.n\.i\.|n\.i\.f\.", _groups("[0-9]{2}", "[0-9]{3}", "[0-9]{3}", "[A-Z]"), "es.dni"),
+    Document(
+        r"nie|nif|dni|n\.i\.[ef]\.|d\.n\.i\.",
+        _groups("[XYZ]", "[0-9]", "[0-9]{3}", "[0-9]{3}", "[A-Z]"),
+        "es.nie",
+    ),
+    Document(r"dni|d\.n\.i\.", r"[0-9]{2}\.[0-9]{3}\.[0-9]{3}"),  # Argentina
+    Document(r"cui[tl]", _groups("2[0347]", "[0-9]{8}", "[0-9]"), "ar.cuit"),
     Document(
         r"nir|num[ée]ro de s[ée]cu(?:rit[ée] sociale)?|s[ée]curit[ée] sociale|n° ?s[ée]cu",
-        r"[12][ .]?[0-9]{2}[ .]?[0-9]{2}[ .]?[0-9][0-9AB][ .]?[0-9]{3}[ .]?[0-9]{3}[ .]?[0-9]{2}",
+        _groups("[12]", "[0-9]{2}", "[0-9]{2}", "[0-9][0-9AB]", "[0-9]{3}", "[0-9]{3}", "[0-9]{2}"),
         "fr.nir",
     ),
     Document(r"nhs(?: ?(?:number|no|num|nr))?", _digits(10), "gb.nhs"),
     Document(
-        r"national insurance(?: number| no)?|ni (?:number|no)|nino",
-        r"[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?[0-9]{2} ?[0-9]{2} ?[0-9]{2} ?[A-D]",
+        r"national insurance(?: number| no)?|ni (?:number|no)|(?-i:NI|N\.I\.)|nino",
+        _groups("[A-CEGHJ-PR-TW-Z]", "[A-CEGHJ-NPR-TW-Z]", _digits(6), "[A-D]"),
     ),
     Document(r"αμκα|amka", _digits(11), "gr.amka"),
     Document(r"oib", _digits(11), "hr.oib"),
     Document(r"nik|no(?:mor|\.)? ktp", _digits(16), "id.nik"),
-    Document(r"pps(?:n| number| no)?", r"[0-9]{7}[A-W][A-IW]?", "ie.pps"),
+    Document(r"pps(?:n| number| no)?", _groups(_digits(7), "[A-W][A-IW]?"), "ie.pps"),
     Document(r"תעודת זהות|ת\.ז\.?|teudat zehut|israeli id(?: number| no)?", _digits(9), "il.idnr"),
     Document(r"aa?dh?aar(?: card)?(?: number| no)?|uidai|आधार", _digits(12), "in_.aadhaar"),
-    Document(r"(?-i:PAN)(?: card| number| no)*", r"[A-Z]{5}[0-9]{4}[A-Z]", "in_.pan"),
-    Document(r"kennitala", r"[0-9]{6}-?[0-9]{4}", "is_.kennitala"),
     Document(
-        r"codice fiscale|cod\. ?fisc|(?-i:CF|C\.F\.)",
-        r"[A-Z]{6}[0-9]{2}[A-Z][0-9]{2}[A-Z][0-9]{3}[A-Z]",
-        "it.codicefiscale",
+        r"(?-i:PAN)|pan (?:card|number|no)|permanent account number",
+        _groups("[A-Z]{5}", "[0-9]{4}", "[A-Z]"),
+        "in_.pan",
     ),
-    Document(r"주민(?:등록)?번호|rrn|resident registration number", r"[0-9]{6}-?[1-8][0-9]{6}", "kr.rrn"),
+    Document(r"kennitala", _digits(10), "is_.kennitala"),
+    Document(r"codice fiscale|cod\. ?fisc|(?-i:CF|C\.F\.)", CODICE_FISCALE, "it.codicefiscale"),
+    Document(r"주민(?:등록)?번호|rrn|resident registration number", _groups("[0-9]{6}", "[1-8][0-9]{6}"), "kr.rrn"),
     Document(r"asmens koda\w*", _digits(11), "lt.asmens"),
-    Document(r"curp", r"[A-Z]{4}[0-9]{6}[HM][A-Z]{5}[0-9A-Z][0-9]", "mx.curp"),
-    Document(r"nric|mykad|(?:no\.? )?kad pengenalan|my ?kad", r"[0-9]{6}-?[0-9]{2}-?[0-9]{4}", "my.nric"),
+    Document(r"curp", CURP, "mx.curp"),
+    Document(r"nric|mykad|(?:no\.? )?kad pengenalan|my ?kad", _groups("[0-9]{6}", "[0-9]{2}", "[0-9]{4}"), "my.nric"),
     Document(r"bsn|burgerservicenummer|sofi-?nummer", _digits(9), "nl.bsn"),
     Document(r"f[øo]dselsn(?:umme|ummer)?r|personnummer", r"[0-9]{6}[ -]?[0-9]{5}", "no.fodselsnummer"),
-    Document(r"ird(?: number| no)?", r"[0-9]{2,3}[ -]?[0-9]{3}[ -]?[0-9]{3}", "nz.ird"),
-    Document(r"cnic|شناختی کارڈ", r"[0-9]{5}-?[0-9]{7}-?[0-9]", "pk.cnic"),
+    Document(r"ird(?: number| no)?", _groups("[0-9]{2,3}", "[0-9]{3}", "[0-9]{3}"), "nz.ird"),
+    Document(r"cnic|شناختی کارڈ", _groups("[0-9]{5}", "[0-9]{7}", "[0-9]"), "pk.cnic"),
     Document(r"pesel", _digits(11), "pl.pesel"),
-    Document(r"nif|contribuinte", r"[123][0-9]{2} ?[0-9]{3} ?[0-9]{3}", "pt.nif"),
+    Document(r"nif|contribuinte", _groups("[123][0-9]{2}", "[0-9]{3}", "[0-9]{3}"), "pt.nif"),
     Document(r"cnp|cod numeric personal", _digits(13), "ro.cnp"),
     Document(r"emšo|emso", _digits(13), "si.emso"),
-    Document(r"rodn[ée] [čc][íi]slo", r"[0-9]{6}/?[0-9]{3,4}", "sk.rc"),
-    Document(r"person(?:nummer|nr)|personal identity number", r"(?:19|20)?[0-9]{6}[-+]?[0-9]{4}", "se.personnummer"),
+    Document(r"rodn[ée] [čc][íi]slo", _groups("[0-9]{6}", "[0-9]{3,4}"), "sk.rc"),
+    Document(r"person(?:nummer|nr)|personal identity number", r"(?:19|20)?[0-9]{6}[-+ ]?[0-9]{4}", "se.personnummer"),
     Document(r"henkil[öo]tunnus|hetu|sotu", r"[0-9]{6}[-+A-FU-Y][0-9]{3}[0-9A-Y]", "fi.hetu"),
     Document(r"เลข(?:ประจำตัว|บัตร)ประชาชน|thai (?:national )?id(?: number| no)?", _digits(13), "th.pin"),
     Document(
@@ -118,11 +133,11 @@ DOCUMENTS = (
     ),
     Document(r"рнокпп|іпн|rnokpp", _digits(10), "ua.rntrc"),
     Document(
-        r"itin|individual taxpayer(?: identification)?(?: number)?", r"9[0-9]{2}[ -]?[0-9]{2}[ -]?[0-9]{4}", "us.itin"
+        r"itin|individual taxpayer(?: identification)?(?: number)?",
+        _groups("9[0-9]{2}", "[0-9]{2}", "[0-9]{4}"),
+        "us.itin",
     ),
-    Document(
-        r"(?:south african |sa |rsa )?id(?:entity)? (?:number|no)", r"[0-9]{6} ?[0-9]{4} ?[0-9]{2} ?[0-9]", "za.idnr"
-    ),
+    Document(r"(?:south african |sa |rsa )?id(?:entity)? (?:number|no)", _digits(13), "za.idnr"),
 )
 
 # Forms that nothing else has, check digits counted in: found without a word in front.
@@ -133,8 +148,8 @@ DISTINCTIVE = (
     Document("", r"[12] [0-9]{2} [0-9]{2} [0-9][0-9AB] [0-9]{3} [0-9]{3} [0-9]{2}", "fr.nir"),
     Document("", r"[0-9]{6}[-+A][0-9]{3}[A-FHJ-NPR-Y]", "fi.hetu"),
     Document("", r"[0-9]{6}-[1-4][0-9]{6}", "kr.rrn"),
-    Document("", r"[A-Z]{6}[0-9]{2}[A-EHLMPRST][0-9]{2}[A-Z][0-9]{3}[A-Z]", "it.codicefiscale"),
-    Document("", r"[A-Z]{4}[0-9]{6}[HM][A-Z]{5}[0-9A-Z][0-9]", "mx.curp"),
+    Document("", CODICE_FISCALE, "it.codicefiscale"),
+    Document("", CURP, "mx.curp"),
 )
 
 
@@ -155,6 +170,7 @@ def _validator(module: str) -> Callable[[str], bool]:
     return lambda number: is_valid(re.sub(r"[^0-9A-Za-z]", "", number).upper())
 
 
+@cache
 def _known(document: Document) -> Known:
     shape = re.compile(rf"(?:{document.shape})(?![0-9A-Za-z]|[.,/-][0-9])", re.IGNORECASE)
     return Known(shape, _validator(document.module), CHECKED if document.module else SHAPED)
@@ -164,46 +180,41 @@ def _national_ids(text: str) -> Iterator[Hit]:
     for match in DISTINCTIVE_SHAPE.finditer(text) if DISTINCTIVE_DIGITS.search(text) else ():
         if DISTINCTIVE_VALID[match.lastgroup or ""](match[0]):
             yield Hit(*match.span(), CHECKED)
-    for start, words, far in _named_numbers(text):
-        for cue in NAMES.finditer(words) if may_name(words) else ():
-            if len(words) - cue.end() <= far and not OTHER_NUMBER.search(words, cue.end()):
-                hit = _number_at(text, start, _documents_of(cue[0].lower()))
-                if hit:
-                    yield hit
-                    break
+    for start, name, _ in _named_numbers(text, NAMES, may_name):
+        for shape, valid, score in _documents_of(name):
+            found = shape.match(text, start)
+            if found and valid(found[0]):
+                yield Hit(*found.span(), score)
+                break
 
 
-def _number_at(text: str, start: int, known: tuple[Known, ...]) -> Hit | None:
-    for shape, valid, score in known:
-        match = shape.match(text, start)
-        if match and valid(match[0]):
-            return Hit(*match.span(), score)
-    return None
-
-
-def _named_numbers(text: str) -> Iterator[tuple[int, str, int]]:
-    """Yield where a number begins, the words before it, and how far before it the word that names it may stand."""
+def _named_numbers(
+    text: str, names: re.Pattern[str], may_name: Callable[[str], bool]
+) -> Iterator[tuple[int, str, str]]:
+    """Yield where a number may begin, a word before it that names it, and what stands between the two."""
     for match in NUMBER.finditer(text):
-        digit = start = match.start()
-        while start > max(0, digit - 7) and text[start - 1] in ASCII_LETTERS:
-            start -= 1
+        digit = match.start()
         # Numbers close to the one before have no name between: rows of numbers are gone through quickly.
-        alone = start < 3 or END_OF_NUMBER.search(text, start - 3, start) is None
-        words = lead(text, start) if alone else ""
-        if len(words) > 2:
-            yield start, words, FAR
-        if start < digit:  # `CPF36329031665`
-            yield digit, words + text[start:digit], 0
+        alone = digit < 3 or END_OF_NUMBER.search(text, digit - 3, digit) is None
+        words = lead(text, digit) if alone else ""
+        for name in names.finditer(words) if len(words) > 1 and may_name(words) else ():
+            between = words[name.end() :]
+            for begin in reversed([*BEGINNING.finditer(between)]):
+                said = between[: begin.start()]
+                if len(said) <= FAR and not OTHER_NUMBER.search(said):
+                    yield digit - len(between) + len(said), name[0], said
 
 
 @lru_cache(maxsize=512)
 def _documents_of(word: str) -> tuple[Known, ...]:
-    """Return what a word may name: a DNI is a Spanish number and an Argentine one."""
+    """Return what a word may name: a DNI is a Spanish number and an Argentine one. Case counts: `PAN` is no pan."""
     return tuple(_known(document) for document in DOCUMENTS if re.fullmatch(document.cue, word, re.IGNORECASE))
 
 
-# Six more signs at least; the look behind comes second so that the engine can leap from digit to digit.
-NUMBER = re.compile(r"[0-9](?<![0-9]{2})(?=(?:[ ./-]?[0-9A-Za-z]){5})")
+# Five signs at least; the look behind comes second so that the engine can leap from digit to digit.
+NUMBER = re.compile(r"[0-9](?<![0-9]{2})(?=(?:[ ./-]?[0-9A-Za-z]){4})")
+# Its first digit, or up to two groups of letters before that: `AB 12 34 56 C`; not `b1` of `ab1`.
+BEGINNING = re.compile(r"(?<![0-9A-Za-z])(?=(?:[A-Za-z]{1,6}[ ./-]?){0,2}\Z)")
 NAMES = re.compile(
     rf"(?<![A-Za-zÀ-ɏ])(?:{'|'.join(dict.fromkeys(document.cue for document in DOCUMENTS))})(?![A-Za-zÀ-ɏ])",
     re.IGNORECASE,
@@ -223,14 +234,11 @@ OTHER_NUMBER = re.compile(
 
 
 def _passports(text: str) -> Iterator[Hit]:
-    for start, words, far in _named_numbers(text) if may_be_passport(text) else ():
-        cue = PASSPORT.search(words) if far and may_be_passport(words) else None
-        match = PASSPORT_NUMBER.match(text, start) if cue else None
-        if cue and match and not OTHER_NUMBER.search(words, cue.end()):
-            # Digits alone could be anything, so the word must stand right before them.
-            close = PASSPORT_SAYS.fullmatch(words, cue.end())
-            if close if match[0].isdigit() else len(words) - cue.end() <= FAR:
-                yield Hit(*match.span(), SHAPED)
+    for start, _, said in _named_numbers(text, PASSPORT, may_be_passport) if may_be_passport(text) else ():
+        match = PASSPORT_NUMBER.match(text, start)
+        # Digits alone or apart from letters could be anything, so the word must stand right before them.
+        if match and ((match[0].isalnum() and not match[0].isdigit()) or PASSPORT_SAYS.fullmatch(said)):
+            yield Hit(*match.span(), SHAPED)
     if "<" in text:
         yield from _machine_readable(text)
 
@@ -247,7 +255,8 @@ PASSPORT_SAYS = re.compile(
     re.IGNORECASE,
 )
 PASSPORT_NUMBER = re.compile(
-    r"(?=[A-Z]*[0-9][A-Z]*[0-9][A-Z]*[0-9])(?!(?:19|20)[0-9]{6}(?![0-9A-Z]))[A-Z0-9]{7,9}(?![0-9A-Za-z]|[.,/-][0-9])"
+    r"(?:(?=[A-Z]*[0-9][A-Z]*[0-9][A-Z]*[0-9])(?!(?:19|20)[0-9]{6}(?![0-9A-Z]))[A-Z0-9]{7,9}"
+    r"|[A-Z]{1,2}[ -](?!(?:19|20)[0-9]{6})[0-9]{6,8}|[0-9]{2} [A-Z]{2} [0-9]{5})(?![0-9A-Za-z]|[.,/-][0-9])"
 )
 _machine_readable = by_pattern(
     r"(?<![A-Z0-9<])(?:P[A-Z<][A-Z]{3}[A-Z]{1,30}(?:<[A-Z]{1,30}){0,4}<<[A-Z<]{5,38}"

@@ -118,6 +118,8 @@ _ON = r"(?![;&,]\w{1,40}=)"
 # Half of a password is most of one: what ends a sentence is left out, what ends a pair of a list of pairs too.
 _BARE = rf"""((?:{_ON}[^\s"'`<>]){{5,127}}{_ON}[^\s"'`<>,;:.?)}}\]\\])"""
 _KEY = r"([\w.~+/=-]{15,4095}[\w+/=-])"
+# Whatever the scheme is called: `Bearer`, `Token`, `ApiKey`, or nothing.
+_SCHEME = r"(?:[a-z][a-z-]{1,19} {1,4})?"
 
 # The options by which a command takes a password. `{}` is where the password stands.
 _USER = r"""["']?[^\s:"']{1,64}:{}"""
@@ -170,13 +172,20 @@ PLACES = (
         is_password,
         "://",
     ),
-    after(called("bearer"), "bearer", "bearer token", r"\s{1,4}([\w.~+/=-]{19,4095}[\w+/=-])", is_strewn),
+    after(called("bearer"), "bearer", "bearer token", r"\s{1,4}" + _KEY, is_strewn),
     after(called("basic"), "basic_auth", "basic credentials", r"\s{1,4}([\w+/-]{8,1023}=*)", is_basic),
     after(
         KEY,
         "api_key",
         "key or token in quotes",
         rf"""(?:{_IS}[brBR@]?\\?["'`]|{_ELSEWHERE})([!#-&(-\[\]-_a-~]{{16,512}})(?=["'`])""",
+        is_strewn,
+    ),
+    after(
+        called("authorization"),
+        "api_key",
+        "key or token in a header",
+        rf"(?:{_IS}{_OPEN}|{_ELSEWHERE}){_SCHEME}{_KEY}",
         is_strewn,
     ),
     after(KEY, "api_key", "key or token in an assignment", _IS + _OPEN + _KEY, is_strewn),
