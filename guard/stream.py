@@ -32,6 +32,7 @@ from ringfence.guard.actions import rewrite
 from ringfence.guard.checks.words import UNSPACED
 from ringfence.guard.normalise.blocks import blocks
 from ringfence.guard.normalise.readings import spellings, variants
+from ringfence.policies.decide import strongest_of
 from ringfence.policies.own import Keywords
 from ringfence.policies.types import Action, Decision, Finding, Policy, Rewrite, Span, StreamSettings
 
@@ -259,9 +260,9 @@ def _together(verdicts: list[Decision], rewrites: list[Rewrite]) -> Decision:
         action=action,
         rules=tuple(rules),
         logged=tuple(rule for rule in fired if rule not in rules),
-        unanswered={rule: asked for v in verdicts for rule, asked in v.unanswered.items()},
+        unanswered=strongest_of(v.unanswered for v in verdicts),
         escalated={rule: to for v in verdicts for rule, to in v.escalated.items()},
-        shadow={rule: would for v in verdicts for rule, would in v.shadow.items()},
+        shadow=strongest_of(v.shadow for v in verdicts),
         excepted=_spared(verdicts, findings),
         findings=findings,
         rewrites=tuple(rewrites),

@@ -102,9 +102,9 @@ def decide_apart(policy: Policy, stage: Stage, findings: Iterable[Finding], lang
         deciding[0],
         rules=rules,
         logged=tuple(rule for rule in fired if rule not in rules),
-        unanswered=_strongest_of(one.unanswered for one in each),
+        unanswered=strongest_of(one.unanswered for one in each),
         escalated={rule: to for one in each for rule, to in one.escalated.items()},
-        shadow=_strongest_of(one.shadow for one in each),
+        shadow=strongest_of(one.shadow for one in each),
         excepted={
             rule: tuple(sorted({*chain.from_iterable(one.excepted.get(rule, ()) for one in each)}))
             for rule in dict.fromkeys(rule for one in each for rule in one.excepted)
@@ -134,7 +134,8 @@ def sorted_by_part(found: Iterable[Finding]) -> tuple[Sequence[Finding], Mapping
     return everywhere, by_part
 
 
-def _strongest_of(asked: Iterable[Mapping[str, Action]]) -> dict[str, Action]:
+def strongest_of(asked: Iterable[Mapping[str, Action]]) -> dict[str, Action]:
+    """Return of each rule the strongest that it asked for."""
     found: dict[str, Action] = {}
     for rule, action in chain.from_iterable(one.items() for one in asked):
         found[rule] = strongest([action, found.get(rule, action)])

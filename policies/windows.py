@@ -54,13 +54,51 @@ def settled(
         return anyhow
     if said is None:
         return None
-    if _made(rule, said) == NOTHING:
-        return replace(rule, when=NEVER)
+    fired, asked = _made(rule, said)
     was = then or rule
-    if not was.shadow and was.action is rule.action and most.action.strength > said.action.strength:
-        anyhow = replace(anyhow, action=Action.LOG)  # what it would have rewritten was gone once the text went on
-    # Of a shadow rule a record does not tell whether it fired, or was left open.
-    return anyhow if _made(rule, said) == _made(rule, most) or rule.shadow else None
+    if not fired and asked is None:
+        return replace(rule, when=NEVER)
+    if rule.shadow:
+        return anyhow
+    if was.shadow:  # of such a rule a record does not tell whether it fired, or was left open
+        return anyhow if _made(rule, most) == (True, None) else None
+    if asked and was.on_error != rule.on_error:
+        if isinstance(rule.on_error, Degrade):
+            return None
+        asked = rule.on_error
+    if asked and not (fired and asked.strength <= rule.action.strength):
+        return _left_open(rule, asked, found)
+    if was.action is rule.action and _was_gone(rule, most, said):
+        anyhow = replace(anyhow, action=Action.LOG)
+    # Where the condition did not hold, what failed left nothing open.
+    return replace(anyhow, on_error=Action.ALLOW) if most.rules or most.logged else None
+
+
+def at_most(rule: Rule, found: Sequence[Finding], exceptions: tuple[RuleException, ...] = ()) -> Action:
+    """Return the strongest that a rule may have asked for in any window: what it doubts is so, and what failed there
+    leaves it open.
+    """
+    sure = replace(rule, when=None, escalate=None, threshold=rule.least)
+    looked_at = {one.category for one in sought(rule)}
+    failed = [one for one in found if one.error is not None]
+    if any(covers(a, b) or covers(b, a) for one in failed for a in looked_at for b in (one.category,)):
+        found = [*found, Finding(ELSEWHERE, rule.category, 0.0, error=ELSEWHERE)]
+    return alone(sure, Stage.OUTPUT, found, exceptions).action
+
+
+def _left_open(rule: Rule, asked: Action, found: Sequence[Finding]) -> Rule | None:
+    """Return a rule that what failed leaves open, and that then asks for something; None where nothing did."""
+    failed = next((one.category for one in found if one.error is not None), None)
+    if failed is None or asked is Action.REWRITE:
+        return None
+    unknown = Condition(category=failed, threshold=1.0)
+    return replace(rule, when=unknown, escalate=None, threshold=rule.least, on_error=asked)
+
+
+def _was_gone(rule: Rule, most: Decision, said: Decision) -> bool:
+    """Whether what a rule fired on, and would have rewritten, was gone by then: the text went on, or had left."""
+    nothing = said.action is rule.action is Action.REWRITE and all(one.rule != rule.id for one in said.rewrites)
+    return nothing or most.action.strength > said.action.strength
 
 
 def _may_be_doubted(rule: Rule, escalate: Escalate, finding: Finding) -> bool:

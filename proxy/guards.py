@@ -7,6 +7,7 @@ nothing else; where the server tells how probable the deciding word was, that is
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ from typing import Any
 from ringfence.guard.check import CannotAnswer
 from ringfence.guard.checks.guards.check import GuardCheck, refuse_without_pillow, wordings_of
 from ringfence.guard.checks.guards.family import (
+    LEAST,
     Family,
     Form,
     Judgement,
@@ -232,17 +234,19 @@ def _probabilities(family: Family, form: Form, judged: Judgement, tokens: Tokens
     """
     words = {word.strip(): word for word in (family.safe, *family.unsafe)}
     said = next((word for word, certain in judged.unsafe.items() if certain), family.safe).strip()
-    before = ""
+    written, before = "".join(token for token, _ in tokens), ""
     for token, tops in tokens:
-        if form.until in before and token.strip() == said:
+        # A word may be several tokens: what decides then is the first.
+        begins = _begun(token.strip(), words) == words[said]
+        if form.until in before and begins and re.match(rf"\s*{re.escape(said)}\b", written[len(before) :]):
             mass = dict.fromkeys(words.values(), 0.0)
             for other, chance in tops.items():
                 if word := _begun(other.strip(), words):
                     mass[word] += chance
             total = sum(mass.values())
             # Of a word that is told alone, what the others might have had is not known. Where safe was likelier than
-            # the unsafe word that is written, they cannot be believed.
-            fit = total > 0 and len(tops) > 1 and mass[words[said]] >= mass[family.safe]
+            # the unsafe word that is written, or other words than all of these, they cannot be believed.
+            fit = total >= LEAST and len(tops) > 1 and mass[words[said]] >= mass[family.safe]
             return {word: mass[word] / total for word in family.unsafe} if fit else None
         before += token
     return None

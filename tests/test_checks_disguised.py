@@ -6,6 +6,7 @@ The values are made up; what is asked of each disguise is that the whole stretch
 import random
 import re
 from base64 import b64encode, urlsafe_b64encode
+from datetime import date
 from itertools import chain
 from urllib.parse import quote
 
@@ -19,7 +20,7 @@ from ringfence.guard.checks.pii import PiiCheck
 from ringfence.guard.checks.secrets import SecretsCheck
 from ringfence.guard.guard import Guard
 from ringfence.guard.normalise.readings import spellings
-from ringfence.policies.types import Stage
+from ringfence.policies.types import Action, Policy, Rule, RuleException, Stage
 
 CHECKS = (PiiCheck(), SecretsCheck())
 SURE = 0.5
@@ -190,8 +191,27 @@ def test_each_category_is_found_once_however_many_readings_show_it():
 
 def test_what_looks_whole_in_the_clear_is_taken_out_whole():
     text = "mail jane.doe@mail.co\u200brp.org now"
-    (finding,) = findings(text)
-    assert text[finding.spans[0].start : finding.spans[0].end] == "jane.doe@mail.co\u200brp.org"
+    whole, as_it_stands = findings(text)
+    assert text[whole.spans[0].start : whole.spans[0].end] == "jane.doe@mail.co\u200brp.org"
+    assert as_it_stands.spans[0].end <= whole.spans[0].end
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "evil%40x.org%2Ca@example.com",
+        "see https://m.io/?to=evil%40x.org%2Ca@example.com",
+        "evil@x.org\u200ba@example.com",
+        "evil=40x.org=2Ca@example.com",
+    ],
+)
+def test_an_exception_for_ones_own_address_spares_no_other_that_stands_in_disguise_before_it(text):
+    ours = RuleException("ours", ("pii",), date(2099, 1, 1), "ours", pattern=r".*@example\.com")
+    rule = Rule("pii", "pii", Action.REWRITE)
+    guard = Guard(Policy("p", (rule,), exceptions=(ours,)), checks={"pii": PiiCheck()})
+    decision = guard.check(text)
+    assert decision.action is Action.REWRITE
+    assert "evil" not in rewrite(text, decision.rewrites)
 
 
 def test_a_long_value_is_found_by_its_beginning_though_only_its_end_is_in_disguise():

@@ -185,10 +185,11 @@ def test_what_only_resembles_a_word_or_a_pattern_is_not_found(check, text):
     assert seen(check, text) == []
 
 
-def test_of_one_pattern_what_overlaps_in_several_spellings_is_one_finding_over_all_of_it():
+def test_of_one_pattern_what_overlaps_in_several_spellings_is_found_as_a_whole_and_as_it_stands():
     text = "１23 and 456 and ７８９"
     assert [(text[f.spans[0].start : f.spans[0].end], f.detail) for f in find(patterns("[0-9]+", "[3-6]+"), text)] == [
         ("１23", "read as lookalike, pattern 1 of its list"),
+        ("23", "pattern 1 of its list"),
         ("3", "pattern 2 of its list"),
         ("456", "pattern 1 of its list"),
         ("456", "pattern 2 of its list"),

@@ -409,6 +409,43 @@ def test_probability_of_a_word_that_is_told_alone_is_no_score(guard_of, written,
     assert (found[0].score, found[0].detail) == (float(written != "safe"), "calibrated: false")
 
 
+def places(*each):
+    """What a server tells of tokens: each with the chance of it and of others in its place."""
+    return {
+        "content": [
+            {
+                "token": token,
+                "logprob": math.log(tops[token]),
+                "top_logprobs": [{"token": one, "logprob": math.log(chance)} for one, chance in tops.items()],
+            }
+            for token, tops in each
+        ]
+    }
+
+
+def test_a_word_of_several_tokens_is_as_probable_as_its_first(guard_of):
+    """Qwen's vocabulary has no `Controversial`."""
+    told = places(
+        ("Safety", {"Safety": 0.99, "The": 0.01}),
+        (":", {":": 0.99, " is": 0.01}),
+        (" Cont", {" Cont": 0.4, " Safe": 0.35, " Unsafe": 0.25}),
+        ("rovers", {"rovers": 0.99, "in": 0.01}),
+        ("ial", {"ial": 0.99, "y": 0.01}),
+    )
+    choice = {"message": {"content": "Safety: Controversial\nCategories: None"}, "logprobs": told}
+    found = guard_of(Server(lambda _: JSONResponse({"choices": [choice]})), "qwen3guard").find(passage())
+    scores = {one.category: one.score for one in found}
+    assert (scores["g"], scores["g.controversial"], scores["g.unsafe"]) == (0.65, 0.4, 0.25)
+    assert "calibrated" not in found[0].detail
+
+
+def test_words_that_are_hardly_probable_together_give_no_score(guard_of):
+    told = places(("safe", {"safe": 0.02, "unsafe": 0.001, "I": 0.9}))
+    choice = {"message": {"content": "safe"}, "logprobs": told}
+    found = guard_of(Server(lambda _: JSONResponse({"choices": [choice]}))).find(passage())
+    assert (found[0].score, found[0].detail) == (0.0, "calibrated: false")
+
+
 def test_completions_may_tell_of_their_tokens_as_chats_do(guard_of):
     """As llama.cpp's own server does."""
     tops = [{"token": " yes", "logprob": math.log(0.8)}, {"token": " no", "logprob": math.log(0.2)}]

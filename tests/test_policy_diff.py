@@ -4,7 +4,8 @@ import json
 import sqlite3
 import sys
 from collections import Counter as Tally
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 
 import pytest
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from ringfence.guard.audit.record import Receipt, decisions_of, record_of
 from ringfence.guard.audit.store import Store
 from ringfence.guard.bench.traffic import exchanges
-from ringfence.guard.check import Finding
+from ringfence.guard.check import CannotAnswer, Finding, Passage
 from ringfence.guard.checks.hidden import HiddenCheck
 from ringfence.guard.checks.pii import PiiCheck
 from ringfence.guard.exchange import Coverage, Exchange, Judged, Kind, Part, Subject
@@ -761,17 +762,41 @@ def test_an_exception_marks_only_what_its_rules_looked_at_then(tmp_path):
 
 # --- replies of several windows, against really running the new policy
 
+
+@dataclass
+class Balky:
+    """Finds `ox`, and cannot read what mentions a wall."""
+
+    name: str = "balky"
+    categories: frozenset[str] = frozenset({"balky"})
+
+    def find(self, passage: Passage) -> Sequence[Finding]:
+        if "wall" in passage.text:
+            raise CannotAnswer("there is a wall")
+        at = passage.text.find("ox ")
+        return [] if at < 0 else [Finding("balky", "balky", 0.9, (Span(passage.part, at, at + 2),))]
+
+
 FILLER = "All is calm here and will stay so. "
 REPLIES = st.lists(
     st.sampled_from(
-        ["war war war. ", "war. ", f"{MAIL} ", "A red car. ", "Call +1 415 555 2671 now. ", *[FILLER * 30] * 3]
+        [
+            "war war war. ",
+            "war. ",
+            f"{MAIL} ",
+            "A red car. ",
+            "Call +1 415 555 2671 now. ",
+            "An ox and a wall. ",
+            "An ox here. ",
+            *[FILLER * 30] * 3,
+        ]
     ),
     min_size=1,
     max_size=5,
 ).map("".join)
 asked_for = st.builds(
     Condition,
-    category=st.sampled_from(["harm", "pii", "pii.email", "pii.phone", "red"]),
+    category=st.sampled_from(["harm", "pii", "pii.email", "pii.phone", "red", "balky"]),
     threshold=st.sampled_from([None, 0.8]),
 )
 not_found = st.builds(lambda one: Condition(not_=one), asked_for)
@@ -781,12 +806,13 @@ BANDS = st.sampled_from([(0.2, 0.7), (0.3, 0.95)])
 conditional = st.builds(
     Rule,
     id=st.sampled_from("abcd"),
-    category=st.sampled_from(["harm", "pii.email", "pii.phone", "red"]),
+    category=st.sampled_from(["harm", "pii.email", "pii.phone", "red", "balky"]),
     action=st.sampled_from([Action.LOG, Action.REWRITE, Action.BLOCK]),
     stages=st.just((Stage.OUTPUT,)),
+    on_error=st.sampled_from([Action.BLOCK, Action.BLOCK, Action.LOG, Action.ALLOW, Degrade("pii")]),
     threshold=st.sampled_from([0.3, 0.6, 0.9]),
     when=st.none() | asked_for | not_found | either | both_of,
-    escalate=st.none() | st.none() | st.builds(Escalate, st.sampled_from(["pii", "red"]), BANDS, st.just(0.5)),
+    escalate=st.none() | st.none() | st.builds(Escalate, st.sampled_from(["pii", "red", "balky"]), BANDS, st.just(0.5)),
     replacement=st.sampled_from(["[{category}]", "x"]),
 )
 windowed = st.tuples(
@@ -795,7 +821,7 @@ windowed = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(windowed, windowed, st.booleans(), REPLIES, st.sampled_from(["full", "full", "masked", "none"]))
 def test_long_reply_comes_to_what_the_new_policy_really_makes_of_it_or_is_undecided(
     tmp_path_factory, before, after, keeps, reply, text
@@ -803,12 +829,14 @@ def test_long_reply_comes_to_what_the_new_policy_really_makes_of_it_or_is_undeci
     logs = tmp_path_factory.mktemp("logs")
     shared = before[0][:1] if keeps else []
     more = [rule for rule in after[0] if rule.id not in {one.id for one in shared}]
-    old = policy(*before[0], *LOOKING, checks=(RED,), text=text, exceptions=before[1])
-    new = policy(*shared, *more, *LOOKING, checks=(RED,), text=text, revision="new", exceptions=after[1])
+    looking = (*LOOKING, Rule("looking-balky", "balky", Action.LOG, on_error=Action.ALLOW))
+    old = policy(*before[0], *looking, checks=(RED,), text=text, exceptions=before[1])
+    new = policy(*shared, *more, *looking, checks=(RED,), text=text, revision="new", exceptions=after[1])
     came, truth = Records(), Records()
+    checks = CHECKS | {"balky": Balky()}
     for by, kept in ((old, came), (new, truth)):
-        exchanged(Guard(by, checks=CHECKS, store=kept), [("user", Kind.TEXT, "Hello.")], [reply], "k", 20, False)
-    found = replay(logged_at(logs / "log.db", came), old, new, CHECKS)
+        exchanged(Guard(by, checks=checks, store=kept), [("user", Kind.TEXT, "Hello.")], [reply], "k", 20, False)
+    found = replay(logged_at(logs / "log.db", came), old, new, checks)
     assert (found.reproduced, found.decided_then) == (1, 1)
     if found.undecided:
         assert text != "full" or list(found.reasons) == [UNFINISHED]

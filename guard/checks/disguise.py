@@ -5,7 +5,6 @@ long text is not read again because of one disguised word. Checks that know lang
 clear beside the text as it came.
 """
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -60,14 +59,12 @@ def in_every_spelling(find: Callable[[Passage], Sequence[Finding]], passage: Pas
     readings = spellings(passage.text)
     if not readings:
         return plain
-    starts = [finding.spans[0].start for finding in plain]  # of one passage, in order, none over another
+    known = {(finding.category, finding.spans) for finding in plain}
     disguised: list[Finding] = []
     seen: set[tuple[tuple[int, int], str]] = set()
     for reading in readings:
-        for finding, (start, end) in _around_changes(find, passage, reading, seen):
-            at = bisect_right(starts, start) - 1
-            # What the text says by itself, and covers all of the disguise, has its exact place already.
-            if at < 0 or plain[at].category != finding.category or plain[at].spans[0].end < end:
+        for finding in _around_changes(find, passage, reading, seen):
+            if (finding.category, finding.spans) not in known:
                 disguised.append(finding)
     return joined(chain(plain, disguised)) if disguised else plain
 
@@ -87,8 +84,8 @@ def _around_changes(
     passage: Passage,
     reading: Variant,
     seen: set[tuple[tuple[int, int], str]],
-) -> Iterator[tuple[Finding, tuple[int, int]]]:
-    """Yield what is found where a reading differs from the text, and the stretch of it that is in disguise.
+) -> Iterator[Finding]:
+    """Yield what is found where a reading differs from the text.
 
     Args:
         seen: what was read of other readings, which need not be read again; grows.
@@ -113,10 +110,7 @@ def _around_changes(
         for finding in found:
             span = finding.spans[0]
             if start == 0 or span.start >= BLIND:
-                at = span.start + np.flatnonzero(changed[start + span.start : start + span.end])
-                # What was taken out stood before what is marked: both sides of it are in disguise.
-                within = (max(span.start, int(at[0]) - 1), int(at[-1]) + 1) if len(at) else (span.start, span.start + 1)
-                yield in_disguise(finding, excerpt), excerpt.span(*within)
+                yield in_disguise(finding, excerpt)
 
 
 def _stretches(changed: NDArray[np.bool_]) -> list[tuple[int, int]]:
@@ -141,20 +135,27 @@ def _end_of_word(text: str, at: int) -> int:
 
 
 def joined(found: Iterable[Finding]) -> list[Finding]:
-    """Make one of the findings of a category that overlap: the surest, over all that any of them covers.
+    """Return the findings, each once, and one over all that those of a category cover which overlap: the surest.
 
-    Part of a disguised value may be one by itself: what is taken out must be the whole.
+    Part of a disguised value may be one by itself, and what is taken out must be the whole. Each is told as well, for
+    what spares the whole may be about another: an address of one's own, behind which a stranger's stands in disguise.
     """
-    by_category: dict[str, list[Finding]] = {}
+    by_category: dict[str, list[list[Finding]]] = {}
     for finding in sorted(found, key=_extent):
-        apart = by_category.setdefault(finding.category, [])
-        if apart and finding.spans[0].start < apart[-1].spans[0].end:
-            last = apart[-1]
-            span = replace(last.spans[0], end=max(last.spans[0].end, finding.spans[0].end))
-            apart[-1] = replace(max(last, finding, key=lambda one: one.score), spans=(span,))
+        groups = by_category.setdefault(finding.category, [])
+        if groups and finding.spans[0].start < max(one.spans[0].end for one in groups[-1]):
+            groups[-1].append(finding)
         else:
-            apart.append(finding)
-    return sorted(chain.from_iterable(by_category.values()), key=_extent)
+            groups.append([finding])
+    return sorted(chain.from_iterable(map(_with_whole, chain.from_iterable(by_category.values()))), key=_extent)
+
+
+def _with_whole(group: Sequence[Finding]) -> Iterable[Finding]:
+    surest = max(group, key=lambda one: one.score)
+    first = group[0].spans[0]
+    whole = replace(first, end=max(one.spans[0].end for one in group))
+    parts = {one.spans[0]: one for one in reversed(group) if one.spans[0] != whole}
+    return [replace(surest, spans=(whole,)), *parts.values()]
 
 
 def _extent(finding: Finding) -> tuple[int, int]:

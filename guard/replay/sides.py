@@ -9,11 +9,11 @@ from ringfence.guard.pipeline import Pipeline, Pipelines, categories_of
 from ringfence.guard.replay.groups import Looked, Past, Source
 from ringfence.guard.replay.unknown import NOBODY, UNFINISHED, Known, Lacking, Open, bare, decided
 from ringfence.guard.stream import hold_back
-from ringfence.policies.decide import alone, decide, decide_apart, is_about, strongest
+from ringfence.policies.decide import decide, decide_apart, is_about, strongest
 from ringfence.policies.findable import sought
 from ringfence.policies.overlay import about, as_any_overlay_has_them, effective, meets
 from ringfence.policies.types import Action, Decision, Finding, Policy, Rule, RuleException, Span, Stage
-from ringfence.policies.windows import NEVER, by_window, settled
+from ringfence.policies.windows import NEVER, at_most, by_window, settled
 from ringfence.policies.words import covers, root
 
 
@@ -303,9 +303,7 @@ def _in_windows(
     for rule in policy.rules:
         known = settled(rule, found, policy.exceptions, recorded if rule.id in alike else None)
         if known is None and not rule.shadow:
-            # At most: what it doubts is so.
-            most = replace(rule, when=None, escalate=None, threshold=rule.least)
-            torn[bare(rule)] = alone(most, recorded.stage, found, policy.exceptions).action
+            torn[bare(rule)] = at_most(rule, found, policy.exceptions)
         rules.append(known or replace(rule, when=NEVER))
     return replace(policy, rules=tuple(rules)), torn
 

@@ -32,6 +32,12 @@ BLANK = rf"[^\S{BREAKS}]"
 LINE = rf"(?<![^{BREAKS}]){BLANK}*"
 """Where what a line says begins."""
 
+LEAST = 0.5
+"""The share of all probability that the deciding words must have: less, and the model does not answer as its family.
+
+Of a guard it is nearly all. What is divided by a small share looks sure whatever it is.
+"""
+
 FILLERS = frozenset("\u115f\u1160\u2800")
 """Letters and a sign that show nothing."""
 

@@ -18,7 +18,7 @@ from jinja2 import TemplateError
 from ringfence.guard.check import CannotAnswer
 from ringfence.guard.checks.guards.batches import Batches, Row, due, padded
 from ringfence.guard.checks.guards.check import GuardCheck
-from ringfence.guard.checks.guards.family import Family, Form, Judgement, Question, Turn, neutral, unfinished
+from ringfence.guard.checks.guards.family import LEAST, Family, Form, Judgement, Question, Turn, neutral, unfinished
 from ringfence.guard.checks.guards.weights import (
     Loaded,
     Weights,
@@ -34,12 +34,6 @@ log = logging.getLogger(__name__)
 
 LONGEST_END = 40
 """Tokens: one a character would do for `"Response Safety": "`, and for everything else that is waited for."""
-
-LEAST = 0.5
-"""The share of all probability that the deciding words must have: less, and the model does not answer as its family.
-
-Of a guard it is nearly all. What is divided by a small share looks sure whatever it is.
-"""
 
 
 @dataclass(frozen=True, slots=True)
