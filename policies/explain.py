@@ -14,8 +14,8 @@ from typing import Literal
 
 from ringfence.policies.decide import about_the_same, alone, decide, errors_of, escalations, hears, strongest
 from ringfence.policies.overlay import about, effective, written_in
-from ringfence.policies.types import Action, Condition, Decision, Degrade, Escalate, Finding, Policy, Rule, Stage
-from ringfence.policies.windows import NEVER, settled
+from ringfence.policies.types import Action, Decision, Degrade, Escalate, Finding, Policy, Rule, Stage
+from ringfence.policies.windows import NEVER, at_most, settled
 from ringfence.policies.words import covers
 
 STEP = Decimal("0.0001")
@@ -127,11 +127,14 @@ class Flip:
 
     Attributes:
         ended: ids of exceptions that would no longer hold.
+        bound: whether it is that at least, or at most, for all that is on record of the windows of a reply; empty where
+            that is known.
     """
 
     changes: tuple[Change, ...]
     action: Action
     ended: tuple[str, ...] = ()
+    bound: Literal["", "at least", "at most"] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +172,14 @@ class _Seen:
     Attributes:
         parted: whether it is about a reply that may have been judged in several windows.
         by: the policy that decided, with its overlays; None where that is another than the one given.
-        unknown: what stands for a condition of which nobody knows in which windows it held; None counts as held.
+        bold: whether what nobody knows of its windows counts as held, doubts as shared and failures as there; else it
+            counts as not held.
     """
 
     recorded: Decision
     parted: bool
     by: Policy | None
-    unknown: Condition | None = NEVER
+    bold: bool = False
 
     @property
     def stage(self) -> Stage:
@@ -196,7 +200,12 @@ class _Seen:
 
     def rule(self, rule: Rule, policy: Policy) -> Rule:
         """Return a rule as it is to be put to all that was found, as far as is known."""
-        return self.settled(rule, policy) or replace(rule, when=self.unknown)
+        if known := self.settled(rule, policy):
+            return known
+        if not self.bold:
+            return replace(rule, when=NEVER)
+        most = at_most(rule, self.findings, policy.exceptions)
+        return replace(rule, when=None, escalate=None, threshold=rule.least, action=most)
 
     def _asked(self, rule: Rule, policy: Policy) -> Rule | None:
         """Return the rule of the deciding policy that fired just where this one does, whatever it asks for."""
@@ -244,9 +253,9 @@ def explain(
     if told.unknown:
         return told
     # A changed rule of which nobody knows what it would have made of the windows proves no change, either way.
-    cautious = [replace(one, unknown=None) for one in seen]
-    milder = _flip(policy, _milder(policy, outcome, cautious), cautious)
-    return replace(told, milder=milder, stronger=_flip(policy, _stronger(policy, outcome, seen), seen))
+    cautious = [replace(one, bold=True) for one in seen]
+    milder, stronger = _milder(policy, outcome, cautious), _stronger(policy, outcome, seen)
+    return replace(told, milder=_flip(policy, milder, cautious, seen), stronger=_flip(policy, stronger, seen, cautious))
 
 
 def _judgement(policy: Policy, one: _Seen) -> Judgement:
@@ -362,7 +371,12 @@ def _with_fewer_exceptions(policy: Policy, seen: Sequence[_Seen]) -> Iterator[Po
         yield replace(policy, exceptions=tuple(one for one in policy.exceptions if one.id not in ended))
 
 
-def _flip(policy: Policy, changed: Policy, seen: Sequence[_Seen]) -> Flip | None:
+def _flip(policy: Policy, changed: Policy, seen: Sequence[_Seen], otherwise: Sequence[_Seen]) -> Flip | None:
+    """Return what was changed and what comes of it; None of nothing.
+
+    Args:
+        otherwise: the same as `seen`, with what is unknown the other way.
+    """
     changes = tuple(
         Change(old.id, key, getattr(old, key), getattr(new, key), written_in(policy, old.id, key))
         for old, new in zip(policy.rules, changed.rules, strict=True)
@@ -371,7 +385,11 @@ def _flip(policy: Policy, changed: Policy, seen: Sequence[_Seen]) -> Flip | None
     )
     left = {one.id for one in changed.exceptions}
     ended = tuple(one.id for one in policy.exceptions if one.id not in left)
-    return Flip(changes, _outcome(changed, seen), ended) if changes or ended else None
+    if not (changes or ended):
+        return None
+    action, other = _outcome(changed, seen), _outcome(changed, otherwise)
+    bound: Literal["", "at least", "at most"] = "at least" if other.strength > action.strength else "at most"
+    return Flip(changes, action, ended, "" if other is action else bound)
 
 
 def _outcome(policy: Policy, seen: Iterable[_Seen]) -> Action:

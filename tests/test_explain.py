@@ -370,6 +370,20 @@ def test_a_rule_that_only_watched_the_windows_would_have_done_what_it_says(actio
     assert flips == {key: (new, outcome)}
 
 
+def test_an_outcome_that_windows_may_make_stronger_is_told_as_the_least():
+    mail = Rule("mail", "pii", Action.REWRITE, when=Condition(category="red"), threshold=0.5, on_error=Action.BLOCK)
+    low = Finding("fake", "pii.email", 0.4, (Span(0, 0, 9),))
+    both = (low, Finding("fake", "red", 0.9, (Span(0, 30, 33),)))
+    asked = Decision(Stage.INPUT, Action.ALLOW, findings=both, revision="r")
+    torn = (*both, Finding("fake", "red", 0.0, error="away"))
+    answered = Decision(Stage.OUTPUT, Action.ALLOW, findings=torn, revision="r")
+    policy = Policy("p", (mail,), revision="r")
+    changes = (Change("mail", "threshold", 0.5, 0.4),)
+    assert explain(policy, [asked], lengths=[0]).stronger == Flip(changes, Action.REWRITE)
+    why = explain(policy, [asked, answered], lengths=[0, 1_000])
+    assert why.stronger == Flip(changes, Action.REWRITE, bound="at least")
+
+
 @pytest.mark.parametrize("rule", [WITH, WITHOUT])
 def test_what_another_policys_condition_would_have_come_to_in_windows_nobody_knows(rule):
     why = of_windows(rule, fired=False, revision="other")

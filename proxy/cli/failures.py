@@ -1,13 +1,13 @@
 """What checks raised while a command ran them, for people who wait at a terminal: a line each in place of a traceback.
 
-Knows the pipeline's log, where a server leaves the traceback; decides nothing.
+Knows the log of those who have checks read, where a server leaves the traceback; decides nothing.
 """
 
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from ringfence.guard import pipeline
+from ringfence.guard import reading
 from ringfence.policies.types import Decision, Policy
 from ringfence.proxy.review.visible import visible
 
@@ -31,7 +31,7 @@ class _Keeping(logging.Handler):
 def kept() -> Iterator[Mapping[str, str]]:
     """Keep what checks raise off standard error; by the name of the check, in words."""
     keeping = _Keeping()
-    log = logging.getLogger(pipeline.__name__)
+    log = logging.getLogger(reading.__name__)
     log.addHandler(keeping)
     try:
         yield keeping.raised

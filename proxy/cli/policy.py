@@ -412,7 +412,8 @@ def _flip_text(flip: Flip) -> Text:
         for change in flip.changes
     ]
     changes += [f"  exception {name}: ended" for name in flip.ended]
-    return Text.assemble("It would have been ", coloured(flip.action), " with\n", "\n".join(changes))
+    bound = f"{flip.bound} " if flip.bound else ""
+    return Text.assemble(f"It would have been {bound}", coloured(flip.action), " with\n", "\n".join(changes))
 
 
 def _shown(value: object) -> str:
@@ -467,7 +468,8 @@ def _flip_as_json(flip: Flip | None) -> dict[str, Any] | None:
     if flip is None:
         return None
     changes = list(map(_change_as_json, flip.changes))
-    return {"action": flip.action, "changes": changes, "ended": list(flip.ended)}
+    bound = {"bound": flip.bound} if flip.bound else {}
+    return {"action": flip.action, **bound, "changes": changes, "ended": list(flip.ended)}
 
 
 def _change_as_json(change: Change) -> dict[str, Any]:
