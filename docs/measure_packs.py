@@ -6,13 +6,16 @@ DIR holds the labelled texts that the page names, a folder for each, as training
 """
 
 import argparse
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 from ringfence.guard.bench.rules import Outcome, Rate, judge_texts, read_texts, report_on
+from ringfence.guard.check import Passage
 from ringfence.guard.guard import Guard
 from ringfence.policies.load import PACKS, loads_policy
 from ringfence.policies.types import Action, Policy, Stage
@@ -59,10 +62,10 @@ LIMIT = 500
 """Texts of one file."""
 
 
-def policy_of(name: str) -> Policy:
-    """Load one pack alone, or the policy that ships."""
+def policy_of(name: str, more: str = "") -> Policy:
+    """Load one pack alone, or the policy that ships; with another line where one is given."""
     asked = f"extends: {name}" if name == "enterprise-default" else f"packs: [{name}]"
-    return loads_policy(f"version: 1\nname: measured\n{asked}\n")
+    return loads_policy(f"version: 1\nname: measured\n{asked}\n{more}\n")
 
 
 def judged(guard: Guard, path: Path, stage: Stage, role: str) -> list[Outcome]:
@@ -121,7 +124,7 @@ def main() -> None:
     for row, (stage, *_) in SETS.items():  # by set, so that what one pack had scored is remembered for the next
         for name, guard in guards.items():
             found = measure(guard, pool, row)
-            outcomes = list(chain.from_iterable(found.values()))
+            outcomes = flat(found)
             page = rewritten(page, name, row, f"{stage} | {cells(outcomes)}")
             tell(name, row, found)
     for row, file in OPERATORS.items():
@@ -136,6 +139,41 @@ def main() -> None:
     for row, figures in moderation(guards["moderation"]).items():
         page = rewritten(page, "moderation", row, figures)
     PAGE.write_text(page)
+    tell_prose(guards, pool)
+
+
+def tell_prose(guards: Mapping[str, Guard], pool: Path) -> None:
+    """Print what the page says of answers by themselves, of a higher threshold, without examples, and of bad orders."""
+    answers = "harmless answers to prompts that were often not"
+    blocked = [one for one in flat(measure(guards["mlcommons"], pool, answers)) if one.action is Action.BLOCK]
+    alone = [replace(one.text, passage=replace(one.text.passage, prompt="")) for one in blocked]
+    prompts = [
+        replace(one.text, passage=Passage(Stage.INPUT, "user", one.text.passage.prompt, voice="user"))
+        for one in blocked
+    ]
+    for what, texts in (("by themselves", alone), ("their prompts on the way in", prompts)):
+        said = [one.action is Action.BLOCK for one in judge_texts(guards["mlcommons"].pipeline, texts)]
+        print(f"blocked answers of mlcommons, {what}: {sum(said)} of {len(said)} blocked")
+    surer = Guard(policy_of("mlcommons", "override: {harm: {threshold: 0.95}}"))
+    print(f"mlcommons, harm from 0.95: {cells(flat(measure(surer, pool, answers)))}")
+    rules = guards["moderation"].policy.rules
+    five = [rule.id for rule in rules for tag in rule.tags if tag.startswith(TAG) and not SOURCES[tag[len(TAG) :]]]
+    without = Guard(policy_of("moderation", f"remove: [{', '.join(five)}]"))
+    for row in ("everyday prompts", "prompts chosen to look harmful"):
+        print(f"moderation without the five, {row}: {cells(flat(measure(without, pool, row)))}")
+    bad = [
+        one
+        for one in map(json.loads, (TEXTS / "operators.jsonl").open())
+        if any(map(one.get, ("prompt_label", "attack")))
+    ]
+    for name in ("enterprise-default", "strict"):
+        found = Counter(guards[name].check(one["text"], role="system").action.value for one in bad)
+        print(f"{name}, bad orders by action: {dict(found)}")
+
+
+def flat(found: Mapping[str, Sequence[Outcome]]) -> list[Outcome]:
+    """Return what came of a set in one list."""
+    return list(chain.from_iterable(found.values()))
 
 
 def moderation(guard: Guard) -> dict[str, str]:
