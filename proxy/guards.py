@@ -171,11 +171,14 @@ class ServedGuard:
 
         Raises:
             NoVerdict: it is no answer, or not of the family's form.
-            CannotAnswer: it ends before there is one.
+            CannotAnswer: it ends before there is one, or was filtered.
         """
         form = question.form or self._family.form
         try:
             choice = body["choices"][0]
+            if choice.get("finish_reason") == "content_filter":
+                told = "a filter of the server's own took something out of the answer; have it leave this model's alone"
+                raise CannotAnswer(f"{self._server.who}: {told}")
             if self._family.reasons and choice.get("finish_reason") == "length":
                 raise unfinished(self._family)
             chat = self._spec.api == "chat"
