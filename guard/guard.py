@@ -126,7 +126,12 @@ class Guard:
             system: on the output stage, what the operator told the model.
             subject, model, route: whose it is, whom it goes to and how it came, for overlays and exceptions that are
                 about some.
+
+        Raises:
+            TypeError: the text is none.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"'text' must be a string, got {type(text).__name__}")
         who = whose(subject, model, route)
         passage = said(stage, role or VOICES[stage], text, prompt, system)
         return self._pipelines.of(who).judge(stage, [passage], who=who)

@@ -33,6 +33,7 @@ from ringfence.guard.reading import Share, Threads
 from ringfence.policies.decide import by_text, decide, decide_apart, escalations, is_about
 from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.overlay import about, as_any_overlay_has_them, effective
+from ringfence.policies.own import revision_as_written
 from ringfence.policies.types import Action, Decision, Degrade, Escalate, Policy, Rule, Stage
 from ringfence.policies.words import Voice, covers, root
 
@@ -75,7 +76,7 @@ class Pipeline:
         self.policy = policy
         owners = self._owners = _owners(policy, checks.values())
         refuse_unknown(policy, checks.values())
-        if problems := [*_unfitted(policy.rules, owners), *_blind(policy.rules, owners)]:
+        if problems := [*self._unfitted(), *_blind(policy.rules, owners)]:
             raise PolicyError(problems)
         self._exceptions = Exceptions(policy, taken_by(checks.values()))
         self._speaks_several = any(isinstance(m, Mapping) for m in (policy.message, *(r.message for r in policy.rules)))
@@ -101,6 +102,11 @@ class Pipeline:
     def check_of(self, category: str) -> Check | None:
         """Return the check that answers for a category; None for what no check reads."""
         return self._owners.get(root(category))
+
+    def revision_behind(self, category: str) -> str | None:
+        """Return the revision of what finds a category, of the policy's own words, say; None where it has none."""
+        own = (revision_as_written(one) for one in self.policy.checks if one.category == root(category))
+        return revision_of(self.check_of(category)) or next(own, None)
 
     def reads(self, stage: Stage, form: Form = "text", voice: str = "") -> bool:
         """Whether any check reads texts, or images, of this stage: where no rule asks for one, none is judged.
@@ -167,6 +173,16 @@ class Pipeline:
             return findings
         doubted = [escalations(self.policy, stage, some) for some in (by_text(findings) if apart else [findings])]
         return [*findings, *self._ask(stage, passages, chain.from_iterable(doubted))]
+
+    def _unfitted(self) -> Iterator[Problem]:
+        for rule in self.policy.rules:
+            for name, then in rule.fitted.revisions.items() if rule.fitted else ():
+                if (now := self.revision_behind(name)) != then:
+                    what = f"the threshold of rule '{rule.id}' was fitted to scores of revision {_brief(then)} of the"
+                    hint = "fit anew with `ringfence policy fit`"
+                    yield Problem(
+                        rule.origin, f"{what} check behind '{name}', and revision {_brief(now)} is in use; {hint}"
+                    )
 
     def _ask(
         self, stage: Stage, passages: Sequence[Passage], doubts: Iterable[tuple[Rule, Escalate, Finding]]
@@ -372,15 +388,6 @@ def _owners(policy: Policy, checks: Iterable[Check]) -> dict[str, Check]:
 def revision_of(check: Check | None) -> str | None:
     """Return the revision of what a check runs on; None for one that has none."""
     return check.revision if isinstance(check, Versioned) else None
-
-
-def _unfitted(rules: Iterable[Rule], owners: Mapping[str, Check]) -> Iterator[Problem]:
-    for rule in rules:
-        for name, then in rule.fitted.revisions.items() if rule.fitted else ():
-            if (now := revision_of(owners.get(name))) != then:
-                what = f"the threshold of rule '{rule.id}' was fitted to scores of revision {_brief(then)} of the check"
-                hint = "fit anew with `ringfence policy fit`"
-                yield Problem(rule.origin, f"{what} behind '{name}', and revision {_brief(now)} is in use; {hint}")
 
 
 def _blind(rules: Iterable[Rule], owners: Mapping[str, Check]) -> Iterator[Problem]:

@@ -193,7 +193,9 @@ class _Beside:
 
     def stronger(self, rule: Rule) -> Rule | None:
         """Return a rule because of which this one never decides; None where it may, or counts by itself."""
-        found = (other for other in self._standing_in(rule) if other.action.strength > rule.action.strength)
+        # What cannot be rewritten is blocked by a rewriting rule too, and then its own message may be the one told.
+        message = _message(rule) if rule.action is Action.REWRITE and rule.message else None
+        found = (other for other in self._standing_in(rule, message) if other.action.strength > rule.action.strength)
         return next(found, None)
 
     def saying_the_same(self, rule: Rule) -> Rule | None:
@@ -250,8 +252,8 @@ class _Beside:
 
 def _always_with(other: Rule, rule: Rule) -> bool:
     """Whether one rule, whose category covers the other's, asks wherever that asks, also where a check fails."""
-    # Where a `when` is left open by itself, its rule asks for its `on_error`, and the other has fired.
-    beside_an_open_one = Action.BLOCK if rule.when is None else other.action
+    # Where a `when` or a second opinion is left open by itself, its rule asks for its `on_error`, and the other fired.
+    beside_an_open_one = Action.BLOCK if rule.when is None and rule.escalate is None else other.action
     return (
         other.threshold <= rule.least
         and set(other.stages) >= set(rule.stages)

@@ -6,7 +6,7 @@ from functools import partial
 from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import rfc8785
 from annotated_types import MinLen
@@ -44,7 +44,7 @@ from ringfence.policies.types import (
     StreamSettings,
     UpstreamChoice,
 )
-from ringfence.policies.words import STRICT_KEYS, Name, Origin, Text, root
+from ringfence.policies.words import STRICT_KEYS, Name, Origin, Text, Version, root
 
 __all__ = ["PackFile", "PolicyError", "PolicyFile", "canonical", "load_draft", "load_policy", "loads_policy"]
 
@@ -74,7 +74,7 @@ class PackFile:
 
     __pydantic_config__ = STRICT_KEYS
 
-    version: Literal[1]
+    version: Version
     name: Name
     rules: Annotated[tuple[Rule, ...], MinLen(1)]
     checks: tuple[OwnCheck, ...] = ()
@@ -108,7 +108,7 @@ class PolicyFile:
 
     __pydantic_config__ = STRICT_KEYS
 
-    version: Literal[1]
+    version: Version
     name: Name
     extends: Text | None = None
     packs: tuple[Text, ...] = ()

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import rfc8785
 import yaml
@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from ringfence.policies.document import Document, PolicyError, Problem, name_of, read_document
 from ringfence.policies.types import Condition, Fitted, Policy, Rule, Target
-from ringfence.policies.words import STRICT_KEYS, Name
+from ringfence.policies.words import STRICT_KEYS, WHOLE, Name
 
 HEADER = "# Written by `ringfence policy fit`. Keep it with the policy; do not edit it, fit anew.\n"
 
@@ -43,7 +43,7 @@ class LockFile:
 
     __pydantic_config__ = STRICT_KEYS
 
-    version: Literal[3] = 3
+    version: Annotated[Literal[3], WHOLE] = 3
     rules: Mapping[Name, Entry] = field(default_factory=dict)
 
 

@@ -2,14 +2,17 @@
 what a language model or somebody else's guard makes of a text. Values only: who looks is in `guard/checks/own/`."""
 
 from dataclasses import dataclass, field, replace
+from functools import cache
+from hashlib import sha256
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import rfc8785
 from annotated_types import Ge, Gt, Le, Len, MinLen
-from pydantic import Discriminator
+from pydantic import Discriminator, TypeAdapter
 
-from ringfence.policies.words import STRICT_KEYS, Category, Name, Origin, Origins, Root, Text, Written
+from ringfence.policies.words import STRICT_KEYS, WHOLE, Category, Name, Origin, Origins, Root, Text, Written
 
 FAMILIES = "ringfence.guards"
 """Entry points, ours and other packages': the families of guards that a policy may name."""
@@ -190,7 +193,7 @@ class GuardModel:
     categories: tuple[GuardCategory, ...] = ()
     api: Literal["chat", "completions"] = "chat"
     images: bool = False
-    bits: Literal[4, 8] | None = None
+    bits: Annotated[Literal[4, 8], WHOLE] | None = None
     api_key_env: Name | None = None
     timeout_s: Annotated[float, Gt(0), Le(600)] = 10.0
     per_minute: Annotated[int, Gt(0)] = 600
@@ -269,7 +272,7 @@ class ClassifierModel:
     model: Text
     labels: tuple[Label, ...] = ()
     multi_label: bool | None = None
-    bits: Literal[4, 8] | None = None
+    bits: Annotated[Literal[4, 8], WHOLE] | None = None
     timeout_s: Annotated[float, Gt(0), Le(600)] = 10.0
     why: str = ""
     origin: Written = field(default_factory=Origin, compare=False)
@@ -306,6 +309,17 @@ OwnCheck = Annotated[
     Keywords | Regex | Length | Examples | LlmJudge | GuardModel | Moderations | ClassifierModel | Entities,
     Discriminator("kind"),
 ]
+
+
+def revision_as_written(check: OwnCheck) -> str:
+    """Return the sha256 of what a check says, hexadecimal: with any of it another, so may be what it finds."""
+    said = _written().dump_python(check, mode="json", exclude={"origin", "origins", "why"})
+    return sha256(rfc8785.dumps(said)).hexdigest()
+
+
+@cache
+def _written() -> TypeAdapter[OwnCheck]:
+    return TypeAdapter(OwnCheck)
 
 
 def written_at(check: OwnCheck, key: str, index: int | None = None) -> Origin:

@@ -40,6 +40,19 @@ Route = Literal[
 ]
 """How an exchange came."""
 
+
+def _whole(value: object) -> object:
+    if isinstance(value, bool | float):
+        raise PydanticCustomError("int_type", "Input should be a whole number")
+    return value
+
+
+WHOLE = BeforeValidator(_whole)
+"""Refuses what Python takes for one of several numbers though it is written otherwise: `true` and `1.0` for 1."""
+
+Version = Annotated[Literal[1], WHOLE]
+"""Of the language that policies and packs are written in."""
+
 Share = Annotated[float, Gt(0), Lt(1)]
 
 Duration = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}[smhd]$")]

@@ -42,6 +42,9 @@ KEY = "check `api_key_env`: it wants a key, or one that may do more"
 REMEDIES = {401: KEY, 403: KEY, 429: "lower `per_minute`, or raise the server's own limits"}
 """What to do about what a server refuses, by the status that it answers with."""
 
+LONGER = "or give it longer by `timeout_s`, and by `limits.check_seconds` or the rule's `seconds` where they are less"
+"""What else there is to do about a server that is slow, beside looking at it."""
+
 LATE = "upstream_timeout"
 """The failure of an upstream that said nothing in time."""
 
@@ -138,16 +141,17 @@ class Asking(Generic[T]):
         if spent:
             limit = f"{spec.per_minute} texts a minute are the policy's limit (per_minute)"
             raise CannotAnswer(f"{self.who}: {limit}")
+        slow = f"look why {spec.use} is slow, {LONGER}"
         answers = asyncio.run_coroutine_threadsafe(self._all(questions), self._loop)
         try:
             return answers.result(left)
         except TimeoutError:
             answers.cancel()
-            raise TimeoutError(f"{self.who} gave no verdict within {left:.3g} s") from None
+            raise TimeoutError(f"{self.who} gave no verdict within {left:.3g} s; {slow}") from None
         except UpstreamError as error:
             # The connection's deadline is no longer than ours: either may be the first to tell.
             if error.code == LATE:
-                raise TimeoutError(f"{self.who} gave no verdict: {error}") from None
+                raise TimeoutError(f"{self.who} gave no verdict: {error}; {slow}") from None
             model = "one model" if spec.model == ANY else f"'{spec.model}'"
             todo = REMEDIES.get(error.status, f"check that {spec.use} is up and serves {model}")
             raise CannotAnswer(f"{self.who}: {error}; {todo}") from None

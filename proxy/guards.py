@@ -30,13 +30,13 @@ from ringfence.guard.checks.guards.family import (
     read_answer,
     unfinished,
 )
+from ringfence.guard.unicode import readable
 from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.own import GuardModel
 from ringfence.policies.types import UpstreamChoice
 from ringfence.proxy.asking import Asking
 from ringfence.proxy.reply import UpstreamError
 from ringfence.proxy.upstreams.http import HttpUpstream, open_upstream
-from ringfence.proxy.wire.body import readable
 
 LOCAL = "local"
 

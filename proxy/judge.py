@@ -16,6 +16,7 @@ from time import monotonic
 from ringfence.guard.check import CannotAnswer, Finding, Passage, Span
 from ringfence.guard.checks.disguise import in_every_reading
 from ringfence.guard.exchange import Exchange
+from ringfence.guard.unicode import readable
 from ringfence.model.weights import NotEnoughMemory, PullFailed, WeightsDamaged, WeightsMissing
 from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.own import LlmJudge
@@ -23,7 +24,7 @@ from ringfence.policies.types import UpstreamChoice
 from ringfence.proxy.asking import ANY, Asking
 from ringfence.proxy.reply import Text, Upstream, UpstreamError
 from ringfence.proxy.upstreams import UnknownUpstream, open_upstream
-from ringfence.proxy.wire.body import BadRequest, readable
+from ringfence.proxy.wire.body import BadRequest
 from ringfence.proxy.wire.openai_chat import DIALECT
 
 METHOD = 1

@@ -19,12 +19,12 @@ from ringfence.guard.check import CannotAnswer, Findable, Finding, Passage, Span
 from ringfence.guard.checks.disguise import in_every_reading
 from ringfence.guard.checks.guards.hazards import HAZARD_OF, below
 from ringfence.guard.classifier.heads import HAZARDS
+from ringfence.guard.unicode import readable
 from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.own import Moderations
 from ringfence.policies.types import UpstreamChoice
 from ringfence.proxy.asking import Asking
 from ringfence.proxy.upstreams.http import HttpUpstream, open_upstream
-from ringfence.proxy.wire.body import readable
 from ringfence.proxy.wire.openai_moderations import SOURCES
 
 KIND = "openai-moderation"

@@ -599,8 +599,19 @@ def test_a_picture_is_drawn_without_a_guard_that_is_dead_and_says_so(bench, tmp_
     assert "guard: not drawn, too few answers" in drawn
     assert "6 texts, 3 positive" in drawn
     assert all(f"{name}: AUPRC" in drawn for name in ("war", "toxic"))
-    dead = bench("--guards", "guard", "--png", tmp_path / "none.svg")
-    assert (dead.exit_code, "texts of both labels" in dead.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("also", [["--json"], ["--png", "none.svg"], []])
+def test_guards_that_answer_no_row_are_not_measured_and_say_why(bench, tmp_path, also, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(re.sub(r"http://[^/]*/v1", "http://127.0.0.1:9/v1", policy.read_text()))
+    dead = bench("--guards", "guard", *also)
+    assert (dead.exit_code, dead.stdout) == (2, "")
+    assert (
+        "no guard answered a single row\nguard: 6 not answered: llama-guard-3 ('guard'): the upstream could"
+        in dead.stderr
+    )
 
 
 def test_guards_that_answered_least_are_left_out_of_a_picture_until_there_is_one():

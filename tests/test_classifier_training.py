@@ -449,6 +449,11 @@ def test_text_that_is_put_into_another_is_not_cut_off(tokenizer):
     assert all(bomb in window.ids for window in look(examples, tokenizer, PLAN, 0)[20:])
 
 
+def test_half_a_surrogate_pair_is_learnt_from_as_it_is_read_in_use(tokenizer):
+    half, sign = ([Example(f"bomb {one} 12", {}, "", prompt=f"{one} 12")] for one in ("\ud83d", "\ufffd"))
+    assert look(half, tokenizer, PLAN, 0) == look(sign, tokenizer, PLAN, 0)
+
+
 def test_calibration_makes_probabilities_of_overconfident_logits():
     random = np.random.default_rng(4)
     truth = random.normal(0, 1.5, 4_000)

@@ -335,6 +335,15 @@ def test_a_rule_decides_by_a_guard_and_a_failing_guard_blocks_with_its_reason(ch
     assert "longer than the 4,096 tokens that llama-guard-3 reads" in decision.errors[0]
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_no_unicode_is_read_as_the_sign_for_that(name, guards):
+    half, sign = (
+        Passage(Stage.OUTPUT, "assistant", f"With {one} clips.", prompt=f"How do I {one}?")
+        for one in ("\ud83d", "\ufffd")
+    )
+    assert scores(guards[name].find(half)) == scores(guards[name].find(sign))
+
+
 def test_nobody_waits_longer_than_the_passage_does(guards):
     guards["llama-guard-3"].warm()
     with pytest.raises(TimeoutError, match="llama-guard-3 gave no verdict in time"):

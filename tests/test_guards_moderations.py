@@ -201,7 +201,7 @@ def test_it_is_a_timeout_whichever_deadline_tells_ours_or_the_connections(serve)
     url = f"{serve(Server(answer(), silent=True).app())}/v1"
     impatient = open_upstream(UpstreamChoice(url, timeout_s=0.3))
     check = ModerationsCheck(Moderations("openai-moderation", "m", url, timeout_s=60), impatient)
-    with pytest.raises(TimeoutError, match=r"gave no verdict: the upstream did not answer in time \(ReadTimeout\)"):
+    with pytest.raises(TimeoutError, match=r"did not answer in time \(ReadTimeout\); look why http.* is slow, or"):
         check.find(passage())
 
 

@@ -15,11 +15,14 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
+from ringfence.guard.audit.store import Store
 from ringfence.guard.check import CannotAnswer, Finding, Passage, Span
 from ringfence.guard.checks.guards.check import UNNAMED
 from ringfence.guard.checks.guards.family import Turn, find_families
 from ringfence.guard.guard import Guard
+from ringfence.guard.guesses import guessed
 from ringfence.guard.pipeline import Pipeline
+from ringfence.guard.replay.replay import replay
 from ringfence.policies.document import PolicyError
 from ringfence.policies.load import loads_policy
 from ringfence.policies.own import GuardCategory, GuardModel
@@ -29,7 +32,7 @@ from ringfence.proxy.app import create_app
 from ringfence.proxy.asking import LOOK_AGAIN_S
 from ringfence.proxy.guards import ServedGuard, open_guard
 from ringfence.proxy.upstreams.http import open_upstream
-from ringfence.proxy.wire.openai_moderations import guessed, judge, read_request
+from ringfence.proxy.wire.openai_moderations import judge, read_request
 
 FAMILIES = find_families()
 
@@ -254,6 +257,27 @@ def test_the_one_category_that_is_asked_about_is_told_where_an_answer_names_it_a
     assert told == {"ringfence/g", *(f"ringfence/g.{one}" for one in named)}
 
 
+@pytest.mark.parametrize("action", [Action.BLOCK, Action.REWRITE])
+@pytest.mark.parametrize("category", ["g", "g.S2"])
+def test_replay_names_hazards_that_are_only_guessed_where_nothing_else_is_a_reason(
+    guard_of, tmp_path, category, action
+):
+    asked_about = (GuardCategory("S1"), GuardCategory("S2"))
+    server = Server(by_text("named", said("unsafe\nS1,S2"), said("unsafe")))
+    check = guard_of(server, api="completions", categories=asked_about)
+    old = Policy("house", (Rule("r", category, action),), revision="old")
+    guard = Guard(old, checks={"g": check}, store=Store.open(tmp_path / "log.db"))
+    for text in ("named", "not told"):
+        exchange, _ = read_request({"input": text})
+        guard.judge_request(exchange)
+        guard.record(exchange)
+    guard.store.close()
+    (change,) = replay(tmp_path / "log.db", old, Policy("house", (), revision="new"), {"g": check}).changes
+    assert change.causes == (
+        {("r", "g"): 2, ("r", "g.S1"): 1, ("r", "g.S2"): 1} if category == "g" else {("r", "g.S2"): 2}
+    )
+
+
 def test_what_is_a_guess_is_told_in_linear_time(grows_with_its_length):
     name = Finding("people", "people.name", 1.0, detail="PERSON, calibrated: false")
 
@@ -439,6 +463,14 @@ def test_a_word_of_several_tokens_is_as_probable_as_its_first(guard_of):
     assert "calibrated" not in found[0].detail
 
 
+def test_an_answer_that_the_servers_own_filter_cut_is_no_verdict(guard_of):
+    choice = {"message": {"content": "safe"}, "finish_reason": "content_filter"}
+    check = guard_of(Server(lambda _: JSONResponse({"choices": [choice]})))
+    with pytest.raises(CannotAnswer, match=r"llama-guard-3 \('g'\): a filter of the server's own took something out"):
+        check.find(passage())
+    assert decision_of(check).action is Action.BLOCK
+
+
 def test_words_that_are_hardly_probable_together_give_no_score(guard_of):
     told = places(("safe", {"safe": 0.02, "unsafe": 0.001, "I": 0.9}))
     choice = {"message": {"content": "safe"}, "logprobs": told}
@@ -582,6 +614,13 @@ def test_probabilities_that_are_none_are_no_verdict(guard_of, spoil):
 
     with pytest.raises(CannotAnswer, match="is no verdict"):
         guard_of(Server(answer), "llama-guard-4").find(passage())
+
+
+def test_answer_that_says_something_twice_is_no_verdict(guard_of):
+    both = '"message": {"content": "unsafe"}, "message": {"content": "safe"}'
+    check = guard_of(Server(lambda _: Response(f'{{"choices": [{{{both}}}]}}')))
+    with pytest.raises(CannotAnswer, match="the upstream's answer is not JSON that has every name once"):
+        check.find(passage())
 
 
 def test_half_a_stream_is_an_error(guard_of):
@@ -835,7 +874,8 @@ def test_nobody_waits_longer_than_the_passage_does_and_the_question_is_taken_bac
     server = Server(said("safe"), hold=threading.Event())
     check = guard_of(server)
     began = monotonic()
-    with pytest.raises(TimeoutError, match=r"llama-guard-3 \('g'\) gave no verdict within"):
+    told = r"llama-guard-3 \('g'\) gave no verdict within .* s; look why http://.*/v1 is slow, or .* by `timeout_s`"
+    with pytest.raises(TimeoutError, match=told):
         check.find(passage(until=began + 0.3))
     assert monotonic() - began < 2
     wait_until(server.left.is_set)

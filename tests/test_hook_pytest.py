@@ -53,9 +53,11 @@ def test_failure_shows_rule_score_and_place(run: pytest.Pytester) -> None:
             assert_blocked("a bomb", rule="no-boms")
         def test_no_such_stage(assert_blocked):
             assert_blocked("a bomb", stage="sideways")
+        def test_no_text(assert_safe):
+            assert_safe(5)
     """
     result = outcome(run, body, "--ringfence-policy", "policy.yaml")
-    result.assert_outcomes(failed=6)
+    result.assert_outcomes(failed=7)
     result.stdout.fnmatch_lines(
         [
             "expected the output to pass, but the policy would block it",
@@ -67,6 +69,7 @@ def test_failure_shows_rule_score_and_place(run: pytest.Pytester) -> None:
             "expected the input to be blocked by 'no-pins'",
             "the policy has no rule 'no-boms'; it has: no-bombs, no-pins",
             "there is no stage 'sideways'; there are: input, output",
+            "E * TypeError: 'text' must be a string, got int",
         ]
     )
 

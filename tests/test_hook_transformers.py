@@ -128,6 +128,11 @@ def test_streamer_outside_of_a_with_refuses_text_that_nobody_would_record(
         generate(speaker, streamer.prompt, streamer=streamer)
 
 
+def test_prompt_that_is_none_is_refused_with_what_is_wanted(speaker: tuple[Any, Any], guard_against: Any) -> None:
+    with pytest.raises(TypeError, match="'prompt' must be a string or a list of messages, got int"):
+        GuardedStreamer(speaker[0], guard_against("bomb"), prompt=5)
+
+
 def test_several_texts_at_once_are_refused(speaker: tuple[Any, Any], guard_against: Any) -> None:
     streamer = GuardedStreamer(speaker[0], guard_against("bomb"), prompt="good day")
     with pytest.raises(ValueError, match="batch size 1"), streamer:

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 
+import anyio
 import httpx
 import openai
 import pytest
@@ -16,8 +17,11 @@ from ringfence.guard.check import Check
 from ringfence.guard.guard import Guard
 from ringfence.policies.types import Action, Policy, Rule, UpstreamChoice
 from ringfence.proxy.app import create_app
+from ringfence.proxy.reply import UpstreamError
 from ringfence.proxy.service import Service
 from ringfence.proxy.upstreams import UnknownUpstream, open_upstream
+from ringfence.proxy.upstreams.http import LONGEST_LIST, HttpUpstream
+from ringfence.proxy.upstreams.http import open_upstream as open_http
 
 LONG = "There is a lot to say about it and little of it is new. " * 6
 
@@ -429,8 +433,6 @@ def test_an_upstream_that_is_not_there_is_a_502(
 
 def test_an_upstream_that_is_too_slow_is_a_504(front: Callable[..., tuple[openai.OpenAI, Vendor]]) -> None:
     async def never() -> AsyncIterator[bytes]:
-        import anyio
-
         await anyio.sleep_forever()
         yield b""
 
@@ -452,6 +454,32 @@ def test_models_are_the_upstreams_with_their_names_and_numbers(
     vendor.model = {**told, "description": "write to jane", "permission": [{"id": "modelperm-1"}]}
     [model] = client.models.list()
     assert model.to_dict() == told
+
+
+def models_are(serve: Callable[..., str], answer: Callable[[], Response]) -> HttpUpstream:
+    app = FastAPI()
+    app.add_route("/v1/models", lambda _: answer())
+    return open_http(UpstreamChoice(f"{serve(app)}/v1", timeout_s=5))
+
+
+def test_whether_a_server_is_there_is_known_by_its_status_and_nothing_that_follows(serve: Callable[..., str]) -> None:
+    async def without_end() -> AsyncIterator[bytes]:
+        yield b" "
+        await anyio.sleep_forever()
+
+    for status, seen in ((200, None), (401, None), (503, "upstream answers 503")):
+        upstream = models_are(serve, lambda status=status: StreamingResponse(without_end(), status))
+        assert anyio.run(upstream.ready) == seen
+
+
+def test_a_list_of_models_is_read_to_a_limit(serve: Callable[..., str]) -> None:
+    entry = json.dumps({"data": [{"id": "m"}]}).encode()
+    fitting, longer = (gzip.compress(entry.rjust(LONGEST_LIST + more)) for more in (0, 1))
+    headers = {"content-encoding": "gzip"}
+    [model] = anyio.run(models_are(serve, lambda: Response(fitting, headers=headers)).models, {})
+    assert model["id"] == "m"
+    with pytest.raises(UpstreamError, match="the upstream's answer is longer than 10,000,000 bytes"):
+        anyio.run(models_are(serve, lambda: Response(longer, headers=headers)).models, {})
 
 
 def test_an_unknown_upstream_lists_the_known_ones() -> None:

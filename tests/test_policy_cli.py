@@ -1,4 +1,5 @@
 import json
+import re
 import sqlite3
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from ringfence.guard.checks.leakage import LeakageCheck
 from ringfence.guard.checks.pii import PiiCheck
 from ringfence.guard.checks.secrets import SecretsCheck
 from ringfence.guard.exchange import Exchange, Kind, Part
+from ringfence.guard.guard import Guard
 from ringfence.policies.decide import decide
 from ringfence.policies.load import canonical, load_policy, loads_policy
 from ringfence.policies.overlay import effective
 from ringfence.policies.types import Span, Stage
 from ringfence.proxy.cli import policy as cli
+from ringfence.proxy.wire.openai_moderations import read_request
 
 HEAD = "version: 1\nname: tiny\n"
 
@@ -200,12 +203,37 @@ def test_show_takes_no_route_that_there_is_not(policy):
     assert (result.exit_code, "--for route=openai.chatt is none of openai.chat, " in result.stderr) == (2, True)
 
 
+@pytest.mark.parametrize(
+    "pair", ["tenant=acme,model=gpt-4", "model=gpt-4,tenant=acme", "route=cli, key=k", "tenant=acme,globex", "key=a=b"]
+)
+def test_show_takes_no_pair_that_holds_several(policy, pair):
+    result = run("show", policy(LAYERED), "--effective", "--for", pair)
+    key, _, value = pair.partition("=")
+    told = f"--for {pair}: no {key} is called '{value}'; give each KEY=VALUE with a --for of its own\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", told)
+
+
+@pytest.mark.parametrize("model", ["gpt-4o,claude", "ft:gpt-4o:org::id", "x?t=0", "models/m=1", "a b", "my,model"])
+def test_show_takes_a_model_by_whatever_name(policy, model):
+    assert run("show", policy(LAYERED), "--for", "tenant=acme.eu", "--for", f"model={model}").exit_code == 0
+
+
+def test_show_takes_one_value_of_a_key(policy):
+    result = run("show", policy(LAYERED), "--for", "tenant=a", "--for", "tenant=b")
+    told = "--for tenant=b: the tenant is 'a' already, and an exchange has one\n"
+    assert (result.exit_code, result.stderr) == (2, told)
+
+
 def test_show_marks_an_exception_that_ran_out(policy):
     spared = "{{id: {0}, rules: [war], pattern: x, why: y, until: {1}}}"
     exceptions = f"exceptions: [{spared.format('old', '2020-01-01')}, {spared.format('new', '2999-01-01')}]\n"
-    shown = run("show", policy(LAYERED + exceptions)).stdout
+    path = policy(LAYERED + exceptions)
+    shown = run("show", path).stdout
     assert "old: war until 2020-01-01 (ran out): y" in shown
     assert "new: war until 2999-01-01: y" in shown
+    every_value = run("show", path, "--effective").stdout
+    assert re.search(r"^exceptions +old \(ran out\) +\S+:\d+ ", every_value, re.MULTILINE)
+    assert re.search(r"^exceptions +new +\S+:\d+ ", every_value, re.MULTILINE)
 
 
 CASES = """\
@@ -430,6 +458,29 @@ def test_explain_as_json_has_every_rule_and_null_for_a_score_that_is_no_number(r
     assert (by_id["harm"]["fired"], by_id["trial"]["fired"], by_id["trial"]["short_by"]) == (True, False, 0.25)
     assert told["milder"]["changes"][0] == {"rule": "harm", "key": "action", "from": "block", "to": "log"}
     assert told["stronger"] is None
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["hello", "war", "bob@example.com"], ["input[0] · allow", "", "input[1] · block", "input[2] · rewrite", ""]),
+        ("war", ["input · block"]),
+    ],
+)
+def test_explain_tells_of_texts_that_are_apart_each_by_itself_and_by_its_name(policy, tmp_path, given, expected):
+    path, db = policy(RULES), tmp_path / "log.db"
+    exchange, _ = read_request({"input": given})
+    Guard(path, checks=cli.load_checks()).judge_request(exchange)
+    store = Store.open(db)
+    store.append(record_of(exchange, text="masked"))
+    store.close()
+    told = run("explain", 1, "--db", db, "--policy", path).stdout
+    heads = [line for line in told.splitlines() if line.startswith(("input", "on record"))]
+    together = "on record: block, of all texts together: each is decided by itself"
+    assert heads == [one or together for one in expected]
+    assert "window" not in told
+    as_json = json.loads(run("explain", 1, "--db", db, "--policy", path, "--json").stdout)
+    assert [f"{one['text']} · {one['action']}" for one in as_json["decisions"]] == list(filter(None, expected))
 
 
 def test_explain_refuses_what_it_cannot_explain(recorded, tmp_path):

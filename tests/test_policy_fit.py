@@ -682,10 +682,50 @@ def test_fit_on_rows_of_one_side_says_that_the_other_figure_is_not_known(policy,
     assert "warning" not in run("fit", policy(), "--data", rows(*sample_of(100))).stdout
 
 
+WORDS = "checks: [{kind: keywords, category: k, words: [bad, worse]}]\n"
+
+
+@pytest.mark.parametrize(
+    ("then", "now"), [("bad, worse", "bad"), ("keywords, category: k, words", "regex, category: k, patterns")]
+)
+def test_threshold_fitted_with_other_words_of_the_policys_own_is_refused(policy, rows, then, now):
+    checked = TARGETED.replace("action", "when: {category: k}, action") + WORDS
+    path = policy(checked)
+    assert run("fit", path, "--data", rows(*sample_of(100))).exit_code == 0
+    policy(checked.replace("words:", "why: ours, words:"))
+    assert run("lint", path).exit_code == 0
+    policy(checked.replace(then, now))
+    told = run("lint", path)
+    assert told.exit_code == 2
+    assert "the check behind 'k', and revision" in told.stderr
+    assert "fit anew with `ringfence policy fit`" in told.stderr
+    assert run("fit", path, "--data", rows(*sample_of(100))).exit_code == 0
+    assert run("lint", path).exit_code == 0
+
+
 def test_picture_without_matplotlib_is_refused_before_anything_is_judged(policy, rows, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = run("fit", policy(), "--data", rows(*sample_of(100)), "--png", tmp_path / "curve.png")
     assert (result.exit_code, "pip install 'ringfence[plots]'" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("none/x.png", "the file cannot be written (No such file or directory); name a file in a folder that is there"),
+        ("x.bmp", "the name must end in .png, .svg, .pdf"),
+    ],
+)
+def test_picture_that_cannot_be_written_is_refused_before_anything_is_fitted(policy, rows, tmp_path, name, told):
+    path = policy()
+    result = run("fit", path, "--data", rows(*sample_of(100)), "--png", tmp_path / name)
+    assert (result.exit_code, f"--png {tmp_path / name}: {told}" in result.stderr) == (2, True)
+    assert not lock_beside(path).exists()
+
+
+def test_no_picture_is_left_where_nothing_could_be_fitted(policy, rows, tmp_path):
+    result = run("fit", policy(), "--data", rows(*sample_of(2)), "--png", tmp_path / "curve.png")
+    assert (result.exit_code, (tmp_path / "curve.png").exists()) == (1, False)
 
 
 def test_picture_is_drawn(policy, rows, tmp_path):

@@ -95,9 +95,10 @@ def test_junit_leaves_output_and_exit_status_as_they_are(policy, tmp_path):
 
 
 def test_junit_file_that_cannot_be_written_is_told(policy, tmp_path):
-    result = run(policy, "--junit", tmp_path / "none" / "out.xml")
-    assert result.exit_code == 2
-    assert "No such file or directory" in result.stderr
+    path = tmp_path / "none" / "out.xml"
+    result = run(policy, "--junit", path)
+    told = f"--junit {path}: the file cannot be written (No such file or directory); name a file in a folder that is "
+    assert (result.exit_code, result.stderr) == (2, told + "there, where you may write\n")
 
 
 def test_table_and_json_count_the_cases_of_each_category(policy):

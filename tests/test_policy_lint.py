@@ -20,6 +20,7 @@ from ringfence.policies.types import (
     Action,
     Condition,
     Degrade,
+    Escalate,
     Finding,
     Overlay,
     Override,
@@ -67,6 +68,7 @@ def test_lint_warns_of_rules_that_never_decide_or_have_no_case():
 
 STRONG = "id: strong, category: pii.email, action: block"
 WEAK = "id: weak, category: pii.email, action: rewrite"
+ASKING = ", escalate: {to: harm, between: [0.5, 0.9]}"
 EXCEPTED = "exceptions: [{id: ex, rules: [%s], pattern: '.*', until: %s, why: tests}]\n"
 
 
@@ -76,6 +78,9 @@ EXCEPTED = "exceptions: [{id: ex, rules: [%s], pattern: '.*', until: %s, why: te
         (STRONG, WEAK, EXCEPTED % ("strong", FUTURE)),
         (STRONG + ", on_error: allow", WEAK, ""),
         (STRONG + ", on_error: {degrade: harm}", WEAK + ", on_error: log", ""),
+        (STRONG.replace("block", "rewrite"), WEAK.replace("rewrite", "log") + ASKING, ""),
+        (STRONG.replace("block", "log"), WEAK.replace("rewrite", "log") + ASKING, ""),
+        (STRONG, WEAK + ", message: ours", ""),
         (
             STRONG.replace("block", "rewrite"),
             WEAK.replace("rewrite", "log") + ", when: {category: harm}",
@@ -105,6 +110,19 @@ def test_a_rule_that_may_decide_is_not_called_dead(strong, weak, more):
 def test_a_rule_beside_a_stronger_one_is_dead_where_no_exception_silences_that_one_alone(more):
     told = warnings(of_rules(STRONG, WEAK, more=more))
     assert told[0].startswith("<memory>:5:5: rule 'weak' never decides: 'strong'")
+
+
+@pytest.mark.parametrize(
+    ("strong", "weak"),
+    [
+        (STRONG.replace("block", "rewrite"), WEAK.replace("rewrite", "log") + ASKING + ", on_error: log"),
+        (STRONG, WEAK + ASKING),
+        (STRONG + ", message: ours", WEAK + ", message: ours"),
+        (STRONG, WEAK.replace("rewrite", "log") + ", message: ours"),
+    ],
+)
+def test_a_rule_that_decides_nothing_even_where_a_check_fails_is_dead(strong, weak):
+    assert warnings(of_rules(strong, weak))[0].startswith("<memory>:5:5: rule 'weak' never decides: 'strong'")
 
 
 def test_of_two_that_say_the_same_the_first_counts_unless_the_check_is_hurried_by_the_other():
@@ -473,6 +491,7 @@ conditions = st.sampled_from([None, None, Condition(category="harm"), Condition(
 
 def rules(name):
     told = {"message": st.sampled_from([None, "no"]), "shadow": st.sampled_from([False, False, True])}
+    told |= {"escalate": st.sampled_from([None, None, Escalate("harm", (0.3, 0.7))])}
     told |= {"when": conditions, "on_error": on_errors, "roles": voices, "threshold": scores, "stages": stages}
     return st.builds(Rule, st.just(name), st.sampled_from(CATEGORIES[:3]), st.sampled_from(Action), **told)
 

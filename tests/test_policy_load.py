@@ -280,6 +280,13 @@ def test_change_to_a_rule_that_the_same_file_or_overlay_removes_is_refused_where
     ("text", "expected"),
     [
         (ONE_RULE.replace("version: 1", 'version: "1"'), "1:1: 'version' must be the number 1, without quotes"),
+        (ONE_RULE.replace("version: 1", "version: true"), "1:1: 'version' must be a whole number, got true"),
+        (ONE_RULE.replace("version: 1", "version: 1.0"), "1:1: 'version' must be a whole number, got 1.0"),
+        (ONE_RULE.replace("version: 1", "version: 2"), "1:1: 'version' cannot be 2; choose from: 1"),
+        (
+            ONE_RULE + "checks: [{kind: llama-guard-3, category: g, use: local, model: m, bits: 8.0}]\n",
+            "7:67: 'bits' must be a whole number, got 8.0",
+        ),
         (ONE_RULE + "    on_error: {degrade: 3}\n", "7:16: 'degrade' must be text in quotes, got 3"),
         (ONE_RULE + "    on_error: 3\n", "7:5: 'on_error' cannot be 3; choose from: allow, log, block"),
         (ONE_RULE + "    message: {en: 3}\n", "7:15: 'en' must be text in quotes, got 3"),

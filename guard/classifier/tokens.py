@@ -1,12 +1,13 @@
 """From a text to windows of token ids, each with the stretch of text it stands for. Knows no model and no score."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+
+from ringfence.guard.unicode import whole
 
 WINDOW = 256
 """Tokens the model reads at once, markers included. Longer texts are read in windows that overlap by a quarter."""
@@ -24,7 +25,6 @@ LONGEST_WORD = 90
 """Characters of one word that are read together; WordPiece gives up on words of more than a hundred."""
 
 UNKNOWN, START, END = 100, 101, 102  # [UNK], [CLS], [SEP] of BERT's vocabulary
-SURROGATE = re.compile("[\ud800-\udfff]")
 INVISIBLE = "[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e007f]"
 
 
@@ -78,7 +78,7 @@ def cut(tokenizer: Tokenizer, text: str, prompt: str | None = None) -> tuple[lis
     Returns:
         the windows in the order of the text, at least one, and whether some of the text is in none of them.
     """
-    text = SURROGATE.sub("\ufffd", text)
+    text = whole(text)
     pieces, cut_off = ends(text, READ_LIMIT)
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
@@ -88,7 +88,7 @@ def cut(tokenizer: Tokenizer, text: str, prompt: str | None = None) -> tuple[lis
         offsets.extend((start + at, end + at) for start, end in encoding.offsets)
     head = [START]
     if prompt is not None:
-        tail = SURROGATE.sub("\ufffd", prompt[-PROMPT_TOKENS * 32 :])
+        tail = whole(prompt[-PROMPT_TOKENS * 32 :])
         head += [*tokenizer.encode(tail, add_special_tokens=False).ids[-PROMPT_TOKENS:], END]
     room = WINDOW - len(head) - 1
     starts = list(strides(len(ids), room))

@@ -1,6 +1,7 @@
 """From examples to the windows that a network is shown: tokenized, cut, put into other texts, grouped by length."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 
 from tokenizers import Tokenizer
@@ -9,20 +10,22 @@ from ringfence.guard.classifier.examples import Example
 from ringfence.guard.classifier.heads import TASKS
 from ringfence.guard.classifier.plan import Plan
 from ringfence.guard.classifier.tokens import END, PROMPT_TOKENS, START, Window, frame
+from ringfence.guard.unicode import whole
 
 
 def look(examples: Sequence[Example], tokenizer: Tokenizer, plan: Plan, number: int) -> list[Window]:
     """Tokenize one view of every example, cut to `plan.length`."""
     random = Random(f"{plan.seed}/{number}")  # noqa: S311
+    examples = [replace(one, text=whole(one.text), prompt=one.prompt and whole(one.prompt)) for one in examples]
     fillers = [one.text for one in examples if one.prompt is None and one.labels.get("prompt_harm") == 0]
     texts = [view(example, random, fillers, plan.length) for example in examples]
     bodies = tokenizer.encode_batch_fast([text for text, _ in texts], add_special_tokens=False)
     # what was put into another text must not be cut off with its end
-    whole = [
+    uncut = [
         (example.text, prompt) if example.prompt is None and len(body.ids) > plan.length - 2 else (text, prompt)
         for example, (text, prompt), body in zip(examples, texts, bodies, strict=True)
     ]
-    bodies = tokenizer.encode_batch_fast([text for text, _ in whole], add_special_tokens=False)
+    bodies = tokenizer.encode_batch_fast([text for text, _ in uncut], add_special_tokens=False)
     prompts = tokenizer.encode_batch_fast([prompt or "" for _, prompt in texts], add_special_tokens=False)
     windows = []
     for index, example in enumerate(examples):

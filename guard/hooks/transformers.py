@@ -37,6 +37,7 @@ class GuardedStreamer(TextIteratorStreamer):
 
     Raises:
         Blocked: the prompt must not be answered; it is on record.
+        TypeError: the prompt is neither.
     """
 
     def __init__(
@@ -50,7 +51,8 @@ class GuardedStreamer(TextIteratorStreamer):
         **decode: Any,
     ) -> None:
         super().__init__(tokenizer, skip_prompt=True, timeout=timeout, **{"skip_special_tokens": True, **decode})
-        given = prompt if isinstance(prompt, str) else list(prompt)
+        # Whatever else it is, the call refuses it.
+        given = list(prompt) if isinstance(prompt, Sequence) and not isinstance(prompt, str) else prompt
         name = model or str(tokenizer.name_or_path)
         self._call = Call(open_guard(guard), given, model=name)
         self._inside = False

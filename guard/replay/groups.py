@@ -22,6 +22,7 @@ from pydantic_core import from_json
 
 from ringfence.guard.audit.record import VERSION, Body, decisions_of, lengths_of, who_in
 from ringfence.guard.audit.store import SELECT
+from ringfence.guard.checks.guards.check import UNNAMED
 from ringfence.guard.exchange import Judged, Kind, unread
 from ringfence.policies.findable import sought
 from ringfence.policies.overlay import about, changed, meets
@@ -30,8 +31,8 @@ from ringfence.policies.types import Action, Counter, Decision, Policy, Rule, St
 from ringfence.policies.windows import by_window
 from ringfence.policies.words import Origin, covers, root
 
-Mark = tuple[str, int, str, bool, str, tuple[str, ...], str, tuple[tuple[int, int, int], ...]]
-"""Of a finding, all that a rule may depend on; level -1 is an error."""
+Mark = tuple[str, int, bool, str, bool, str, tuple[str, ...], str, tuple[tuple[int, int, int], ...]]
+"""Of a finding, all that a rule may depend on, and whether it is named; level -1 is an error."""
 
 Source = str | OwnCheck | Counter
 """Who finds: an installed check, by its name; an own check or a counter, by what the policy says of it."""
@@ -361,6 +362,7 @@ def _marks(decision: Body, parts: Sequence[Body], lens: _Lens) -> Iterator[Mark]
             yield (
                 category,
                 level,
+                UNNAMED in finding["detail"],
                 finding["check"] if failed else "",
                 bool(spans) and finding.get("rewritable", True),
                 finding.get("role", "") if lens.roles else "",

@@ -5,6 +5,7 @@ findings that nobody made then.
 """
 
 from collections import Counter as Tally
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
@@ -12,13 +13,14 @@ from pathlib import Path
 
 from ringfence.guard.audit.record import Body
 from ringfence.guard.check import Check
+from ringfence.guard.guesses import guessed
 from ringfence.guard.replay.groups import Log, Looked, Past, body_of, opened, past_of, read
 from ringfence.guard.replay.proportions import Rate, rate
 from ringfence.guard.replay.rejudge import CannotJudge, rejudge
 from ringfence.guard.replay.sides import Outcome, Side, Single, same
 from ringfence.guard.replay.unknown import NOBODY, UNFINISHED
 from ringfence.policies.decide import fires_on, strongest
-from ringfence.policies.types import Action, Counter, Decision, Policy, Stage
+from ringfence.policies.types import Action, Counter, Finding, Policy, Stage
 
 Cause = tuple[str, str]
 """A rule, or `failed:CHECK`, and the category of what it fired on."""
@@ -313,7 +315,7 @@ def _changes(
         if before.action is not after.action:
             # What is due to the stronger: the rules that ask for it, or do no more.
             stronger = int(after.action.strength > before.action.strength)
-            yield index, kind, set(_causes((before, after)[stronger], policies[stronger]))
+            yield index, kind, set(_causes(outcomes[stronger], index, policies[stronger]))
         elif before.action is Action.REWRITE:
             one, other = (_replaced(outcome, index) for outcome in outcomes)
             if one.keys() != other.keys():
@@ -324,12 +326,14 @@ def _changes(
                 )
 
 
-def _causes(decision: Decision, policy: Policy) -> Iterator[Cause]:
+def _causes(outcome: Outcome, index: int, policy: Policy) -> Iterator[Cause]:
+    decision, seen = outcome.each[index].decision, outcome.seen[index].findings
     for rule in policy.rules:
         if rule.id in decision.rules:
-            for finding in decision.findings:
-                if fires_on(rule, finding, decision.stage, decision.findings, policy):
-                    yield rule.id, finding.category
+            on = [f for f in decision.findings if fires_on(rule, f, decision.stage, decision.findings, policy)]
+            # Where it has a place, that is its number on record.
+            on_record = [seen[one.spans[0].start] if one.spans else one for one in on]
+            yield from ((rule.id, one.category) for one in _named(on_record))
     if decision.action in decision.unanswered.values():
         for finding in decision.findings:
             if finding.error is not None and finding.check != NOBODY:
@@ -338,11 +342,20 @@ def _causes(decision: Decision, policy: Policy) -> Iterator[Cause]:
 
 def _replaced(outcome: Outcome, index: int) -> Mapping[object, Cause]:
     """Return what is replaced, and by what, with the cause of it."""
-    found: dict[object, Cause] = {}
+    by_rule: defaultdict[str, dict[Finding, str]] = defaultdict(dict)
     for rewrite in outcome.each[index].decision.rewrites:
-        finding = outcome.seen[index].findings[rewrite.span.start]
-        found[finding.category, finding.score, finding.spans, rewrite.replacement] = (rewrite.rule, finding.category)
-    return found
+        by_rule[rewrite.rule][outcome.seen[index].findings[rewrite.span.start]] = rewrite.replacement
+    return {
+        (finding.category, finding.score, finding.spans, by[finding]): (rule, finding.category)
+        for rule, by in by_rule.items()
+        for finding in _named([*by])
+    }
+
+
+def _named(findings: Sequence[Finding]) -> list[Finding]:
+    """Return findings of one rule without what a guard's answer does not name, where its verdict is among them."""
+    guesses = guessed(findings)
+    return [one for one in findings if one not in guesses]
 
 
 def _rate(pairs: Mapping[_Ends, int], action: Action) -> Rate:

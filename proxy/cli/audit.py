@@ -194,6 +194,18 @@ def refuse(message: str) -> NoReturn:
     raise typer.Exit(2)
 
 
+def refuse_unwritable(option: str, path: Path) -> None:
+    """Refuse a file that cannot be written, before anybody has waited for what is to stand in it."""
+    there = path.exists()
+    try:
+        path.open("a").close()
+    except OSError as error:
+        hint = "name a file in a folder that is there, where you may write"
+        refuse(f"{option} {path}: the file cannot be written ({error.strerror}); {hint}")
+    if not there:
+        path.unlink()
+
+
 def since_of(text: str, now: datetime) -> str:
     """Return the time that `7d`, `24h`, `30m` or an ISO date or time stands for, as records write it.
 

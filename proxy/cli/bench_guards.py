@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 BAND = "0.15,0.85"
 
-PICTURES = (".png", ".svg", ".pdf")
-
 Guards = Annotated[
     str | None,
     typer.Option(
@@ -159,7 +157,7 @@ def measure(options: Options, items: Sequence["Item"], target: "Target", about: 
         about: what JSON says of the rows.
 
     Raises:
-        Misuse: an option cannot be read, or names a guard that is not asked.
+        Misuse: an option cannot be read, or names a guard that is not asked; none answered any row.
     """
     # Imported here: `ringfence --help` must not wait for scikit-learn.
     from ringfence.guard.bench.answers import Scores, ask_all
@@ -175,8 +173,8 @@ def measure(options: Options, items: Sequence["Item"], target: "Target", about: 
     wish = want_of(options.want) if options.want else band_of(options.band or BAND)
     try:
         if options.png:
-            require_plots()
-            refuse_picture(options.png, [item.label for item in items])
+            require_plots(options.png)
+            refuse_one_label([item.label for item in items])
         if isinstance(wish, Want):
             refuse_few([item.label for item in items])
         scores = Scores(options.scores)
@@ -190,6 +188,7 @@ def measure(options: Options, items: Sequence["Item"], target: "Target", about: 
         for check, why in raised.items():
             typer.echo(visible(f"'{check}' could not answer: {why}"), err=True)
         answers = {name: found[name] for name in names}
+        refuse_silence(answers)
         revisions = {name: one.revision for one in asked for name in one.names}
         run = Run(items, target, answers, revisions, thresholds, prices, about)
         if options.cascade:
@@ -201,6 +200,20 @@ def measure(options: Options, items: Sequence["Item"], target: "Target", about: 
     except CannotChoose as error:
         typer.echo(f"ringfence bench guard: {error}", err=True)
         raise typer.Exit(1) from None
+
+
+def refuse_silence(answers: Mapping[str, Sequence["Answer"]]) -> None:
+    """Refuse to measure guards of which none answered any row.
+
+    Raises:
+        Misuse: with the reasons.
+    """
+    from ringfence.guard.bench.side_by_side import failures_of
+    from ringfence.proxy.cli import bench_guards_shown as shown
+
+    if all(one.score is None for said in answers.values() for one in said):
+        failed = {name: failures_of(said) for name, said in answers.items()}
+        raise Misuse(f"no guard answered a single row\n{shown.failures(failed)}")
 
 
 def names_of(options: Options) -> list[str]:
@@ -321,7 +334,7 @@ def show_guards(options: Options, run: Run) -> None:
         options.disagreements_to.write_text(rows)
     if options.png:
         drawn, places = comparable(run.items, run.answers)
-        refuse_picture(options.png, [run.items[at].label for at in places])
+        refuse_one_label([run.items[at].label for at in places])
         missing = [name for name in run.answers if name not in drawn]
         if missing:
             typer.echo(visible(f"{options.png} is without {', '.join(missing)}: too few texts were answered"), err=True)
@@ -374,13 +387,11 @@ def escalate_line(band: "Band", to: str, threshold: float) -> str:
     return f"escalate: {{to: {to}, between: [{band.low:g}, {band.high:g}], threshold: {threshold:g}}}"
 
 
-def refuse_picture(path: Path, labels: Sequence[int]) -> None:
-    """Refuse a picture that could not be drawn, before anybody has waited for it.
+def refuse_one_label(labels: Sequence[int]) -> None:
+    """Refuse a picture of texts of one label, of which there is no curve.
 
     Raises:
-        Misuse: texts are of one label, of which there is no curve, or the file is of no kind of picture.
+        Misuse: they are.
     """
-    if path.suffix.lower() not in PICTURES:
-        raise Misuse(f"--png {path}: the name must end in {', '.join(PICTURES)}")
     if len(set(labels)) < 2:
         raise Misuse("--png draws texts of both labels that all guards answered, and there are none of one")

@@ -12,21 +12,26 @@ from ringfence.policies.types import Fitted, Stage
 Curves = Mapping[tuple[str, Stage], Scored]
 """The scores of each rule, by id and stage."""
 
+PICTURES = (".png", ".svg", ".pdf")
+"""How the name of a picture may end."""
+
 COARSE = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 FINE = tuple(step / 200 for step in range(201))
 WIDTH = 24
 
 
 class NoPlots(RuntimeError):
-    """There is no matplotlib to draw with."""
+    """There is no matplotlib to draw with, or no such kind of picture."""
 
 
-def require_plots() -> None:
+def require_plots(path: Path) -> None:
     """Raise where a picture could not be drawn, before anybody has waited for it.
 
     Raises:
-        NoPlots: matplotlib is not installed.
+        NoPlots: the file is of no kind of picture, or matplotlib is not installed.
     """
+    if path.suffix.lower() not in PICTURES:
+        raise NoPlots(f"--png {path}: the name must end in {', '.join(PICTURES)}")
     if find_spec("matplotlib") is None:
         raise NoPlots("--png needs matplotlib: pip install 'ringfence[plots]'")
 

@@ -3,7 +3,7 @@ and the thresholds that its targets come to."""
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, date, datetime
@@ -26,7 +26,7 @@ from ringfence.guard.check import Calibrated, Check, UnknownCheck, load_checks, 
 from ringfence.guard.classifier.rows import RowError
 from ringfence.guard.classifier.scorer import WeightsError
 from ringfence.guard.known import findable, refuse_unknown
-from ringfence.guard.pipeline import Pipeline, Pipelines, revision_of
+from ringfence.guard.pipeline import Pipeline, Pipelines
 from ringfence.policies.cases import (
     Case,
     Judge,
@@ -39,7 +39,7 @@ from ringfence.policies.cases import (
     suites_of,
     without_cases,
 )
-from ringfence.policies.decide import by_text
+from ringfence.policies.decide import sorted_by_part
 from ringfence.policies.document import MOST
 from ringfence.policies.explain import Change, Explanation, Flip, Verdict
 from ringfence.policies.explain import explain as explain_decisions
@@ -50,9 +50,9 @@ from ringfence.policies.lock import Entry, LockFile, dumps_lock, entry_of, lock_
 from ringfence.policies.overlay import about
 from ringfence.policies.overlay import effective as overlaid
 from ringfence.policies.schema import schema_of
-from ringfence.policies.types import Decision, Fitted, Policy
+from ringfence.policies.types import Decision, Fitted, Policy, Stage
 from ringfence.policies.words import root
-from ringfence.proxy.cli.audit import DEFAULT_DB, Db, opened, refuse
+from ringfence.proxy.cli.audit import DEFAULT_DB, Db, opened, refuse, refuse_unwritable
 from ringfence.proxy.cli.diff import diff
 from ringfence.proxy.cli.failures import kept
 from ringfence.proxy.cli.junit import junit_of
@@ -133,6 +133,8 @@ def run(
 ) -> None:
     """Run the cases of a policy and its packs. Exit status: 0 all pass, 1 some do not, 2 the policy cannot be used."""
     path = policy_path(path) or SHIPPED
+    if junit:
+        refuse_unwritable("--junit", junit)
     with _told():
         policy = load_policy(path)
         shown = list(suites_of(policy, path))
@@ -195,15 +197,18 @@ def explain(
     if not recorded:
         refuse(f"{db}: record {kept.seq} holds no decision: nothing was judged ({kept.body['error'] or 'no error'})")
     lengths = lengths_of(kept.body)
+    texts = [""] * len(recorded)
     if kept.body.get("apart"):  # then there is no reply, and each text was decided by itself
-        recorded = tuple(replace(one, findings=(*some,)) for one in recorded for some in by_text(one.findings))
+        names = [part["where"] for part in kept.body["request"]]
+        texts = names * len(recorded)
+        recorded = tuple(_of_texts(recorded, len(names)))
         lengths = (0,) * len(recorded)
     explanation = explain_decisions(policy, recorded, who_in(kept.body), lengths)
     if as_json:
         head = {"seq": kept.seq, "id": kept.body["id"]}
-        typer.echo(json.dumps(head | _explanation_as_json(explanation)))
+        typer.echo(json.dumps(head | _explanation_as_json(explanation, texts)))
     else:
-        _print_explanation(f"record {kept.seq}  {kept.body['id']}", explanation)
+        _print_explanation(f"record {kept.seq}  {kept.body['id']}", explanation, texts)
 
 
 @app.command()
@@ -244,7 +249,8 @@ def fit(
     path = policy_path(path) or SHIPPED
     try:
         if png:
-            require_plots()
+            require_plots(png)
+            refuse_unwritable("--png", png)
         with _told():
             draft = load_draft(path)
             rules = [rule for rule in draft.rules if rule.target]
@@ -271,7 +277,7 @@ def fit(
             reasons += [f"{rule.written_at('target')}: rule '{rule.id}', {line}" for line in str(error).splitlines()]
         else:
             names = dict.fromkeys(root(one.category) for one in scored_by(rule))
-            revisions = {name: revision_of(pipeline.check_of(name)) for name in names}
+            revisions = {name: pipeline.revision_behind(name) for name in names}
             promise = rule.target, rule.category, samples, sha256, revisions, on, rule.roles, rule.when
             found[rule.id] = entry_of(Fitted(threshold, *promise))
     if reasons:
@@ -326,7 +332,14 @@ def judge_of(policy: Policy, checks: Mapping[str, Check]) -> Judge:
     return judge
 
 
-def _print_explanation(record: str, why: Explanation) -> None:
+def _of_texts(recorded: Iterable[Decision], count: int) -> Iterator[Decision]:
+    """Yield each decision once for every text that it is about, with what was found in that."""
+    for one in recorded:
+        everywhere, by_part = sorted_by_part(one.findings)
+        yield from (replace(one, findings=(*everywhere, *by_part.get(part, ()))) for part in range(count))
+
+
+def _print_explanation(record: str, why: Explanation, texts: Sequence[str]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 240  # a rule a line, for grep
@@ -341,12 +354,16 @@ def _print_explanation(record: str, why: Explanation) -> None:
             style="yellow",
             markup=False,
         )
-    for judgement in why.judgements:
+    for judgement, text in zip(why.judgements, texts, strict=True):
         recorded, decided = judgement.recorded, judgement.decided
-        console.print(Text.assemble(f"\n{recorded.stage} · ", coloured(decided.action)))
+        console.print(Text.assemble(f"\n{visible(text) or recorded.stage} · ", coloured(decided.action)))
         if decided.action is not recorded.action:
-            # Under the same policy, one thing does that: windows of a reply, of which a later one knew better.
-            reason = ": a reply is judged window by window, as it comes" if why.same_policy else ""
+            reason = ""
+            if len({*texts}) > 1:
+                reason = ", of all texts together: each is decided by itself"
+            elif why.same_policy and recorded.stage is Stage.OUTPUT:
+                # One thing does that: windows of a reply, of which a later one knew better.
+                reason = ": a reply is judged window by window, as it comes"
             console.print(f"on record: {recorded.action}{reason}", style="yellow")
         table = table_of("rule", "looks at", "highest", "threshold", "outcome")
         table.columns[-1].no_wrap = False  # the words of a failed check have no length
@@ -420,7 +437,7 @@ def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else json.dumps(value) if isinstance(value, bool) else str(value)
 
 
-def _explanation_as_json(why: Explanation) -> dict[str, Any]:
+def _explanation_as_json(why: Explanation, texts: Sequence[str]) -> dict[str, Any]:
     return {
         "recorded": {"action": why.recorded, "revision": why.judgements[0].recorded.revision},
         "policy": {"name": why.policy.name, "revision": why.policy.revision, "same": why.same_policy},
@@ -429,11 +446,12 @@ def _explanation_as_json(why: Explanation) -> dict[str, Any]:
         "decisions": [
             {
                 "stage": judgement.recorded.stage,
+                **({"text": text} if text else {}),
                 "recorded": judgement.recorded.action,
                 "action": judgement.decided.action,
                 "rules": list(map(_verdict_as_json, judgement.verdicts)),
             }
-            for judgement in why.judgements
+            for judgement, text in zip(why.judgements, texts, strict=True)
         ],
         "milder": _flip_as_json(why.milder),
         "stronger": _flip_as_json(why.stronger),

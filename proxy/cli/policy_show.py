@@ -1,5 +1,6 @@
 """What `ringfence policy show` prints: the policy in effect, and where each of its values was written."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from datetime import date
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ringfence.policies.load import SETTINGS, canonical
-from ringfence.policies.types import Action, Degrade, Overlay, Policy, Rule, Scope, Stage
+from ringfence.policies.types import Action, Degrade, Overlay, Policy, Rule, RuleException, Scope, Stage
 from ringfence.policies.words import Route
 from ringfence.proxy.cli.table import COLOURS, place, table_of
 
@@ -25,6 +26,9 @@ LISTS = ("checks", "counters", "exceptions", "overlays", "exempt")
 PLACES = ("origin", "origins")
 """Keys that say where something was written."""
 
+ANOTHER = re.compile(rf"[,;\s](?:{'|'.join(WHO)})=")
+"""How a second pair begins that somebody wrote into the first."""
+
 
 def who_of(pairs: Iterable[str]) -> dict[str, str]:
     """Read `KEY=VALUE` pairs of an exchange that there might be.
@@ -32,11 +36,17 @@ def who_of(pairs: Iterable[str]) -> dict[str, str]:
     Raises:
         ValueError: one is not such a pair; the message says what they look like.
     """
-    found = {}
+    found: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or key not in WHO:
             raise ValueError(f"{pair!r} is not KEY=VALUE, where KEY is one of {', '.join(WHO)}")
+        # Models are called as anybody likes; a tenant or a key that somebody lists has neither sign in its name.
+        if ANOTHER.search(value) or (key in ("tenant", "key") and {",", "="} & {*value}):
+            hint = "give each KEY=VALUE with a --for of its own"
+            raise ValueError(f"--for {pair}: no {key} is called {value!r}; {hint}")
+        if key in found:
+            raise ValueError(f"--for {pair}: the {key} is {found[key]!r} already, and an exchange has one")
         if key == "route" and value not in get_args(Route):
             raise ValueError(f"--for {pair} is none of {', '.join(get_args(Route))}")
         found[key] = value
@@ -52,7 +62,7 @@ def print_policy(policy: Policy, today: date, *, origins: bool) -> None:
     console = Console(highlight=False)
     applied = f"  with {', '.join(policy.applied)}" if policy.applied else ""
     console.print(f"[bold]{policy.name}[/]  [dim]revision {policy.revision[:16]}{applied}[/]\n")
-    table = _value_table(policy) if origins else _rule_table(policy)
+    table = _value_table(policy, today) if origins else _rule_table(policy)
     # Half an id or half a place is none: where the screen is too narrow, it breaks the line itself.
     size = Measurement.get(console, console.options.update(max_width=1_000), table)
     console.width = max(console.width, size.minimum if origins else size.maximum)
@@ -102,7 +112,7 @@ def _settings_table(policy: Policy, today: date) -> Table:
         line = f"count.{counter.id}: {counter.at_least} of {', '.join(counter.rules)} within {counter.within}"
         table.add_row("counter", escape(f"{line}, per {counter.per}, held {counter.hold}"))
     for one in policy.exceptions:
-        until = f"until {one.until}" + (" (ran out)" if one.until < today else "")
+        until = f"until {one.until}{_ran_out(one, today)}"
         table.add_row("exception", escape(f"{one.id}: {', '.join(one.rules)} {until}: {one.why}"))
     for overlay in policy.overlays:
         table.add_row("overlay", escape(f"{overlay.id}: {_value(overlay.scope)}"))
@@ -112,7 +122,11 @@ def _settings_table(policy: Policy, today: date) -> Table:
     return table
 
 
-def _value_table(policy: Policy) -> Table:
+def _ran_out(one: object, today: date) -> str:
+    return " (ran out)" if isinstance(one, RuleException) and one.until < today else ""
+
+
+def _value_table(policy: Policy, today: date) -> Table:
     """Every value that is not a default, and where it was written."""
     table = table_of("what", "key", "written at", "value", wraps="value")
     for rule in policy.rules:
@@ -126,7 +140,7 @@ def _value_table(policy: Policy) -> Table:
         for one in getattr(policy, kind):
             name = getattr(one, "id", "") or getattr(one, "category", "") or one.role
             told = one.scope if isinstance(one, Overlay) else one  # what it changes is seen with --for
-            table.add_row(kind, name, escape(place(one.origin)), escape(_value(told)))
+            table.add_row(kind, name + _ran_out(one, today), escape(place(one.origin)), escape(_value(told)))
     sections = canonical(policy)
     table.add_row("message", "", _place_of(policy, "message"), escape(_value(policy.message)))
     for section in SETTINGS:

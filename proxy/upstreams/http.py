@@ -11,10 +11,11 @@ import httpx
 from httpx_sse import EventSource, SSEError
 
 from ringfence.guard.exchange import Exchange
+from ringfence.guard.unicode import readable
 from ringfence.policies.types import UpstreamChoice
 from ringfence.proxy.reply import Event, UpstreamError
 from ringfence.proxy.wire import openai_chat
-from ringfence.proxy.wire.body import is_identifier, parse, readable
+from ringfence.proxy.wire.body import is_identifier, parse
 from ringfence.proxy.wire.dialect import Dialect, Reader
 from ringfence.proxy.wire.parts import is_plain
 
@@ -32,6 +33,9 @@ NAMES_OF_MODEL = frozenset({"id", "object", "owned_by", "parent", "root"})
 
 LONGEST_ANSWER = 1_000_000
 """Bytes of an answer that is asked for by `HttpUpstream.ask`."""
+
+LONGEST_LIST = 10_000_000
+"""Bytes of a list of models: a hub's has hundreds, and tells a lot of each."""
 
 
 def open_upstream(choice: UpstreamChoice) -> "HttpUpstream":
@@ -82,27 +86,23 @@ class HttpUpstream:
         """Send a body to a path below the base URL, and return the JSON of the answer as it is.
 
         Raises:
-            UpstreamError: there is no such answer, or it is longer than `LONGEST_ANSWER`.
+            UpstreamError: there is no such answer, it is longer than `LONGEST_ANSWER`, or says something twice.
         """
-        with failing_as_upstream("JSON"):
+        with failing_as_upstream("JSON that has every name once"):
             async with self._client.stream("POST", path, json=body, headers=self._for({})) as response:
-                raw = bytearray()
-                async for some in response.aiter_bytes():
-                    raw += some
-                    if len(raw) > LONGEST_ANSWER:
-                        what = f"the upstream's answer is longer than {LONGEST_ANSWER:,} bytes"
-                        raise UpstreamError(what, status=502, code="upstream_malformed")
+                raw = await _read(response, LONGEST_ANSWER)
                 if response.status_code != httpx.codes.OK:
-                    raise _refused(response.status_code, bytes(raw), response.headers)
-                return parse(raw.decode())
+                    raise _refused(response.status_code, raw, response.headers)
+                return parse(raw.decode(), once=True)
 
     async def models(self, headers: Mapping[str, str]) -> list[dict[str, Any]]:
         """Ask the upstream for its list."""
         try:
-            response = await self._client.get("models", headers=self._for(headers))
-            if response.status_code != httpx.codes.OK:
-                raise UpstreamError(f"the upstream answered {response.status_code}", status=502, code="upstream_error")
-            return [_model(item) for item in parse(response.text)["data"]]
+            async with self._client.stream("GET", "models", headers=self._for(headers)) as response:
+                if (status := response.status_code) != httpx.codes.OK:
+                    raise UpstreamError(f"the upstream answered {status}", status=502, code="upstream_error")
+                raw = await _read(response, LONGEST_LIST)
+            return [_model(item) for item in parse(raw.decode())["data"]]
         except httpx.HTTPError as error:
             raise UpstreamError(
                 f"the upstream could not be reached ({type(error).__name__})", status=502, code="upstream_unreachable"
@@ -113,12 +113,13 @@ class HttpUpstream:
             ) from error
 
     async def ready(self) -> str | None:
-        """Ask for the list of models: any answer below 500 shows that it is there."""
+        """Ask for the list of models, and read none of it: any answer below 500 shows that it is there."""
         try:
-            response = await self._client.get("models", headers=self._headers)
+            async with self._client.stream("GET", "models", headers=self._headers) as response:
+                status = response.status_code
         except httpx.HTTPError as error:
             return f"upstream {self._client.base_url} cannot be reached ({type(error).__name__})"
-        return f"upstream answers {response.status_code}" if response.status_code >= 500 else None
+        return f"upstream answers {status}" if status >= 500 else None
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -178,6 +179,16 @@ def failing_as_upstream(wanted: str) -> Iterator[None]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise UpstreamError(f"the upstream's answer is not {wanted}", status=502, code="upstream_malformed") from error
+
+
+async def _read(response: httpx.Response, most: int) -> bytes:
+    raw = bytearray()
+    async for some in response.aiter_bytes():
+        raw += some
+        if len(raw) > most:
+            what = f"the upstream's answer is longer than {most:,} bytes"
+            raise UpstreamError(what, status=502, code="upstream_malformed")
+    return bytes(raw)
 
 
 async def _chunks(response: httpx.Response, reader: Reader) -> AsyncIterator[Event]:

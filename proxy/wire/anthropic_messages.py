@@ -14,8 +14,9 @@ from annotated_types import MinLen
 from pydantic import BaseModel, ConfigDict, Field
 
 from ringfence.guard.exchange import Exchange, Kind, Part, Path, Subject, compose
+from ringfence.guard.unicode import readable
 from ringfence.proxy.reply import About, Event, Finish, Released, Stopped, Text, ToolCall
-from ringfence.proxy.wire.body import BadRequest, is_identifier, leaves, parse, readable, validated
+from ringfence.proxy.wire.body import BadRequest, is_identifier, leaves, parse, validated
 from ringfence.proxy.wire.parts import Unread, gathered, is_plain, media, with_unread
 
 DIALECT = "anthropic.messages"

@@ -9,6 +9,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ringfence.guard.exchange import Path, dotted
+from ringfence.guard.unicode import readable, whole
 
 Form = TypeVar("Form", bound=BaseModel)
 
@@ -16,7 +17,6 @@ DEEPEST = 64
 """Levels of nesting in a body; no API needs a third of it."""
 
 _IDENTIFIER = re.compile(r"[\w./:-]{0,64}\Z", re.ASCII)
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class BadRequest(ValueError):
@@ -77,14 +77,20 @@ def validated(form: type[Form], body: Mapping[str, Any], *, status: int = 400) -
         raise BadRequest(f"{where}: {first['msg']}", param=where, status=status) from None
 
 
-def parse(text: str) -> Any:
+def parse(text: str, *, once: bool = False) -> Any:
     """Return a JSON value as RFC 8259 has it.
+
+    Args:
+        once: refuse an object that has a name twice, of which otherwise the last counts.
 
     Raises:
         ValueError: it is not JSON; NaN, Infinity, floats beyond their range and integers beyond 4,300 digits are not.
         RecursionError: it is nested too deeply.
     """
-    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole)
+    pairs = _each_once if once else None
+    return json.loads(
+        text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole, object_pairs_hook=pairs
+    )
 
 
 def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
@@ -111,9 +117,11 @@ def is_identifier(text: str) -> bool:
     return _IDENTIFIER.match(text) is not None
 
 
-def readable(text: str) -> str:
-    """Return the text with what is not Unicode (lone surrogates, nulls) replaced by U+FFFD; for upstreams' text."""
-    return _SURROGATE.sub("\ufffd", text).replace("\0", "\ufffd")
+def _each_once(pairs: Sequence[tuple[str, Any]]) -> Mapping[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has a name twice")
+    return found
 
 
 def _finite(digits: str) -> float:
@@ -136,7 +144,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _refuse_unreadable(path: Path, text: str) -> None:
     where = readable(dotted(path))
-    if _SURROGATE.search(text):
+    if whole(text) != text:
         raise BadRequest(f"{where} holds a lone surrogate: it is not Unicode text", param=where)
     if "\0" in text:
         raise BadRequest(f"{where} holds a null character", param=where)

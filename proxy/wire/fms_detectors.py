@@ -14,12 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ringfence.guard.exchange import Coverage, Exchange, Judged, Kind, Part
 from ringfence.guard.guard import Guard
+from ringfence.guard.guesses import guessed
 from ringfence.policies.decide import decide, fires_on, sorted_by_part
 from ringfence.policies.types import Action, Finding, Policy, Rule, Span, Stage
 from ringfence.policies.words import root
 from ringfence.proxy.wire.body import BadRequest, is_identifier, validated
 from ringfence.proxy.wire.openai_chat import Message, request_parts
-from ringfence.proxy.wire.openai_moderations import guessed
 
 DIALECT = "fms.detectors"
 PREFIX = "/api/v1/text/"

@@ -13,8 +13,9 @@ from annotated_types import MinLen
 from pydantic import BaseModel, ConfigDict, Field
 
 from ringfence.guard.exchange import Exchange, Kind, Part, Path, Subject, compose
+from ringfence.guard.unicode import readable
 from ringfence.proxy.reply import About, Event, Finish, Likelihoods, Released, Stopped, Text, ToolCall
-from ringfence.proxy.wire.body import BadRequest, readable, validated
+from ringfence.proxy.wire.body import BadRequest, validated
 from ringfence.proxy.wire.parts import Unread, gathered, is_plain, media, with_unread
 
 DIALECT = "openai.chat"

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ringfence.guard.checks.guards.check import UNNAMED
 from ringfence.guard.exchange import Exchange, Judged, Kind, Part, image_part
 from ringfence.guard.guard import Guard
+from ringfence.guard.guesses import guessed
 from ringfence.guard.images import address_of
 from ringfence.policies.decide import alone, decide, sorted_by_part
 from ringfence.policies.types import Action, Finding, Policy, Stage
@@ -109,18 +109,6 @@ def write_results(exchange: Exchange, policy: Policy, findings: Sequence[Finding
             for group in groups
         ],
     }
-
-
-def guessed(findings: Sequence[Finding]) -> Mapping[Finding, Finding]:
-    """Return the categories that a guard's answer does not name, each with the verdict that they merely score as.
-
-    Of a text that was asked about in the clear as well, one answer may name some, and the other none: the verdict is
-    then the higher.
-    """
-    verdicts = {(one.check, one.category, one.spans): one for one in findings}
-    unnamed = (one for one in findings if UNNAMED in one.detail)
-    found = ((one, verdicts.get((one.check, one.category.rpartition(".")[0], one.spans))) for one in unnamed)
-    return {one: verdict for one, verdict in found if verdict}
 
 
 def _result(exchange: Exchange, policy: Policy, own: Sequence[Finding], group: Sequence[int]) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from typing import Any
 
 from ringfence.guard.exchange import Kind, Part, Path, compose, image_part, words
 from ringfence.guard.images import address_of
+from ringfence.guard.unicode import readable
 from ringfence.proxy.reply import Withheld
-from ringfence.proxy.wire.body import is_identifier, leaves, readable
+from ringfence.proxy.wire.body import is_identifier, leaves
 
 _NAME = re.compile(r"[a-z0-9_]{1,40}\Z")
 

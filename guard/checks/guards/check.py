@@ -24,7 +24,7 @@ from ringfence.policies.own import GuardModel
 from ringfence.policies.types import Stage
 from ringfence.policies.words import Origin
 
-METHOD = 4
+METHOD = 5
 """Part of a check's revision: raised when the same guard comes to be asked or read otherwise."""
 
 UNNAMED = "not named in the answer"

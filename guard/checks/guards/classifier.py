@@ -21,10 +21,11 @@ from ringfence.guard.checks.guards.batches import Batches, Row, due, padded
 from ringfence.guard.checks.guards.family import neutral
 from ringfence.guard.checks.guards.local import Running, seams_of
 from ringfence.guard.checks.guards.weights import Loaded, Weights, find_weights, load_weights, run_in_time
+from ringfence.guard.unicode import readable
 from ringfence.policies.document import PolicyError, Problem, did_you_mean
 from ringfence.policies.own import ClassifierModel
 
-METHOD = 2
+METHOD = 3
 """Part of a check's revision: raised when the same weights come to score otherwise."""
 
 SUFFIX = "ForSequenceClassification"
@@ -97,7 +98,7 @@ class ClassifierModelCheck:
 
     def _found(self, readings: Sequence[Passage]) -> Sequence[Sequence[Finding]]:
         running = self.warm()
-        texts = [neutral(one.text, running.specials) for one in readings]
+        texts = [neutral(readable(one.text), running.specials) for one in readings]
         until = due(readings[0].until, self._spec.timeout_s)
         with self._lock:  # a tokenizer that cuts texts off may not be used by two threads at once
             cut = [windows_of(running.loaded, text) for text in texts]
@@ -110,7 +111,8 @@ class ClassifierModelCheck:
         best: dict[str, tuple[float, Span]] = {}
         for (start, end), probabilities in windows:
             # Where something was put between its characters, nobody knows the places any more.
-            span = Span(passage.part, start, end) if text == passage.text else Span(passage.part, 0, len(passage.text))
+            length = len(passage.text)
+            span = Span(passage.part, start, end) if len(text) == length else Span(passage.part, 0, length)
             for name, score in self._scores(probabilities).items():
                 if name not in best or score > best[name][0]:
                     best[name] = score, span

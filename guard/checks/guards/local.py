@@ -28,6 +28,7 @@ from ringfence.guard.checks.guards.weights import (
     run_in_time,
 )
 from ringfence.guard.images import opened
+from ringfence.guard.unicode import readable
 from ringfence.policies.own import GuardModel
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ class LocalGuard:
 
     def clear(self, text: str) -> str:
         """Return a text without what the family or the tokenizer takes for control tokens."""
-        return neutral(neutral(text, self._family.seams), self.warm().specials)
+        return neutral(neutral(readable(text), self._family.seams), self.warm().specials)
 
     def judge(self, questions: Sequence[Question], codes: Sequence[str], until: float | None) -> Sequence[Judgement]:
         """Answer questions; see `Oracle`."""

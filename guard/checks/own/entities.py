@@ -5,7 +5,6 @@ spaCy is loaded at the first text, or by `warm`, and by no policy without this k
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from configparser import ConfigParser
 from configparser import Error as NoConfig
@@ -21,6 +20,7 @@ from typing import Any
 from ringfence.guard.check import Findable, Finding, Passage, Span
 from ringfence.guard.checks.guards.batches import due
 from ringfence.guard.stamps import Stamp, stamps
+from ringfence.guard.unicode import whole
 from ringfence.policies.document import PolicyError, Problem, did_you_mean
 from ringfence.policies.own import Entities, written_at
 
@@ -55,9 +55,6 @@ MARGIN = 200
 """At both ends of a window: what begins there is told by the next one, which reads what stands around it."""
 
 LATE = "the pipeline was not done in time (timeout_s, or the rule's seconds)"
-
-LONE = re.compile("[\ud800-\udfff]")
-"""Half a surrogate pair, for which UTF-8, and so spaCy, has no bytes."""
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
 """What spaCy raises of a pipeline that is not as it should be, or needs a library that is not here."""
@@ -140,7 +137,7 @@ class EntitiesCheck:
             Finding(
                 self.name, self._names[label], 1.0, (Span(passage.part, start, end),), f"{label}, calibrated: false"
             )
-            for start, end, label in self._read(LONE.sub("\ufffd", passage.text), until)
+            for start, end, label in self._read(whole(passage.text), until)
             if label in self._names
         ]
 
