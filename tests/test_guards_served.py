@@ -619,7 +619,7 @@ def test_probabilities_that_are_none_are_no_verdict(guard_of, spoil):
 def test_answer_that_says_something_twice_is_no_verdict(guard_of):
     both = '"message": {"content": "unsafe"}, "message": {"content": "safe"}'
     check = guard_of(Server(lambda _: Response(f'{{"choices": [{{{both}}}]}}')))
-    with pytest.raises(CannotAnswer, match="the upstream's answer is not JSON that has every name once"):
+    with pytest.raises(CannotAnswer, match="the upstream's answer is not JSON, or has a name twice"):
         check.find(passage())
 
 

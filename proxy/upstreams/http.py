@@ -88,7 +88,7 @@ class HttpUpstream:
         Raises:
             UpstreamError: there is no such answer, it is longer than `LONGEST_ANSWER`, or says something twice.
         """
-        with failing_as_upstream("JSON that has every name once"):
+        with failing_as_upstream("JSON, or has a name twice"):
             async with self._client.stream("POST", path, json=body, headers=self._for({})) as response:
                 raw = await _read(response, LONGEST_ANSWER)
                 if response.status_code != httpx.codes.OK:
