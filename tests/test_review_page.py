@@ -122,6 +122,15 @@ def test_record_shows_parts_coverage_findings_decisions_and_chain(client, store)
     assert "jo@example.org" not in text
 
 
+def test_a_finding_in_one_of_several_texts_of_a_role_names_that_text(client, store):
+    one = exchange("first")
+    one.request.append(Part(Kind.TEXT, "user", ("messages", 1, "content"), "second"))
+    one.coverage.append(Coverage("messages[1].content", Judged.JUDGED))
+    one.decisions = [Decision(Stage.INPUT, Action.LOG, findings=(Finding("c", "harm", 0.5, (Span(1, 0, 6),)),))]
+    keep(store, one)
+    assert "messages[1].content 0–6" in " ".join(Markup(client.get(f"/audit/{one.id}").text).text.split())
+
+
 @pytest.mark.parametrize("keeping", ["masked", "full", "none"])
 def test_every_way_of_keeping_text_has_a_page(client, store, keeping):
     media = exchange("see picture", error="UpstreamError: gone")
