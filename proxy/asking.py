@@ -157,7 +157,12 @@ class Asking(Generic[T]):
             raise CannotAnswer(f"{self.who}: {error}; {todo}") from None
 
     async def _all(self, questions: Sequence[Question[T]]) -> Sequence[T]:
-        return await asyncio.gather(*map(self._tried, questions))
+        tried = [asyncio.ensure_future(self._tried(question)) for question in questions]
+        try:
+            return await asyncio.gather(*tried)
+        finally:
+            for one in tried:  # where one has failed, nobody waits for the others
+                one.cancel()
 
     async def _tried(self, question: Question[T]) -> T:
         try:

@@ -881,6 +881,34 @@ def test_nobody_waits_longer_than_the_passage_does_and_the_question_is_taken_bac
     wait_until(server.left.is_set)
 
 
+def test_where_one_question_fails_the_others_are_taken_back(guard_of, wait_until):
+    class Torn(Server):
+        """Says nothing in answer to the first question that comes, and nothing at all to the others."""
+
+        def app(self):
+            app, all_there = FastAPI(), anyio.Event()
+
+            @app.post("/v1/chat/completions")
+            async def take(request: Request) -> Response:
+                self.asked.append(json.loads(await request.body()))
+                first = len(self.asked) == 1
+                if first:
+                    await all_there.wait()
+                else:
+                    if len(self.asked) == 4:
+                        all_there.set()
+                    await request.receive()  # until the caller is gone
+                    self.left.set()
+                return JSONResponse({"choices": []})
+
+            return app
+
+    server = Torn(said("No"))
+    with pytest.raises(CannotAnswer, match="is no verdict"):
+        guard_of(server, "shieldgemma", timeout_s=60).find(passage())
+    wait_until(server.left.is_set)
+
+
 def test_the_policys_own_timeout_holds_too_and_blocks(guard_of):
     check = guard_of(Server(said("safe"), hold=threading.Event()), timeout_s=0.3)
     decision = decision_of(check)
