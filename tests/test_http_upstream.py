@@ -20,7 +20,7 @@ from ringfence.proxy.app import create_app
 from ringfence.proxy.reply import UpstreamError
 from ringfence.proxy.service import Service
 from ringfence.proxy.upstreams import UnknownUpstream, open_upstream
-from ringfence.proxy.upstreams.http import LONGEST_LIST, HttpUpstream
+from ringfence.proxy.upstreams.http import LONGEST_ANSWER, LONGEST_LIST, LONGEST_REPLY, HttpUpstream
 from ringfence.proxy.upstreams.http import open_upstream as open_http
 
 LONG = "There is a lot to say about it and little of it is new. " * 6
@@ -417,6 +417,19 @@ def test_a_stream_that_breaks_off_is_an_error(front: Callable[..., tuple[openai.
     client, _ = front(lambda _: sse(chunk({"content": LONG}), {"error": {"message": "out of memory"}}))
     with pytest.raises(openai.APIError, match="out of memory"):
         list(ask(client, stream=True))
+
+
+@pytest.mark.parametrize(
+    ("status", "size", "told"), [(200, LONGEST_REPLY, "64,000,000 bytes"), (500, LONGEST_ANSWER, "1,000,000 bytes")]
+)
+def test_an_answer_of_no_end_is_not_read_to_it(
+    front: Callable[..., tuple[openai.OpenAI, Vendor]], status: int, size: int, told: str
+) -> None:
+    packed = gzip.compress(b" " * (size + 1))
+    client, _ = front(lambda _: Response(packed, status, {"content-encoding": "gzip"}, "application/json"))
+    with pytest.raises(openai.APIStatusError, match=f"the upstream's answer is longer than {told}") as caught:
+        ask(client)
+    assert (caught.value.status_code, caught.value.code) == (502, "upstream_malformed")
 
 
 def test_an_upstream_that_is_not_there_is_a_502(

@@ -34,6 +34,9 @@ NAMES_OF_MODEL = frozenset({"id", "object", "owned_by", "parent", "root"})
 LONGEST_ANSWER = 1_000_000
 """Bytes of an answer that is asked for by `HttpUpstream.ask`."""
 
+LONGEST_REPLY = 64_000_000
+"""Bytes of a model's whole reply, or of several; the longest that models give are a few megabytes."""
+
 LONGEST_LIST = 10_000_000
 """Bytes of a list of models: a hub's has hundreds, and tells a lot of each."""
 
@@ -135,18 +138,18 @@ async def ask(
     """Send a request and read the answer as its API has it, streamed or whole; closing hangs up.
 
     Raises:
-        UpstreamError: there is no such answer.
+        UpstreamError: there is no such answer, or it is longer than `LONGEST_REPLY`.
     """
     with failing_as_upstream(f"one of {dialect.DIALECT}"):
         response = await client.send(request, stream=True)
         try:
             if response.status_code != httpx.codes.OK:
-                raise _refused(response.status_code, await response.aread(), response.headers)
+                raise _refused(response.status_code, await _read(response, LONGEST_ANSWER), response.headers)
             if streamed:
                 async for event in _chunks(response, dialect.ChunkReader()):
                     yield event
             else:
-                for event in dialect.read_reply(parse((await response.aread()).decode())):
+                for event in dialect.read_reply(parse((await _read(response, LONGEST_REPLY)).decode())):
                     yield event
         finally:
             await response.aclose()
