@@ -201,8 +201,7 @@ class Pipeline:
             budgets = [rule.seconds for rule, _ in rules.values() if rule.seconds is not None]
             seconds = min([*budgets, self.policy.limits.check_seconds])
             check = self._second[stage][name]
-            categories = tuple(dict.fromkeys(to for _, to in rules.values()))
-            order = _Order(check, categories, seconds, reads_of(check), frozenset())
+            order = _Order.of(check, (to for _, to in rules.values()), seconds)
             may = any(self.may_ask(rule) for rule, _ in rules.values())  # one of them pays
             running.append((order, of[part], self._start(order, [of[part]], now + seconds) if may else ()))
         for order, passage, shares in running:
@@ -213,7 +212,7 @@ class Pipeline:
         """Have a check read what is for it: texts and images apart, so that failing of one it has read the other."""
         shown = [replace(one, until=until) for one in passages if is_about(order.roles, one.voice)]
         groups = ([one for one in shown if one.form == form] for form in sorted(order.reads))
-        return [share for group in groups for share in self.threads.start(order.check, group)]
+        return [share for group in groups for share in self.threads.start(order.check, group, asks=order.asks)]
 
     def _settle(self, order: "_Order", shares: Sequence[Share], deadline: float, of: int = 0) -> Iterator[Finding]:
         """Yield what a check found, and for each category why it could not answer; note whether it did."""
@@ -318,6 +317,7 @@ class _Order:
     Attributes:
         reads: in which form.
         roles: by whom; everybody's where none is named.
+        asks: whether it asks somebody.
     """
 
     check: Check
@@ -325,6 +325,15 @@ class _Order:
     seconds: float
     reads: frozenset[Form]
     roles: frozenset[Voice]
+    asks: bool
+
+    @classmethod
+    def of(
+        cls, check: Check, categories: Iterable[str], seconds: float, roles: frozenset[Voice] = frozenset()
+    ) -> "_Order":
+        """Return the order for a check to look for some categories."""
+        named = tuple(dict.fromkeys(categories))
+        return cls(check, named, seconds, reads_of(check), roles, isinstance(check, Distant))
 
 
 def _orders(policy: Policy, stage: Stage, checks: Iterable[Check], owners: Mapping[str, Check]) -> Iterator[_Order]:
@@ -337,10 +346,10 @@ def _orders(policy: Policy, stage: Stage, checks: Iterable[Check], owners: Mappi
         if mine:
             budgets = [rule.seconds for rule, _, _ in mine if rule.seconds is not None]
             asked = [one[1:] for one in mine] + [one for one in doubting if owners.get(root(one[0])) is check]
-            categories = tuple(dict.fromkeys(category for category, _ in asked))
             named = [roles for _, roles in asked]
             roles = frozenset(role for some in named for role in some) if all(named) else frozenset()
-            yield _Order(check, categories, min([*budgets, policy.limits.check_seconds]), reads_of(check), roles)
+            seconds = min([*budgets, policy.limits.check_seconds])
+            yield _Order.of(check, (category for category, _ in asked), seconds, roles)
 
 
 def _second(

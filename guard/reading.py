@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeAlias
 
-from ringfence.guard.check import CannotAnswer, Check, Distant, Finding, Passage, refuse_nan
+from ringfence.guard.check import CannotAnswer, Check, Finding, Passage, refuse_nan
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +32,14 @@ class Threads:
         self._here = ThreadPoolExecutor(max_workers=32, thread_name_prefix="check")
         self._asking = ThreadPoolExecutor(max_workers=64, thread_name_prefix="asking")
 
-    def start(self, check: Check, passages: Sequence[Passage]) -> Sequence[Share]:
-        """Have a check read passages, in order; where it asks somebody, several at the same time."""
-        distant = isinstance(check, Distant)
-        pool = self._asking if distant else self._here
-        size = -(-len(passages) // AT_ONCE) if distant else len(passages)
+    def start(self, check: Check, passages: Sequence[Passage], *, asks: bool) -> Sequence[Share]:
+        """Have a check read passages, in order.
+
+        Args:
+            asks: whether it asks somebody: then several are read at the same time.
+        """
+        pool = self._asking if asks else self._here
+        size = -(-len(passages) // AT_ONCE) if asks else len(passages)
         parts = [passages[start : start + size] for start in range(0, len(passages), size or 1)]
         return [(part, pool.submit(read, check, part)) for part in parts]
 
