@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, M
 from concurrent.futures import TimeoutError as Overrun
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
+from functools import partial
 from itertools import chain
 from time import monotonic
 from typing import Literal
@@ -171,7 +172,8 @@ class Pipeline:
         findings = self.mark(findings, passages, who or {}, datetime.now(UTC).date())
         if not self._second[stage]:
             return findings
-        doubted = [escalations(self.policy, stage, some) for some in (by_text(findings) if apart else [findings])]
+        each = by_text(findings, [one.part for one in passages]) if apart else [findings]
+        doubted = [escalations(self.policy, stage, some) for some in each]
         return [*findings, *self._ask(stage, passages, chain.from_iterable(doubted))]
 
     def _unfitted(self) -> Iterator[Problem]:
@@ -239,7 +241,7 @@ class Pipeline:
         self, stage: Stage, passages: Sequence[Passage], findings: Sequence[Finding], apart: bool = False
     ) -> Decision:
         """Have the policy decide on what was found in the passages, and tell the caller in the user's language."""
-        said = decide_apart if apart else decide
+        said = partial(decide_apart, texts=[one.part for one in passages]) if apart else decide
         decision = said(self.policy, stage, findings, self._language(stage, passages))
         unheard = dict(_unheard(self._orders[stage], passages))
         return replace(decision, unheard=unheard) if unheard else decision

@@ -87,13 +87,18 @@ def decide(policy: Policy, stage: Stage, findings: Iterable[Finding], language: 
     )
 
 
-def decide_apart(policy: Policy, stage: Stage, findings: Iterable[Finding], language: str = "") -> Decision:
+def decide_apart(
+    policy: Policy, stage: Stage, findings: Iterable[Finding], language: str = "", texts: Collection[int] = ()
+) -> Decision:
     """Return what the policy says where the texts have nothing to do with each other: each is decided by itself.
 
     The strongest action wins; what rules did in any text is told.
+
+    Args:
+        texts: all of them, by number.
     """
     found = tuple(findings)
-    each = [decide(policy, stage, some, language) for some in by_text(found)]
+    each = [decide(policy, stage, some, language) for some in by_text(found, texts)]
     winner = strongest(one.action for one in each)
     deciding = [one for one in each if one.action is winner]
     rules = tuple(dict.fromkeys(rule for one in deciding for rule in one.rules))
@@ -115,11 +120,12 @@ def decide_apart(policy: Policy, stage: Stage, findings: Iterable[Finding], lang
     )
 
 
-def by_text(found: Sequence[Finding]) -> Iterator[Sequence[Finding]]:
-    """Yield what is about no text in particular, and what was found in each together with that."""
+def by_text(found: Sequence[Finding], texts: Collection[int]) -> Iterator[Sequence[Finding]]:
+    """Yield of each text what was found in it, together with what is about none in particular; that alone of none."""
     everywhere, by_part = sorted_by_part(found)
-    yield everywhere
-    yield from ([*everywhere, *own] for own in by_part.values())
+    yield from ([*everywhere, *by_part.get(one, ())] for one in texts)
+    if not texts:
+        yield everywhere
 
 
 def sorted_by_part(found: Iterable[Finding]) -> tuple[Sequence[Finding], Mapping[int, Sequence[Finding]]]:

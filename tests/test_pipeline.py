@@ -223,6 +223,14 @@ def test_a_text_that_cannot_be_read_says_nothing_of_those_beside_it() -> None:
     assert [(one.spans, one.error) for one in every] == [((), "nobody can read that")]  # about all of them
 
 
+def test_texts_that_are_apart_are_decided_each_and_nothing_beside_them(checks: dict[str, Check]) -> None:
+    unless = Rule("r", "broken", Action.BLOCK, when=Condition(not_=Condition(category="number")))
+    pipeline = Pipeline(Policy("p", (unless,)), {"forgetful": Forgetful("user"), **checks})
+    texts = [passage("it is 12345"), passage("it is 54321", 1)]
+    assert pipeline.judge(Stage.INPUT, texts, apart=True).action is Action.ALLOW
+    assert pipeline.judge(Stage.INPUT, [*texts, passage("it is not", 2)], apart=True).action is Action.BLOCK
+
+
 @dataclass
 class Asking:
     """Asks somebody, who answers once three are asked about."""

@@ -316,7 +316,7 @@ def _key(body: Body, lens: _Lens) -> tuple[Any, ...]:
             tuple(one.get("overlays", ())),
             tuple((check, tuple(roles)) for check, roles in one.get("unheard", {}).items()),
             *sorted({*_marks(one, parts, lens)}),
-            *(_shared(one) if body.get("apart") else ()),
+            *(_shared(one, parts) if body.get("apart") else ()),
         )
         for one in body["decisions"]
     )
@@ -345,8 +345,9 @@ def _fired(body: Body, windows: Sequence[StreamSettings]) -> Iterator[tuple[Any,
         yield (at_once, *map(frozenset, rules))
 
 
-def _shared(decision: Body) -> Iterator[tuple[Any, ...]]:
-    """Yield in which texts everything was found, of those that are apart: what is in one of them counts there alone."""
+def _shared(decision: Body, parts: Sequence[Body]) -> Iterator[tuple[Any, ...]]:
+    """Yield whose the texts are that are apart, and in which of them everything was found: it counts there alone."""
+    yield tuple(part["role"] for part in parts)
     for finding in decision["findings"]:
         yield finding["category"], finding["score"], *sorted({span["part"] for span in finding["spans"]})
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 
 from ringfence.guard.check import Check, Versioned, own_checks
@@ -144,7 +145,8 @@ class Side:
         alike = self._alike(policy, recorded, decider, known.absent) if parted else frozenset()
         here, torn = _in_windows(policy, recorded, found, alike) if parted else (policy, {})
         gaps, lacking = known.gaps(here, recorded, found)
-        said = decide_apart if past.apart and stage is Stage.INPUT else decide
+        texts = [part for part, role in enumerate(past.roles) if role not in self._exempt]
+        said = partial(decide_apart, texts=texts) if past.apart and stage is Stage.INPUT else decide
         decision, opened = decided(said, here, stage, [_spared(one, unsure) for one in found], gaps)
         without, unspared = decided(said, here, stage, found, gaps) if unsure else (decision, opened)
         opened = [rule for rule in dict.fromkeys([*opened, *unspared]) if _adds(rule.action, decision.action)]
