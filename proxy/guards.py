@@ -247,9 +247,14 @@ def _probabilities(family: Family, form: Form, judged: Judgement, tokens: Tokens
                 if word := _begun(other.strip(), words):
                     mass[word] += chance
             total = sum(mass.values())
-            # Of a word that is told alone, what the others might have had is not known. Where safe was likelier than
-            # the unsafe word that is written, or other words than all of these, they cannot be believed.
-            fit = total >= LEAST and len(tops) > 1 and mass[words[said]] >= mass[family.safe]
+            if len(tops) == 1:  # told alone: of two words the other has the rest, at most; of more, nobody knows
+                if len(mass) > 2 or total < LEAST:
+                    return None
+                (other_word,) = mass.keys() - {words[said]}
+                mass[other_word], total = max(0.0, 1 - total), max(1.0, total)
+            # Where safe was likelier than the unsafe word that is written, or other words than all of these, they
+            # cannot be believed.
+            fit = total >= LEAST and mass[words[said]] >= mass[family.safe]
             return {word: mass[word] / total for word in family.unsafe} if fit else None
         before += token
     return None

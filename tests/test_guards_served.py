@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import socket
 import threading
 from base64 import b64encode
@@ -360,8 +361,7 @@ def test_a_word_in_pieces_is_not_taken_for_another(guard_of):
     written = '{"User Safety": "unsafe"}'
     tokens = ['{"', "User", " Safety", '":', ' "', "un", "safe", '"}']
     found = guard_of(Server(said(written, tokens, 0.01, ("safe", "unsafe"))), "nemoguard").find(passage())
-    assert found[0].score == 1.0
-    assert found[0].detail == "calibrated: false"
+    assert (found[0].score, found[0].detail) == (0.99, "")  # of `un`
 
 
 def test_beginning_of_a_word_that_decides_counts_for_it(guard_of):
@@ -422,15 +422,27 @@ def test_certainty_that_rounding_put_above_one_is_certainty(guard_of, logprob):
     assert (found[0].score, found[0].detail) == (1.0, "")
 
 
-@pytest.mark.parametrize("alternatives", [None, [], [{"token": "safe", "logprob": -0.357}]])
-@pytest.mark.parametrize("written", ["safe", "unsafe\nS2"])
-def test_probability_of_a_word_that_is_told_alone_is_no_score(guard_of, written, alternatives):
-    content = [{"token": written.split()[0], "logprob": -0.357, "top_logprobs": alternatives}]
-    if alternatives:
-        content[0]["top_logprobs"] = [{"token": written.split()[0], "logprob": -0.357}]
+@pytest.mark.parametrize("itself", [False, True])
+@pytest.mark.parametrize("alternatives", [None, []])
+@pytest.mark.parametrize(
+    ("kind", "written", "chance", "score", "detail"),
+    [
+        ("llama-guard-3", "safe", 0.7, 0.3, ""),
+        ("llama-guard-3", "safe", 1.0, 0.0, ""),
+        ("llama-guard-3", "unsafe\nS2", 0.8, 0.8, ""),
+        ("llama-guard-3", "safe", 0.4, 0.0, "calibrated: false"),
+        ("llama-guard-3", "unsafe\nS2", 0.4, 1.0, "calibrated: false"),
+        ("qwen3guard", "Safety: Safe\nCategories: None", 0.7, 0.0, "calibrated: false"),  # two others
+    ],
+)
+def test_of_two_words_the_one_that_is_not_told_of_has_the_rest(
+    guard_of, kind, written, chance, score, detail, alternatives, itself
+):
+    token = {"token": re.findall("(?i)(?:un)?safe(?!t)", written)[0], "logprob": math.log(chance)}
+    content = [{**token, "top_logprobs": [token] if itself else alternatives}]
     choice = {"message": {"content": written}, "logprobs": {"content": content}}
-    found = guard_of(Server(lambda _: JSONResponse({"choices": [choice]}))).find(passage())
-    assert (found[0].score, found[0].detail) == (float(written != "safe"), "calibrated: false")
+    found = guard_of(Server(lambda _: JSONResponse({"choices": [choice]})), kind).find(passage())
+    assert (found[0].score, found[0].detail) == (score, detail)
 
 
 def places(*each):
