@@ -317,6 +317,7 @@ class ReplyGuard:
     def _remember(self, part: Part, decision: Decision | None, coverage: Coverage) -> None:
         if decision is not None:
             self._exchange.decisions.append(_at_part(decision, len(self._exchange.reply)))
+            self._exchange.revisions |= self._pipeline.revisions
         self._exchange.reply.append(part)
         self._exchange.coverage.append(coverage)
 

@@ -95,10 +95,12 @@ def _of_rule(
 ) -> Iterator[Problem]:
     """Yield what is odd about one rule of a policy, be it beside others or by itself."""
     if stronger := beside.stronger(rule):
+        hides = rule.action is Action.REWRITE and policy.audit.text == "masked"
         yield Problem(
             rule.origin,
             f"rule '{rule.id}' never decides: '{stronger.id}' ({stronger.origin}) asks for {stronger.action} "
-            f"from {stronger.threshold:g} on, where this one asks for {rule.action} from {rule.least:g}",
+            f"from {stronger.threshold:g} on, where this one asks for {rule.action} from {rule.least:g}"
+            + (", and only hides on record what it finds" if hides else ""),
         )
     elif same := beside.saying_the_same(rule):
         what = f"rule '{rule.id}' adds nothing: '{same.id}' ({same.origin}) asks for {same.action} wherever it does"

@@ -55,7 +55,7 @@ def test_a_judge_that_cannot_be_asked_is_told_in_a_line_with_its_place_and_what_
     assert done.stderr == (
         "ringfence check: the check 'gossip' could not answer: judge ('gossip'): the upstream could not be reached, or "
         "broke off (ConnectError); check that http://127.0.0.1:9/v1 is up and serves 'x'; mend what "
-        f"{tmp_path}/policy.yaml:6:5 asks for, or say with 'on_error' what its rules do without it\n"
+        f"{tmp_path}/policy.yaml:6:5 asks for\n"
     )
     assert "log by failed:gossip" in done.stdout
     assert json.loads(check(UNANSWERED, {}, "--json").stdout)["rules"] == ["failed:gossip"]

@@ -176,6 +176,17 @@ def test_where_no_rule_is_about_any_text_no_check_is_run_and_the_record_says_tha
     assert decisions_of(body)[0].unheard == {"word-bomb": ("user",)}
 
 
+def test_record_of_a_reply_alone_names_the_versions_that_judged_it(checks: dict[str, Check]) -> None:
+    checks["word-bomb"].revision = "b-1"  # type: ignore[attr-defined]
+    guard = Guard(Policy("p", (Rule("bombs", "bomb", Action.BLOCK),)), checks=checks)
+    exchange = Exchange("test", "m", [Part(Kind.TEXT, "user", ("m", 0), "hello")])
+    reply = guard.open_reply(exchange)
+    reply.feed(("r", 0), "fine")
+    reply.release(("r", 0), last=True)
+    reply.finish()
+    assert exchange.revisions == {"word-bomb": "b-1"}
+
+
 @dataclass
 class Forgetful:
     """Cannot read what one role says."""

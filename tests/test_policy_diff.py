@@ -902,6 +902,31 @@ def test_condition_holds_in_a_window_of_a_reply_or_not_and_not_in_all_of_it(db, 
     assert (found.reproduced, found.changed) == (1, found.blocked.gained + found.blocked.lost)
 
 
+def test_message_by_language_is_no_hindrance_where_an_exception_may_have_spared_something(db):
+    known = RuleException("known", ("harm",), date(2027, 1, 1), "known", pattern="ann@.*")
+    told = replace(HARM, message={"en": "No.", "de": "Nein."})
+    old = policy(told, text="none")
+    say(db, old, "war war war")
+    more = Rule("hidden", "hidden", Action.BLOCK, message={"en": "No.", "de": "Nein."})
+    found = replay(db, old, policy(told, more, exceptions=(known,), revision="new", text="none"), CHECKS)
+    assert (found.exchanges, found.changed, found.undecided) == (1, 0, 1)
+
+
+@pytest.mark.parametrize("change", [{"at_least": 1}, {"hold": "10m"}, {"at_least": 3}])
+def test_counter_counts_as_it_stood_where_another_policy_counts_otherwise(db, change):
+    counter = Counter("wars", ("harm",), 2, "10m", "5m")
+    pause = Rule("pause", "count.wars", Action.BLOCK, stages=(Stage.INPUT,))
+    old = policy(HARM, pause, counters=(counter,), text="none")
+    guard = Guard(old, checks=CHECKS, store=Store.open(db))
+    for text in ("war war war", "war war war", "peace", "peace"):
+        exchange = Exchange("test", "m", [Part(Kind.TEXT, "user", ("messages", 0), text)])
+        guard.judge_request(exchange)
+        guard.record(exchange)
+    guard.store.close()
+    found = replay(db, old, replace(old, counters=(replace(counter, **change),), revision="new"), CHECKS)
+    assert (found.blocked.old, found.blocked.new, found.changed) == (4, 4, 0)
+
+
 def test_rule_that_is_as_it_was_made_of_the_windows_what_is_on_record(db):
     old = policy(TORN, *LOOKING, checks=(RED,), text="none")
     say(db, old, "peace", reply=LONG)

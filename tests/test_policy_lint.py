@@ -58,7 +58,7 @@ def test_lint_warns_of_rules_that_never_decide_or_have_no_case():
     told = [str(one) for one in lint(policy, [], TODAY)]
     assert told[0] == (
         "<memory>:5:5: rule 'mail' never decides: 'all' (<memory>:4:5) asks for block from 0.4 on, "
-        "where this one asks for rewrite from 0.5"
+        "where this one asks for rewrite from 0.5, and only hides on record what it finds"
     )
     assert "rule 'early' asks for rewrite in vain from 0.4 on: there 'all'" in told[1]
     assert len(told) == 6

@@ -149,7 +149,8 @@ class Side:
         said = partial(decide_apart, texts=texts) if past.apart and stage is Stage.INPUT else decide
         decision, opened = decided(said, here, stage, [_spared(one, unsure) for one in found], gaps)
         without, unspared = decided(said, here, stage, found, gaps) if unsure else (decision, opened)
-        opened = [rule for rule in dict.fromkeys([*opened, *unspared]) if _adds(rule.action, decision.action)]
+        opened = [*opened, *(rule for rule in unspared if rule not in opened)]
+        opened = [rule for rule in opened if _adds(rule.action, decision.action)]
         torn = {rule: asks for rule, asks in torn.items() if _adds(asks, decision.action)}
         could, excepted = [*torn.values()], set[str]()
         if (without.action, without.rewrites) != (decision.action, decision.rewrites):
@@ -283,7 +284,8 @@ class Side:
         found = []
         for place, one in enumerate(recorded.findings):
             by_input = recorded.stage is Stage.INPUT and bool(one.spans)
-            if _source(one) in known.absent or one.category in known.unseen:
+            # A counter counts as it stood, also where another policy counts otherwise.
+            if root(one.category) in known.absent or one.category in known.unseen:
                 continue
             if by_input and past.roles[one.spans[0].part] in self._exempt:
                 continue
@@ -345,7 +347,3 @@ def _spared(finding: Finding, exceptions: Sequence[str]) -> Finding:
     if not exceptions or finding.error is not None:
         return finding
     return replace(finding, excepted=(*finding.excepted, *exceptions))
-
-
-def _source(finding: Finding) -> str:
-    return finding.category if root(finding.category) == "count" else root(finding.category)

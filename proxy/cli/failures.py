@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from ringfence.guard import reading
-from ringfence.policies.types import Decision, Policy
+from ringfence.policies.types import Action, Decision, Policy
 from ringfence.proxy.review.visible import visible
 
 MOST = 300
@@ -42,11 +42,14 @@ def kept() -> Iterator[Mapping[str, str]]:
 def lines(decision: Decision, raised: Mapping[str, str], policy: Policy) -> list[str]:
     """Return a line for each check that could not answer: which, why, and what to do about it."""
     written = {own.category: own.origin for own in policy.checks}
+    # Where a rule says so itself already, it needs no hint.
+    unsaid = any(rule.on_error is Action.BLOCK for rule in policy.rules if rule.id in decision.unanswered)
+    hint = ", or say with 'on_error' what its rules do without it" if unsaid else ""
     found = []
     for check, error in dict.fromkeys((one.check, one.error) for one in decision.findings if one.error is not None):
         what = f"what {written[check]} asks for" if check in written else "what it needs"
         told = f"the check '{check}' could not answer: {raised.get(check, error)}"
-        found.append(visible(f"{told}; mend {what}, or say with 'on_error' what its rules do without it"))
+        found.append(visible(f"{told}; mend {what}{hint}"))
     return found
 
 

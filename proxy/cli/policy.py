@@ -57,7 +57,7 @@ from ringfence.proxy.cli.diff import diff
 from ringfence.proxy.cli.failures import kept
 from ringfence.proxy.cli.junit import junit_of
 from ringfence.proxy.cli.policy_show import as_json as policy_as_json
-from ringfence.proxy.cli.policy_show import print_policy, who_of
+from ringfence.proxy.cli.policy_show import in_words, print_policy, who_of
 from ringfence.proxy.cli.table import coloured, place, table_of
 from ringfence.proxy.review.visible import visible
 from ringfence.proxy.settings import policy_path
@@ -424,17 +424,13 @@ def _verdict_row(one: Verdict) -> Iterator[Text]:
 
 def _flip_text(flip: Flip) -> Text:
     changes = [
-        f"  {change.rule}: {change.key} {_shown(change.old)} → {_shown(change.new)}"
+        f"  {change.rule}: {change.key} {in_words(change.old)} → {in_words(change.new)}"
         + (f" (overlay {change.overlay})" if change.overlay else "")
         for change in flip.changes
     ]
     changes += [f"  exception {name}: ended" for name in flip.ended]
     bound = f"{flip.bound} " if flip.bound else ""
     return Text.assemble(f"It would have been {bound}", coloured(flip.action), " with\n", "\n".join(changes))
-
-
-def _shown(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else json.dumps(value) if isinstance(value, bool) else str(value)
 
 
 def _explanation_as_json(why: Explanation, texts: Sequence[str]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What `ringfence policy show` prints: the policy in effect, and where each of its values was written."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
@@ -92,9 +93,9 @@ def _rule_table(policy: Policy) -> Table:
 
 def _action(rule: Rule) -> Text:
     """Return what a rule asks for, and whatever of it a hasty reader should not miss."""
-    notes = [f"on error: {_value(rule.on_error)}"] if rule.on_error is not Action.BLOCK else []
+    notes = [f"on error: {in_words(rule.on_error)}"] if rule.on_error is not Action.BLOCK else []
     notes += [f"escalates {rule.escalate}"] if rule.escalate else []
-    notes += [f"{key}: {_value(value)}" for key, value in (("roles", rule.roles), ("when", rule.when)) if value]
+    notes += [f"{key}: {in_words(value)}" for key, value in (("roles", rule.roles), ("when", rule.when)) if value]
     notes += ["shadow"] if rule.shadow else []
     return Text.assemble((rule.action, COLOURS[rule.action]), f" ({'; '.join(notes)})" if notes else "")
 
@@ -115,10 +116,10 @@ def _settings_table(policy: Policy, today: date) -> Table:
         until = f"until {one.until}{_ran_out(one, today)}"
         table.add_row("exception", escape(f"{one.id}: {', '.join(one.rules)} {until}: {one.why}"))
     for overlay in policy.overlays:
-        table.add_row("overlay", escape(f"{overlay.id}: {_value(overlay.scope)}"))
+        table.add_row("overlay", escape(f"{overlay.id}: {in_words(overlay.scope)}"))
     sections = canonical(policy)
     for name in ("message", *SETTINGS):
-        table.add_row(name, escape(_value(sections[name])))
+        table.add_row(name, escape(in_words(sections[name])))
     return table
 
 
@@ -132,7 +133,7 @@ def _value_table(policy: Policy, today: date) -> Table:
     for rule in policy.rules:
         name = rule.id
         for key, value in _written(rule):
-            table.add_row(name, key, _place_of(rule, key), escape(_value(value)))
+            table.add_row(name, key, _place_of(rule, key), escape(in_words(value)))
             name = ""
     for removal in policy.removed:
         table.add_row("removed", removal.rule, escape(place(removal.origin)), escape(f"by {removal.by}"))
@@ -140,12 +141,12 @@ def _value_table(policy: Policy, today: date) -> Table:
         for one in getattr(policy, kind):
             name = getattr(one, "id", "") or getattr(one, "category", "") or one.role
             told = one.scope if isinstance(one, Overlay) else one  # what it changes is seen with --for
-            table.add_row(kind, name + _ran_out(one, today), escape(place(one.origin)), escape(_value(told)))
+            table.add_row(kind, name + _ran_out(one, today), escape(place(one.origin)), escape(in_words(told)))
     sections = canonical(policy)
-    table.add_row("message", "", _place_of(policy, "message"), escape(_value(policy.message)))
+    table.add_row("message", "", _place_of(policy, "message"), escape(in_words(policy.message)))
     for section in SETTINGS:
         for key, value in sections[section].items():
-            table.add_row(section, key, _place_of(policy, f"{section}.{key}"), escape(_value(value)))
+            table.add_row(section, key, _place_of(policy, f"{section}.{key}"), escape(in_words(value)))
     return table
 
 
@@ -163,18 +164,20 @@ def _written(rule: Rule) -> Iterator[tuple[str, object]]:
             yield f.name, "null"
 
 
-def _value(value: object) -> str:
-    """Return a value in one line, as a person would write it down."""
+def in_words(value: object) -> str:
+    """Return a value in one line, as a person would write it down in YAML."""
     match value:
         case Degrade():
             return f"degrade to {value.degrade}"
         case Mapping():
             said = ((key, item) for key, item in value.items() if item not in (None, "", [], {}) and key not in PLACES)
-            return ", ".join(f"{key} {_value(item)}" for key, item in said)
+            return ", ".join(f"{key} {in_words(item)}" for key, item in said)
         case str():
             return value
         case tuple() | list():
-            return ", ".join(map(_value, value))
-        case bool() | float() | int() | None:
-            return str(value)
-    return _value(TypeAdapter(type(value)).dump_python(value, mode="json", by_alias=True))
+            return ", ".join(map(in_words, value))
+        case float():
+            return f"{value:g}"
+        case bool() | int() | None:
+            return json.dumps(value)
+    return in_words(TypeAdapter(type(value)).dump_python(value, mode="json", by_alias=True))

@@ -162,5 +162,9 @@ def _say_what_to_type(url: str, model: str, service: Service) -> None:
         body = json.dumps({"model": model, "max_tokens": 80, "messages": [{"role": "user", "content": prompt}]})
         console.print(f"# {what}", style="dim")
         console.print(f"curl -s {url}/v1/chat/completions{shown} -d '{body}'\n", markup=False)
-    console.print("# what was decided, and why", style="dim")
+    without = settings.needs_key and not settings.api_key
+    if without:
+        console.print("# where $KEY is one of the keys that --keys lists\n", style="dim", markup=False)
+    told = ": only for the operator, whose key RINGFENCE_API_KEY names, and it is not set" if without else ""
+    console.print(f"# what was decided, and why{told}", style="dim")
     console.print(f"{url}/audit\n")
