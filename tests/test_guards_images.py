@@ -221,13 +221,13 @@ def llama_template():
     parts = {}
     for role, what in (("user", "user only"), ("assistant", "user and assistant")):
         prompt = golden["exchanges"][what]["questions"][0]["prompt"]
-        before, _, rest = prompt.partition("<BEGIN CONVERSATION>\n\n")
-        parts[role] = json.dumps([before + "<BEGIN CONVERSATION>\n\n", rest[rest.index("<END CONVERSATION>") :]])
+        before, _, rest = prompt.partition("<BEGIN CONVERSATION>\n")
+        parts[role] = json.dumps([before + "<BEGIN CONVERSATION>\n", rest[rest.index("<END CONVERSATION>") :]])
     return (
         f"{{%- set around = ({parts['assistant']}) if messages[-1].role == 'assistant' else ({parts['user']}) -%}}"
         "{%- set names = {'user': 'User', 'assistant': 'Agent'} -%}{{- bos_token + around[0] -}}"
         "{%- for message in messages -%}{{- names[message.role] + ': ' -}}{%- for part in message.content -%}"
-        "{{- '<|image|>' if part.type == 'image' else part.text | trim -}}{%- endfor -%}{{- '\n\n' -}}{%- endfor -%}"
+        "{{- '<|image|>' if part.type == 'image' else part.text | trim -}}{%- endfor -%}{{- '\\\\n\\\\n\n\n' -}}{%- endfor -%}"
         "{{- around[1] -}}"
     )
 

@@ -62,16 +62,18 @@ ALTERNATING = (
 )
 
 
-def llama_guard(start, end, stop, categories):
-    """Llama Guard's template as Jinja, written from the model card."""
+def llama_guard(start, end, stop, categories, by="according", begun="\\n\\n", said="\\n\\n"):
+    """Llama Guard's template as Jinja, written from the model card; of 4, from what it makes of two exchanges."""
     return (
         ALTERNATING
         + "{%- set names = {'user': 'User', 'assistant': 'Agent'} -%}{%- set last = names[messages[-1].role] -%}"
         + f"{{{{- bos_token + '{start}user{end}\\n\\nTask: Check if there is unsafe content in \\'' + last + '\\' messages in "
-        + "conversations according our safety policy with the below categories.\\n\\n<BEGIN UNSAFE CONTENT CATEGORIES>\\n' -}}"
+        + f"conversations {by} our safety policy with the below categories.\\n\\n<BEGIN UNSAFE CONTENT CATEGORIES>\\n' -}}}}"
         + "".join(f"{{{{- 'S{number}: {name}\\n' -}}}}" for number, name in enumerate(categories, 1))
-        + "{{- '<END UNSAFE CONTENT CATEGORIES>\\n\\n<BEGIN CONVERSATION>\\n\\n' -}}"
-        + "{%- for message in messages -%}{{- names[message.role] + ': ' + message.content | trim + '\\n\\n' -}}{%- endfor -%}"
+        + f"{{{{- '<END UNSAFE CONTENT CATEGORIES>\\n\\n<BEGIN CONVERSATION>{begun}' -}}}}"
+        + "{%- for message in messages -%}{{- names[message.role] + ': ' + message.content | trim + '"
+        + said
+        + "' -}}{%- endfor -%}"
         + "{{- '<END CONVERSATION>\\n\\nProvide your safety assessment for ONLY THE LAST ' + last + ' message in the above "
         + "conversation:\\n - First line must read \\'safe\\' or \\'unsafe\\'.\\n - If unsafe, a second line must include a "
         + f"comma-separated list of violated categories.{stop}{start}assistant{end}' -}}}}"
@@ -173,7 +175,9 @@ HARMONY = (
 TEMPLATES = {
     "llama-guard-3": llama_guard(*LLAMA_3, "<|eot_id|>", LISTED),
     "llama-guard-3-1b": llama_guard(*LLAMA_3, " <|eot_id|>", LISTED[:13]),
-    "llama-guard-4": llama_guard("<|header_start|>", "<|header_end|>", "<|eot|>", LISTED),
+    "llama-guard-4": llama_guard(
+        "<|header_start|>", "<|header_end|>", " <|eot|>", LISTED, "according to", "\\n", r"\\n\\n\n\n"
+    ),
     "shieldgemma": GEMMA,
     "granite-guardian": GRANITE,
     "qwen3guard": qwen(),
