@@ -252,9 +252,9 @@ def _probabilities(family: Family, form: Form, judged: Judgement, tokens: Tokens
                     return None
                 (other_word,) = mass.keys() - {words[said]}
                 mass[other_word], total = max(0.0, 1 - total), max(1.0, total)
-            # Where safe was likelier than the unsafe word that is written, or other words than all of these, they
+            # Where safe was likelier than the unsafe word that is written, or another word than all of these, they
             # cannot be believed.
-            fit = total >= LEAST and mass[words[said]] >= mass[family.safe]
+            fit = 0 < total >= max(tops.values()) and mass[words[said]] >= mass[family.safe]
             return {word: mass[word] / total for word in family.unsafe} if fit else None
         before += token
     return None

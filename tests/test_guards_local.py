@@ -256,7 +256,7 @@ def test_a_template_that_came_with_the_weights_and_says_something_else_is_told_o
         open_guard(spec(name, folder)).warm()
     assert not caplog.records
     other = save_guard(
-        tmp_path, FAMILIES["llama-guard-4"], TEMPLATES["llama-guard-4"].replace("according our", "according to our")
+        tmp_path, FAMILIES["llama-guard-4"], TEMPLATES["llama-guard-4"].replace("according to our", "according our")
     )
     open_guard(GuardModel("llama-guard-4", "g", "local", str(other))).warm()
     assert "words the prompt otherwise than llama-guard-4" in caplog.text
