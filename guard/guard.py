@@ -313,11 +313,12 @@ class ReplyGuard:
             self._remember(part, stream.decision, coverage)
         for part, decision in self._wholes:
             self._remember(part, decision, _coverage(part, decision, self._pipeline))
+        if any(one.stage is Stage.OUTPUT for one in self._exchange.decisions):
+            self._exchange.revisions |= self._pipeline.revisions
 
     def _remember(self, part: Part, decision: Decision | None, coverage: Coverage) -> None:
         if decision is not None:
             self._exchange.decisions.append(_at_part(decision, len(self._exchange.reply)))
-            self._exchange.revisions |= self._pipeline.revisions
         self._exchange.reply.append(part)
         self._exchange.coverage.append(coverage)
 

@@ -80,8 +80,8 @@ def at_most(rule: Rule, found: Sequence[Finding], exceptions: tuple[RuleExceptio
     """
     sure = replace(rule, when=None, escalate=None, threshold=rule.least)
     looked_at = {one.category for one in sought(rule)}
-    failed = [one for one in found if one.error is not None]
-    if any(covers(a, b) or covers(b, a) for one in failed for a in looked_at for b in (one.category,)):
+    failed = {one.category for one in found if one.error is not None}
+    if any(covers(one, other) or covers(other, one) for one in failed for other in looked_at):
         found = [*found, Finding(ELSEWHERE, rule.category, 0.0, error=ELSEWHERE)]
     return alone(sure, Stage.OUTPUT, found, exceptions).action
 

@@ -242,22 +242,29 @@ def _probabilities(family: Family, form: Form, judged: Judgement, tokens: Tokens
         # A word may be several tokens: what decides then is the first.
         begins = _begun(token.strip(), words) == words[said]
         if form.until in before and begins and re.match(rf"\s*{re.escape(said)}\b", written[len(before) :]):
-            mass = dict.fromkeys(words.values(), 0.0)
-            for other, chance in tops.items():
-                if word := _begun(other.strip(), words):
-                    mass[word] += chance
-            total = sum(mass.values())
-            if len(tops) == 1:  # told alone: of two words the other has the rest, at most; of more, nobody knows
-                if len(mass) > 2 or total < LEAST:
-                    return None
-                (other_word,) = mass.keys() - {words[said]}
-                mass[other_word], total = max(0.0, 1 - total), max(1.0, total)
-            # Where safe was likelier than the unsafe word that is written, or another word than all of these, they
-            # cannot be believed.
-            fit = 0 < total >= max(tops.values()) and mass[words[said]] >= mass[family.safe]
-            return {word: mass[word] / total for word in family.unsafe} if fit else None
+            return _weighed(family, words, words[said], tops)
         before += token
     return None
+
+
+def _weighed(
+    family: Family, words: Mapping[str, str], said: str, tops: Mapping[str, float]
+) -> Mapping[str, float] | None:
+    """Return the probability of each unsafe word by what might have stood in one place, where `said` does."""
+    mass = dict.fromkeys(words.values(), 0.0)
+    for token, chance in tops.items():
+        if word := _begun(token.strip(), words):
+            mass[word] += chance
+    total = sum(mass.values())
+    if len(tops) == 1:  # told alone: of two words the other has the rest, at most; of more, nobody knows
+        if len(mass) > 2 or total < LEAST:
+            return None
+        (other,) = mass.keys() - {said}
+        mass[other], total = max(0.0, 1 - total), max(1.0, total)
+    # Where safe was likelier than the unsafe word that is written, or another word than all of these, they cannot be
+    # believed.
+    fit = 0 < total >= max(tops.values()) and mass[said] >= mass[family.safe]
+    return {word: mass[word] / total for word in family.unsafe} if fit else None
 
 
 def _begun(token: str, words: Mapping[str, str]) -> str | None:

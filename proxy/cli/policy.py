@@ -3,7 +3,7 @@ and the thresholds that its targets come to."""
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, date, datetime
@@ -39,7 +39,7 @@ from ringfence.policies.cases import (
     suites_of,
     without_cases,
 )
-from ringfence.policies.decide import sorted_by_part
+from ringfence.policies.decide import by_text
 from ringfence.policies.document import MOST
 from ringfence.policies.explain import Change, Explanation, Flip, Verdict
 from ringfence.policies.explain import explain as explain_decisions
@@ -199,9 +199,10 @@ def explain(
     lengths = lengths_of(kept.body)
     texts = [""] * len(recorded)
     if kept.body.get("apart"):  # then there is no reply, and each text was decided by itself
-        names = [part["where"] for part in kept.body["request"]]
+        names = [part["where"] for part in kept.body["request"]] or [""]
         texts = names * len(recorded)
-        recorded = tuple(_of_texts(recorded, len(names)))
+        parts = range(len(kept.body["request"]))
+        recorded = tuple(replace(one, findings=(*some,)) for one in recorded for some in by_text(one.findings, parts))
         lengths = (0,) * len(recorded)
     explanation = explain_decisions(policy, recorded, who_in(kept.body), lengths)
     if as_json:
@@ -330,13 +331,6 @@ def judge_of(policy: Policy, checks: Mapping[str, Check]) -> Judge:
         return decision, rewrite(case.text, decision.rewrites)
 
     return judge
-
-
-def _of_texts(recorded: Iterable[Decision], count: int) -> Iterator[Decision]:
-    """Yield each decision once for every text that it is about, with what was found in that."""
-    for one in recorded:
-        everywhere, by_part = sorted_by_part(one.findings)
-        yield from (replace(one, findings=(*everywhere, *by_part.get(part, ()))) for part in range(count))
 
 
 def _print_explanation(record: str, why: Explanation, texts: Sequence[str]) -> None:
