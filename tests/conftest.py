@@ -31,6 +31,13 @@ hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_open() -> Iterator[None]:
+    """A socket or file that nobody closed is told (as an error) of the module that left it, not of any later one."""
+    yield
+    gc.collect()
+
+
 @dataclass
 class WordCheck:
     """Finds a pattern, surely; keeps what it read."""

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from runpy import run_path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI, Request
@@ -79,13 +80,16 @@ def vendor(serve: Callable[[FastAPI], str], monkeypatch: pytest.MonkeyPatch) -> 
     return told
 
 
-def run(name: str) -> None:
-    exec(compile(EXAMPLES[name], f"hooks.md: {name}", "exec"), {"__name__": "example"})
+def run(name: str) -> dict[str, Any]:
+    """Run an example; return what it named."""
+    named: dict[str, Any] = {"__name__": "example"}
+    exec(compile(EXAMPLES[name], f"hooks.md: {name}", "exec"), named)
+    return named
 
 
 @pytest.mark.parametrize("name", ["OpenAI and Anthropic clients", "Anthropic"])
 def test_client_example_runs(name: str, folder: Path, vendor: list[object], capsys: pytest.CaptureFixture[str]) -> None:
-    run(name)
+    run(name)["client"].close()
     assert vendor == ["It is [NUMBER]."]
     assert capsys.readouterr().out == "You said: [NUMBER].\n"
     assert Store.open("hooks.db").count("rewrite") == 1

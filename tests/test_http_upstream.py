@@ -2,8 +2,9 @@
 
 import gzip
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import anyio
 import httpx
@@ -469,10 +470,21 @@ def test_models_are_the_upstreams_with_their_names_and_numbers(
     assert model.to_dict() == told
 
 
-def models_are(serve: Callable[..., str], answer: Callable[[], Response]) -> HttpUpstream:
+def asked(
+    serve: Callable[..., str], answer: Callable[[], Response], ask: Callable[[HttpUpstream], Awaitable[object]]
+) -> Any:
+    """Return what the upstream in front of a server makes of that server's list of models."""
     app = FastAPI()
     app.add_route("/v1/models", lambda _: answer())
-    return open_http(UpstreamChoice(f"{serve(app)}/v1", timeout_s=5))
+    upstream = open_http(UpstreamChoice(f"{serve(app)}/v1", timeout_s=5))
+
+    async def ask_and_close() -> object:
+        try:
+            return await ask(upstream)
+        finally:
+            await upstream.aclose()
+
+    return anyio.run(ask_and_close)
 
 
 def test_whether_a_server_is_there_is_known_by_its_status_and_nothing_that_follows(serve: Callable[..., str]) -> None:
@@ -481,18 +493,22 @@ def test_whether_a_server_is_there_is_known_by_its_status_and_nothing_that_follo
         await anyio.sleep_forever()
 
     for status, seen in ((200, None), (401, None), (503, "upstream answers 503")):
-        upstream = models_are(serve, lambda status=status: StreamingResponse(without_end(), status))
-        assert anyio.run(upstream.ready) == seen
+        answer = asked(serve, lambda status=status: StreamingResponse(without_end(), status), HttpUpstream.ready)
+        assert answer == seen
 
 
 def test_a_list_of_models_is_read_to_a_limit(serve: Callable[..., str]) -> None:
     entry = json.dumps({"data": [{"id": "m"}]}).encode()
     fitting, longer = (gzip.compress(entry.rjust(LONGEST_LIST + more)) for more in (0, 1))
-    headers = {"content-encoding": "gzip"}
-    [model] = anyio.run(models_are(serve, lambda: Response(fitting, headers=headers)).models, {})
+
+    def models(sent: bytes) -> list[dict[str, object]]:
+        answer = Response(sent, headers={"content-encoding": "gzip"})
+        return asked(serve, lambda: answer, lambda upstream: upstream.models({}))
+
+    [model] = models(fitting)
     assert model["id"] == "m"
     with pytest.raises(UpstreamError, match="the upstream's answer is longer than 10,000,000 bytes"):
-        anyio.run(models_are(serve, lambda: Response(longer, headers=headers)).models, {})
+        models(longer)
 
 
 def test_an_unknown_upstream_lists_the_known_ones() -> None:

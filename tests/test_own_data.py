@@ -84,7 +84,7 @@ def test_a_disguised_row_keeps_the_label_of_the_row_it_was_made_from() -> None:
         assert (row["prompt_label"], row["categories"]) == (origin["prompt_label"], origin["categories"])
 
 
-LABELS = {path.stem: list(csv.DictReader(path.open(newline=""))) for path in (DATA / "labels").glob("*.csv")}
+LABELS = {path.stem: list(csv.DictReader(path.read_text().splitlines())) for path in (DATA / "labels").glob("*.csv")}
 
 
 @pytest.mark.parametrize("name", sorted(LABELS))

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -80,19 +80,18 @@ class Running:
 
     url: str
     path: Path
-    client: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=60))
 
     def reload(self) -> httpx.Response:
-        return self.client.post(f"{self.url}/admin/reload")
+        return httpx.post(f"{self.url}/admin/reload", timeout=60)
 
     @property
     def policy(self) -> dict[str, object]:
-        policy: dict[str, object] = self.client.get(f"{self.url}/admin/policy").json()
+        policy: dict[str, object] = httpx.get(f"{self.url}/admin/policy", timeout=60).json()
         return policy
 
     def ask(self, text: str, **fields: object) -> httpx.Response:
         body = {"model": "fake", "messages": [{"role": "user", "content": text}], **fields}
-        return self.client.post(f"{self.url}/v1/chat/completions", json=body)
+        return httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=60)
 
 
 @pytest.fixture
