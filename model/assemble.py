@@ -32,7 +32,7 @@ Take = Callable[[str], Tensor]
 def assemble(
     config: Config,
     take: Take,
-    form: Form | Forms = Plain,
+    form: Form | Forms = Plain.of,
     dtype: torch.dtype = torch.float32,
     delta: Delta | None = None,
 ) -> Decoder:

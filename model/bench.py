@@ -35,7 +35,7 @@ from ringfence.model.llama4 import Decoder, Experts, FeedForward, Grown, Network
 from ringfence.model.loading import FORMS, Bits, end_tokens, experts_of, read, read_draft
 from ringfence.model.sampler import Sampling
 from ringfence.model.upcycle import upcycle
-from ringfence.model.weights import WeightsDamaged
+from ringfence.model.weights import DELTA, WeightsDamaged
 
 TURNS = 5
 """How often each side is timed; the median counts."""
@@ -127,6 +127,11 @@ def measure_engine(
         llama = Llamacpp(gguf, threads)
         yield Pace("one reply", speed, *alternate(own.decode, "llama.cpp", llama.decode, prompt), bar=1)
         yield Pace(f"a prompt of {PROMPT}", speed, *alternate(own.read, "llama.cpp", llama.read, long), bar=2)
+        if experts_of(path) is not None:  # llama.cpp has none
+            with without_experts(path) as dense:
+                parent = Own.of(dense, bits, threads)
+            dense_pace = alternate(parent.decode, "llama.cpp", llama.decode, prompt)
+            yield Pace("one reply, no experts", speed, *dense_pace, bar=1)
     yield measure_experts()
     yield from measure_start(path, bits, threads)
 
@@ -141,6 +146,16 @@ def written_out(path: Path) -> Iterator[Path]:
     with TemporaryDirectory(prefix="ringfence-") as beside:
         upcycle(path, Path(beside) / "checkpoint", delta.experts, delta)
         yield Path(beside) / "checkpoint"
+
+
+@contextmanager
+def without_experts(path: Path) -> Iterator[Path]:
+    """Give a checkpoint's dense parent."""
+    with TemporaryDirectory(prefix="ringfence-") as beside:
+        for file in path.iterdir():
+            if file.name != DELTA:
+                (Path(beside) / file.name).symlink_to(file.absolute())
+        yield Path(beside)
 
 
 def alternate(
@@ -354,9 +369,8 @@ def measure_start(path: Path, bits: Bits, threads: int) -> Iterator[Pace]:
 def measure_loss(path: Path, file: Path, threads: int) -> Iterator[Pace]:
     """Measure how surprising what the assistant says in conversations is to a checkpoint, in each form of its weights.
 
-    In four bits they are read as at work, where one or two speak: what the assistant says a token at a time, which is
-    done in four bits, and what it is told at once, which is done in eight. In the other forms all is read at once; in
-    eight bits that is what many have who speak together.
+    In four bits they are read as at work: what the assistant says a token at a time, which is done in four bits, and
+    what it is told at once, which is done in eight. In the other forms all is read at once.
 
     Args:
         file: JSON lines, as `read_file` has them; of each conversation the first `PROMPT` tokens count.

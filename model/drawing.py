@@ -1,7 +1,6 @@
 """The network on paper: a graph of ONNX Runtime's operators, drawn node by node. Knows nothing of running it.
 
-Source: ONNX Runtime's contrib operators (MatMulNBits, MatMulIntegerToFloat, GroupQueryAttention,
-SkipSimplifiedLayerNormalization).
+Source: ONNX Runtime's contrib operators (MatMulNBits, GroupQueryAttention, SkipSimplifiedLayerNormalization).
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from ringfence.model.config import Config
 from ringfence.model.grouped import Grouped
-from ringfence.model.linear import GROUP, Int8, Linear
+from ringfence.model.linear import GROUP, Linear
 from ringfence.model.llama4 import Decoder, Experts, FeedForward, Grown
 
 OPSET, MICROSOFT = 21, "com.microsoft"
@@ -43,7 +42,6 @@ class Drawing:
     weights: dict[str, NDArray[Any]] = field(default_factory=dict)
     size: int = 0
     _told: list[TensorProto] = field(default_factory=list)
-    _codes: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def decoder(self, decoder: Decoder, tokens: int) -> None:
         """Draw the whole network, from the words' embedding `x` (lanes, N, width) on."""
@@ -129,18 +127,15 @@ class Drawing:
 
     def product(self, x: str, product: Linear) -> str:
         """Draw a product."""
-        match product:
-            case Grouped():
-                return self.grouped(x, product)
-            case Int8():
-                return self.by_rows(x, product)
-        raise TypeError(f"there is no graph of {product!r}")
+        if not isinstance(product, Grouped):
+            raise TypeError(f"there is no graph of {product!r}")
+        return self.grouped(x, product)
 
     def grouped(self, x: str, product: Grouped, before: Sequence[str] = ()) -> str:
         """Draw a product with weights that are rounded in groups; what it is given before x is of whole groups."""
         rows, groups = product.scale.shape
         given = [*before, x]
-        if product.means:  # of (1, N, inputs) a channel a token
+        if product.means:  # of (lanes, N, inputs) a channel a token
             given.append(self._node("AveragePool", x, kernel_shape=[GROUP], strides=[GROUP]))
         if len(given) > 1:
             x = self._node("Concat", *given, axis=-1)
@@ -153,20 +148,6 @@ class Drawing:
         bias = () if product.bias is None else ("", self.constant(product.bias))
         settings = {"K": product.inputs, "N": rows, "bits": product.bits, "block_size": GROUP, "accuracy_level": 4}
         return self._node("MatMulNBits", x, *map(self._weight, weights), *bias, domain=MICROSOFT, **settings)
-
-    def by_rows(self, x: str, product: Int8) -> str:
-        """Draw a product with weights rounded by row, and tokens as well, each by its own scale."""
-        if x not in self._codes:
-            most = self._node("ReduceMax", self._node("Abs", x), self._whole(-1), keepdims=1)
-            scale = self._node("Mul", self._node("Max", most, self._number(1e-12)), self._number(1 / 127))
-            steps = self._node("Div", x, scale)
-            self._codes[x] = self._node("QuantizeLinear", steps, self._number(1), self._middle()), scale
-        codes, scale = self._codes[x]
-        self.size += product.weight.nbytes
-        weight = self._weight(product.weight.T.numpy()), self._number(1), self.constant(product.scale), self._middle()
-        said = self._node("MatMulIntegerToFloat", codes, *weight, domain=MICROSOFT)
-        said = self._node("Mul", said, scale)
-        return said if product.bias is None else self._node("Add", said, self.constant(product.bias))
 
     def _output(self, name: str, value: str, width: int) -> None:
         self._add("Identity", [value], [name])
@@ -210,19 +191,10 @@ class Drawing:
         self._told.append(told)
         return name
 
-    def _number(self, value: float) -> str:
-        return self._told_once(np.array(value, np.float32))
-
-    def _middle(self) -> str:
-        return self._told_once(np.array(128, np.uint8))
-
-    def _whole(self, *numbers: int) -> str:
-        return self._told_once(np.array(numbers, np.int64))
-
-    def _told_once(self, value: NDArray[Any]) -> str:
-        name = f"{value.dtype}_{value.tolist()}"
+    def _whole(self, number: int) -> str:
+        name = f"whole_{number}"
         if all(one.name != name for one in self._told):
-            self._told.append(numpy_helper.from_array(value, name))
+            self._told.append(numpy_helper.from_array(np.array([number], np.int64), name))
         return name
 
 

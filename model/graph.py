@@ -1,12 +1,12 @@
 """The network once more, as a graph in ONNX Runtime: the next tokens of sequences that speak.
 
 A token at a time, what counts is how fast weights are read and how many calls stand between them. `llama4` makes two
-thousand calls a step, a graph one. One or two sequences are computed by a graph in four bits, one after the other;
-more of them together by one in eight, for which the processor has instructions. Prompts, and sequences whose keys lie
-in several places, remain with `llama4`.
+thousand calls a step, a graph one. One or two sequences are computed one after the other, more of them together by a
+second graph of the same weights. Prompts, and sequences whose keys lie in several places, remain with `llama4`.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 from weakref import ReferenceType, ref
 
@@ -45,7 +45,7 @@ class Graph:
         """Build it.
 
         Args:
-            decoder: `drawable`; its products are `Grouped` or `Int8`.
+            decoder: `drawable`; its products are `Grouped`.
             tokens: positions that there may be.
             threads: cores to compute on.
         """
@@ -136,18 +136,19 @@ class Both:
         together: whether there is memory for a graph of many lanes; if not, the decoder does its work.
     """
 
-    def __init__(self, decoder: Decoder, graph: Graph, tokens: int, threads: int, together: bool = True) -> None:
-        """Keep both; the graph of many lanes is built when it is needed first, which takes a second.
+    def __init__(self, decoder: Decoder, grouped: Decoder, tokens: int, threads: int, together: bool = True) -> None:
+        """Draw the graph of one lane.
 
         Args:
-            tokens, threads: as `Graph`'s.
+            grouped, tokens, threads: as `Graph`'s.
             together: as the attribute.
         """
         self.config = decoder.config
-        self.decoder, self.graph = decoder, graph
+        self.decoder, self.graph = decoder, Graph(grouped, tokens, threads)
         self.together = together
         self._tokens, self._threads = tokens, threads
-        self._many: Graph | None = None
+        if together:
+            self._grouped = grouped
 
     def compute(self, new: Sequence[New], cache: Cache, asked: Sequence[int]) -> Sequence[Said]:
         """Compute as `Decoder.compute` does."""
@@ -172,12 +173,12 @@ class Both:
             some = able[start : start + LANES]
             yield from zip(some, self.many([new[index] for index in some], cache), strict=True)
 
-    @property
+    @cached_property
     def many(self) -> Graph:
-        """Return the graph of many lanes."""
-        if self._many is None:
-            self._many = Graph(self.decoder, self._tokens, self._threads, LANES)
-        return self._many
+        """Draw the graph of many lanes: when it is needed first, as it takes half a second and memory."""
+        graph = Graph(self._grouped, self._tokens, self._threads, LANES)
+        del self._grouped  # both graphs have its weights as they are run
+        return graph
 
 
 def whole(held: Held, count: int) -> bool:

@@ -18,7 +18,7 @@ from ringfence.model.config import Config, UnknownArchitecture
 from ringfence.model.delta import Delta, DeltaDiffers
 from ringfence.model.draft import Draft, DraftDiffers
 from ringfence.model.engine import Engine
-from ringfence.model.graph import Both, Graph, drawable
+from ringfence.model.graph import Both, drawable
 from ringfence.model.grouped import Grouped
 from ringfence.model.linear import Form, Int4, Int8, Plain
 from ringfence.model.llama4 import Network
@@ -37,15 +37,15 @@ Bits = Literal[4, 8, 16, 32]
 FORMS: Mapping[Bits, tuple[Form, torch.dtype]] = {
     4: (Int4.of, torch.bfloat16),
     8: (Int8.of, torch.bfloat16),
-    16: (Plain, torch.bfloat16),
-    32: (Plain, torch.float32),
+    16: (Plain.of, torch.bfloat16),
+    32: (Plain.of, torch.float32),
 }
 
 KEPT: Mapping[Bits, int] = {4: 13, 8: 8, 16: 16, 32: 32}
 """Bits that a weight takes in each: what is kept in four, with scale and offset of each group, is kept in eight too."""
 
 TOGETHER = 16
-"""Bits that a weight takes more in the graph of many lanes: in eight as it is drawn, and once more as it is run."""
+"""Bits that a weight takes more for the graph of many lanes: until it is drawn, and once more as it is run."""
 
 FOUR = Forms(Grouped.exact, Grouped.fine)
 """Of what a graph computes a token at a time. On replies held out this costs a thousandth of the loss; the head in four
@@ -154,7 +154,7 @@ def read(path: Path, config: Config, bits: Bits, threads: int, beside: int = 0) 
         raise CheckpointDamaged(f"there is no tensor {error}") from error
     except ValueError as error:
         raise CheckpointDamaged(str(error)) from error
-    return Both(decoder, Graph(few, cache.tokens, threads), cache.tokens, threads, together), cache
+    return Both(decoder, few, cache.tokens, threads, together), cache
 
 
 def experts_of(path: Path) -> Delta | None:
@@ -183,7 +183,7 @@ def room(path: Path, config: Config, bits: Bits, drawn: bool, dtype: torch.dtype
         log.warning("%s: of its context of %d tokens %d are used at most", path.name, config.context, context)
     count = count_weights(path)
     weights = count * KEPT[bits] // 8 + beside
-    if bits < 16:  # the words stay as they are, beside the head, and each network that is drawn has its own
+    if bits < 16 or config.tied:  # the words stay as they are, beside the head; each network that is drawn has its own
         weights += config.vocabulary * config.width * dtype.itemsize
     many = count * TOGETHER // 8 if drawn else 0
     together = drawn and fits(weights + many + context * per_token)

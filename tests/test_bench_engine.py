@@ -13,7 +13,11 @@ from typer.testing import CliRunner
 
 from ringfence.model import bench
 from ringfence.model.checkpoint import opened, read_shape
+from ringfence.model.loading import experts_of, read
 from ringfence.model.reference import logits
+from ringfence.model.upcycle import start
+from ringfence.model.weights import DELTA, revision
+from ringfence.proxy.cli import bench_engine
 from ringfence.proxy.cli.bench import app
 
 WORDS = ["<unk>", "<end>", *(f"w{at}" for at in range(1000))]
@@ -90,6 +94,35 @@ def told(shown):
 def test_every_row_is_measured(folders):
     shown = measure(folders / "large", "--draft", folders / "small")
     assert (shown.exit_code, told(shown)) == (0, OWN + STARTED), shown.stderr
+
+
+class Llamacpp:
+    """Where llama.cpp would be."""
+
+    def __init__(self, gguf, threads):
+        assert (gguf.name, threads) == ("same.gguf", 1)
+
+    def decode(self, prompt):
+        return 1.0
+
+    read = decode
+
+
+def test_beside_llama_cpp_a_mixture_is_measured_without_its_experts_too(folders, tmp_path, monkeypatch):
+    mixture = tmp_path / "mixture"
+    shutil.copytree(folders / "large", mixture)
+    with opened(mixture) as take:
+        start(read_shape(mixture), take, revision(mixture), 4, 8, torch.Generator()).save(mixture / DELTA)
+    read_all = []
+    monkeypatch.setattr(bench, "Llamacpp", Llamacpp)
+    monkeypatch.setattr(bench_engine, "find_spec", lambda name: True)
+    monkeypatch.setattr(bench, "read", lambda path, *more: read_all.append(experts_of(path)) or read(path, *more))
+    (tmp_path / "same.gguf").touch()
+    shown = measure(mixture, "--gguf", tmp_path / "same.gguf")
+    beside = [row for row in told(shown) if row[1] == "llama.cpp"]
+    assert beside == [(what, "llama.cpp") for what in ("one reply", "a prompt of 32", "one reply, no experts")]
+    assert [delta is None for delta in read_all] == [False, True]
+    assert (mixture / DELTA).is_file()
 
 
 def test_figures_are_printed_though_what_comes_after_them_fails(folders, tmp_path):

@@ -16,7 +16,7 @@ from ringfence.model.drawing import Drawing
 from ringfence.model.engine import Engine
 from ringfence.model.graph import LANES, Both, Graph, drawable, whole
 from ringfence.model.grouped import Grouped
-from ringfence.model.linear import FEW, GROUP, Int8
+from ringfence.model.linear import FEW, GROUP
 from ringfence.model.llama4 import Grown
 from ringfence.model.loading import FOUR
 from ringfence.model.sampler import Sampling
@@ -74,7 +74,7 @@ def both(request):
     grown = shape.pop("grown", False)
     config, take = made(**shape)
     decoder = assemble(config, take, FOUR, delta=experts(config, take) if grown else None)
-    return Both(decoder, Graph(decoder, TOKENS, 1), TOKENS, 1)
+    return Both(decoder, decoder, TOKENS, 1)
 
 
 def near(one, other):
@@ -158,13 +158,9 @@ def test_nobody_elses_keys_and_values_are_touched(both):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("count", [1, 3, LANES])
-@pytest.mark.parametrize("eight", [False, True])
-def test_sequences_together_say_what_each_says_alone(both, count, eight):
+def test_sequences_together_say_what_each_says_alone(both, count):
     """Prompts of unlike lengths, in a cache in float32; a lane changes hands on the way."""
     decoder = both.decoder
-    if eight:
-        config, take = made()
-        decoder = assemble(config, lambda name: take(name).bfloat16(), Int8.of, torch.bfloat16)
     many = Graph(decoder, TOKENS, 1, LANES)
     pages, others = (Cache(many.config, 40 * PAGE, torch.float32) for _ in range(2))
     pairs = [(Held(), Held()) for _ in range(count + 1)]
@@ -213,7 +209,7 @@ def test_sequence_in_pieces_and_prompts_are_left_to_the_decoder_beside_those_who
 
 @torch.inference_mode()
 def test_where_there_is_no_memory_for_many_lanes_the_decoder_does_their_work(both):
-    alone = Both(both.decoder, both.graph, TOKENS, 1, together=False)
+    alone = Both(both.decoder, both.decoder, TOKENS, 1, together=False)
     cache, exact = (Cache(both.config, 4 * PAGE, torch.float32) for _ in range(2))
     told, true = [], []
     for pages, network, said in ((cache, alone, told), (exact, both.decoder, true)):

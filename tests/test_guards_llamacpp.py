@@ -189,7 +189,7 @@ def yes_of(text: str) -> float:
     cache, held = Cache(shape, 512, torch.float32), Held()
     cache.make_room(held, len(ids))
     with torch.inference_mode(), opened(path) as take:
-        network = assemble(shape, take, Plain, torch.float32)
+        network = assemble(shape, take, Plain.of, torch.float32)
         logits = network.compute([(held, ids)], cache, [1])[0][1][-1]
     words = torch.tensor([chat.encode(word)[0] for word in WORDS])
     return float(logits[words].softmax(0)[0])
