@@ -12,6 +12,7 @@ from ringfence.guard.exchange import Coverage, Exchange, Judged, Kind, Path, com
 from ringfence.guard.guard import Blocked, Guard, ReplyGuard, TooLong
 from ringfence.policies.types import Action, Stage
 from ringfence.proxy.reply import (
+    ENVELOPE,
     About,
     Event,
     Finish,
@@ -126,7 +127,7 @@ async def _release(event: Event, reply: ReplyGuard, exchange: Exchange) -> Async
             async for text in _due(reply, event.path):
                 yield replace(event, text=text)
         case ToolCall():
-            found = [(path, text) for path, text in words(event.call) if path is not None and text]
+            found = [(path, text) for path, text in words(event.call) if text and (path or text not in ENVELOPE)]
             part = compose(Kind.TOOL_CALL, "assistant", event.path, found)
             call = await to_thread.run_sync(reply.release_whole, part, event.call)
             if not reply.stopped:

@@ -23,6 +23,10 @@ class Text:
         return ("choices", self.choice, "message", self.field)
 
 
+ENVELOPE = frozenset({"arguments", "function", "id", "input", "name", "type"})
+"""Fields that a tool call of either API has by itself; those of what the tool is given are named by the model."""
+
+
 @dataclass(frozen=True, slots=True)
 class ToolCall:
     """One call, complete: half a call is of no use to anyone, so calls are held until they are whole."""

@@ -161,14 +161,25 @@ def test_every_text_of_a_reply_is_judged(front: Callable[..., tuple[openai.OpenA
     assert list(ask(client, stream=True))[-1].choices[0].finish_reason == "content_filter"
 
 
-def test_tool_call_arguments_are_judged_across_fragments(front: Callable[..., tuple[openai.OpenAI, Vendor]]) -> None:
+@pytest.mark.parametrize(
+    "given",
+    [
+        '{"text": "a leak"}',
+        '{"a leak": "text"}',
+        '{"to": [{"a": {"a leak": null}}]}',
+        '{"123456": true}',  # would be rewritten, which the name of a field cannot be
+    ],
+)
+def test_tool_call_arguments_are_judged_across_fragments_names_of_fields_too(
+    given: str, front: Callable[..., tuple[openai.OpenAI, Vendor]]
+) -> None:
     def fragment(arguments: str, **first: object) -> dict[str, object]:
         return chunk({"tool_calls": [{"index": 0, **first, "function": {"arguments": arguments, **first}}]})
 
     pieces = [
         fragment("", id="call_1", name="send"),
-        fragment('{"text": "a le'),
-        fragment('ak"}'),
+        fragment(given[: len(given) // 2]),
+        fragment(given[len(given) // 2 :]),
         chunk({}, "tool_calls"),
     ]
     client, _ = front(lambda _: sse(*pieces))

@@ -21,6 +21,7 @@ from ringfence.policies.load import canonical, load_policy, loads_policy
 from ringfence.policies.overlay import effective
 from ringfence.policies.types import Span, Stage
 from ringfence.proxy.cli import policy as cli
+from ringfence.proxy.wire.fms_detectors import judge, read_contents
 from ringfence.proxy.wire.openai_moderations import read_request
 
 HEAD = "version: 1\nname: tiny\n"
@@ -481,6 +482,27 @@ def test_explain_tells_of_texts_that_are_apart_each_by_itself_and_by_its_name(po
     assert "window" not in told
     as_json = json.loads(run("explain", 1, "--db", db, "--policy", path, "--json").stdout)
     assert [f"{one['text']} · {one['action']}" for one in as_json["decisions"]] == list(filter(None, expected))
+
+
+def test_explain_tells_of_a_models_texts_that_are_apart_what_was_found_in_each(policy, tmp_path):
+    path, db = policy(RULES), tmp_path / "log.db"
+    body = {"contents": ["hello", "war", "bob@example.com"], "detector_params": {"stage": "output"}}
+    exchange, asked = read_contents(body, "any")
+    judge(Guard(path, checks=cli.load_checks()), exchange, asked)
+    store = Store.open(db)
+    store.append(record_of(exchange, text="masked"))
+    store.close()
+    said = json.loads(run("explain", 1, "--db", db, "--policy", path, "--json").stdout)
+    told = [
+        (one["text"], one["action"], [rule["rule"] for rule in one["rules"] if rule["fired"]])
+        for one in said["decisions"]
+    ]
+    assert told == [
+        ("contents[0]", "allow", []),
+        ("contents[1]", "block", ["harm"]),
+        ("contents[2]", "rewrite", ["mail"]),
+    ]
+    assert "window" not in run("explain", 1, "--db", db, "--policy", path).stdout
 
 
 def test_explain_refuses_what_it_cannot_explain(recorded, tmp_path):

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ringfence.guard.actions import rewrite
-from ringfence.guard.audit.record import decisions_of, lengths_of, who_in
+from ringfence.guard.audit.record import Body, decisions_of, lengths_of, who_in
 from ringfence.guard.check import Calibrated, Check, UnknownCheck, load_checks, own_checks, said
 from ringfence.guard.classifier.rows import RowError
 from ringfence.guard.classifier.scorer import WeightsError
@@ -196,20 +196,31 @@ def explain(
     recorded = decisions_of(kept.body)
     if not recorded:
         refuse(f"{db}: record {kept.seq} holds no decision: nothing was judged ({kept.body['error'] or 'no error'})")
-    lengths = lengths_of(kept.body)
-    texts = [""] * len(recorded)
-    if kept.body.get("apart"):  # then there is no reply, and each text was decided by itself
-        names = [part["where"] for part in kept.body["request"]] or [""]
-        texts = names * len(recorded)
-        parts = range(len(kept.body["request"]))
-        recorded = tuple(replace(one, findings=(*some,)) for one in recorded for some in by_text(one.findings, parts))
-        lengths = (0,) * len(recorded)
+    lengths, texts = lengths_of(kept.body), [""] * len(recorded)
+    if kept.body.get("apart"):  # then all of them came whole, and each was decided by itself
+        each = [*_apart(kept.body, recorded)]
+        recorded, texts, lengths = tuple(one for _, one in each), [name for name, _ in each], (0,) * len(each)
     explanation = explain_decisions(policy, recorded, who_in(kept.body), lengths)
     if as_json:
         head = {"seq": kept.seq, "id": kept.body["id"]}
         typer.echo(json.dumps(head | _explanation_as_json(explanation, texts)))
     else:
         _print_explanation(f"record {kept.seq}  {kept.body['id']}", explanation, texts)
+
+
+def _apart(body: Body, recorded: Sequence[Decision]) -> Iterator[tuple[str, Decision]]:
+    """Yield of each text its name, and what was decided with what was found in it alone.
+
+    Those of a request were decided in one go, those of a reply each by itself.
+    """
+    replies = iter(part["where"] for part in body["reply"])
+    names = [part["where"] for part in body["request"]]
+    for decision in recorded:
+        if decision.stage is Stage.OUTPUT:
+            yield next(replies, ""), decision
+            continue
+        for name, found in zip(names or [""], by_text(decision.findings, range(len(names))), strict=True):
+            yield name, replace(decision, findings=(*found,))
 
 
 @app.command()
