@@ -34,6 +34,18 @@ class SamplingError(RuntimeError):
     """No next token of this sequence can be chosen; the message says why. Other sequences are not concerned."""
 
 
+class OutOfBounds(ValueError):
+    """A setting has a value that it cannot have.
+
+    Attributes:
+        name: of the setting, with which the message begins.
+    """
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(f"{name} {what}")
+        self.name = name
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How the next token is chosen. The defaults are what the default checkpoint's authors recommend.
@@ -72,13 +84,13 @@ class Sampling:
             if value is None:
                 continue
             if kind is int and not isinstance(value, int):
-                raise ValueError(f"{name} must be a whole number, got {value}")
+                raise OutOfBounds(name, f"must be a whole number, got {value}")
             if not low <= value <= high:
                 bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-                raise ValueError(f"{name} must be {bounds}, got {value}")
+                raise OutOfBounds(name, f"must be {bounds}, got {value}")
         for token, bias in self.logit_bias.items():
             if not -100 <= bias <= 100:
-                raise ValueError(f"logit_bias of token {token} must be between -100 and 100, got {bias}")
+                raise OutOfBounds("logit_bias", f"of token {token} must be between -100 and 100, got {bias}")
 
 
 BOUNDS: Mapping[str, tuple[type, float, float]] = {
@@ -143,7 +155,7 @@ class Sampler:
             constraint: at its beginning, and this sequence's own.
 
         Raises:
-            ValueError: the bias names a token that there is not, or bans all that there are.
+            OutOfBounds: the bias names a token that there is not, or bans all that there are.
         """
         self._sampling = sampling
         self._constraint = constraint
@@ -153,7 +165,10 @@ class Sampler:
         self._prompt = frozenset(prompt_ids)
         self._bias = {token: -math.inf if bias == BANNED else bias for token, bias in sampling.logit_bias.items()}
         if stranger := next((token for token in self._bias if not 0 <= token < vocabulary), None):
-            raise ValueError(f"logit_bias: token {stranger} is outside the vocabulary of {vocabulary}")
+            raise OutOfBounds(
+                "logit_bias",
+                f"has a token that there is not: token {stranger} is outside the vocabulary of {vocabulary}",
+            )
         self._seen: NDArray[np.bool_] | None = None  # (V,)
         if sampling.repetition_penalty != 1:
             self._seen = np.zeros(vocabulary, np.bool_)
@@ -163,7 +178,7 @@ class Sampler:
             self._offset = np.zeros(vocabulary, np.float32)
             self._offset[list(self._bias)] = list(self._bias.values())
             if self._offset.max() == -math.inf:
-                raise ValueError("logit_bias bans every token of the vocabulary")
+                raise OutOfBounds("logit_bias", "bans every token of the vocabulary")
 
     def choose(self, logits: "Tensor") -> Chosen:
         """Choose the next token from what the network says of it (V,).

@@ -63,6 +63,19 @@ def test_lint_tells_errors_with_their_place_and_exits_2(policy):
     assert result.stderr == f"{path}:4:28: 'action' cannot be \"blok\"; did you mean 'block'?\n"
 
 
+@pytest.mark.parametrize("use", ["embeded", "http:/example.com", "http"])
+def test_lint_refuses_an_upstream_that_serve_would(policy, use):
+    path = policy(f"upstream: {{use: '{use}'}}\n" + RULES)
+    result = run("lint", path)
+    assert (result.exit_code, f"{path}:3:12: upstream '{use}' is not known" in result.stderr) == (2, True)
+
+
+def test_a_text_that_is_cut_short_says_so(policy):
+    words = "and so on " * 30
+    told = run("test", "--own", policy(RULES, f"- {{text: {words}war, expect: {{action: block}}}}\n")).stdout
+    assert next(line for line in told.splitlines() if "PASS" in line).endswith("…")
+
+
 def test_lint_refuses_a_category_that_no_check_answers_for(policy):
     path = policy("rules: [{id: a, category: horoscope, action: block}]\n")
     result = run("lint", path)

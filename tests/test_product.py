@@ -243,6 +243,9 @@ def test_a_reply_is_held_to_a_json_schema(client: openai.OpenAI) -> None:
         ({"n": 100}, "n must be"),
         ({"temperature": -1}, "temperature: Input should be greater"),
         ({"top_k": 1.5}, "top_k must be a whole number"),
+        ({"min_p": 2}, "min_p must be between 0 and 1, got 2"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be between 0.01 and 100, got 0"),
+        ({"logit_bias": {"5": 101}}, "logit_bias of token 5 must be between -100 and 100, got 101"),
         ({"logit_bias": {"999999": 1}}, "token 999999 is outside the vocabulary"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "what"}}}}, "schema"),
         ({"response_format": {"type": "xml"}}, "response_format must be of type"),
@@ -253,6 +256,7 @@ def test_a_setting_that_the_engine_cannot_meet_is_refused_by_name(url: str, sett
     body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], **setting}
     answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
     assert (answer.status_code, says in answer.json()["error"]["message"]) == (400, True), answer.text
+    assert answer.json()["error"]["param"] == next(iter(setting))
 
 
 def test_a_client_that_leaves_frees_the_engine(client: openai.OpenAI, url: str) -> None:

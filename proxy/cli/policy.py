@@ -40,7 +40,7 @@ from ringfence.policies.cases import (
     without_cases,
 )
 from ringfence.policies.decide import by_text
-from ringfence.policies.document import MOST
+from ringfence.policies.document import MOST, Problem
 from ringfence.policies.explain import Change, Explanation, Flip, Verdict
 from ringfence.policies.explain import explain as explain_decisions
 from ringfence.policies.findable import scored_by
@@ -61,6 +61,7 @@ from ringfence.proxy.cli.policy_show import in_words, print_policy, who_of
 from ringfence.proxy.cli.table import coloured, place, table_of
 from ringfence.proxy.review.visible import visible
 from ringfence.proxy.settings import policy_path
+from ringfence.proxy.upstreams import UnknownUpstream, find_upstream
 
 if TYPE_CHECKING:
     from ringfence.proxy.cli.curve import Curves
@@ -82,6 +83,10 @@ def lint(path: PolicyPath = None) -> None:
     path = policy_path(path) or SHIPPED
     with _told():
         policy = load_policy(path)
+        try:
+            find_upstream(policy.upstream.use)
+        except UnknownUpstream as error:
+            raise PolicyError([Problem(policy.origins["upstream.use"], str(error))]) from error
         checks = _checks_of(policy)
         pipeline = Pipelines(policy, checks).base  # what it refuses is an error too
 

@@ -1,6 +1,7 @@
 """How policies and what came of them look in a terminal: tables, colours, short names of places."""
 
 from pathlib import Path
+from typing import Literal
 
 from rich.table import Table
 from rich.text import Text
@@ -19,7 +20,8 @@ def table_of(*columns: str, wraps: str = "") -> Table:
     """
     table = Table(box=None, header_style="dim", pad_edge=False, expand="text" in columns)
     for name in columns:
-        table.add_column(name, no_wrap=name != wraps, overflow="fold", ratio=1 if name == "text" else None)
+        overflow: Literal["fold", "ellipsis"] = "fold" if name == wraps else "ellipsis"
+        table.add_column(name, no_wrap=name != wraps, overflow=overflow, ratio=1 if name == "text" else None)
     return table
 
 

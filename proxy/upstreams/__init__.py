@@ -1,6 +1,6 @@
 """Where an exchange is answered: one small module an upstream, found by entry point."""
 
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
 from ringfence.policies.types import UpstreamChoice
@@ -13,6 +13,24 @@ class UnknownUpstream(LookupError):
     """No upstream has this name; the message lists those that do."""
 
 
+def find_upstream(use: str) -> EntryPoint:
+    """Return who opens the upstream of a name or a URL.
+
+    Raises:
+        UnknownUpstream: there is none of that name.
+    """
+    known = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    by_url = known.pop("http")
+    if use.startswith(("http://", "https://")):
+        return by_url
+    if found := known.get(use.partition(":")[0]):
+        return found
+    raise UnknownUpstream(
+        f"upstream '{use}' is not known; use an OpenAI-compatible base URL (http://…/v1) or one of: "
+        + ", ".join(sorted(known))
+    )
+
+
 def open_upstream(choice: UpstreamChoice) -> Upstream:
     """Open the upstream that a policy or a flag names: an entry point's name, or a URL for the `http` one.
 
@@ -22,11 +40,4 @@ def open_upstream(choice: UpstreamChoice) -> Upstream:
         UnknownUpstream: there is none of that name.
         WeightsMissing, PullFailed: the embedded engine's weights were not pulled, or cannot be by that name.
     """
-    name = "http" if choice.use.startswith(("http://", "https://")) else choice.use.partition(":")[0]
-    known = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    if name not in known:
-        raise UnknownUpstream(
-            f"upstream '{choice.use}' is not known; use an OpenAI-compatible base URL (http://…/v1) "
-            f"or one of: {', '.join(sorted(known.keys() - {'http'}))}"
-        )
-    return cast(Upstream, known[name].load()(choice))
+    return cast(Upstream, find_upstream(choice.use).load()(choice))

@@ -18,7 +18,7 @@ from ringfence.model.chat import Chat, Detokenizer, TemplateRefused
 from ringfence.model.engine import ContextOverflow
 from ringfence.model.grammar import Grammar, Grammars
 from ringfence.model.loading import load
-from ringfence.model.sampler import Sampling
+from ringfence.model.sampler import OutOfBounds, Sampling
 from ringfence.model.sequence import Advance
 from ringfence.model.service import Service
 from ringfence.model.weights import DEFAULT, identity, locate
@@ -184,6 +184,8 @@ class EmbeddedUpstream:
                 yield event
         except ContextOverflow as error:
             raise BadRequest(str(error), param="messages", code="context_length_exceeded") from error
+        except OutOfBounds as error:
+            raise BadRequest(str(error), param=error.name) from error
         except ValueError as error:
             raise BadRequest(str(error)) from error
         finally:
@@ -292,8 +294,8 @@ def _sampling(body: Mapping[str, Any]) -> Sampling:
     logprobs = _logprobs(body)
     try:
         return Sampling(max_tokens=limit, logit_bias=bias, logprobs=logprobs, **given)
-    except ValueError as error:
-        raise BadRequest(str(error)) from error
+    except OutOfBounds as error:
+        raise BadRequest(str(error), param=error.name) from error
 
 
 def _logprobs(body: Mapping[str, Any]) -> int | None:
