@@ -128,11 +128,18 @@ def read(file: Path) -> Gguf:
         CheckpointDamaged: it is missing, cut short, or contradicts itself.
     """
     try:
+        with file.open("rb") as start:
+            if start.read(len(MAGIC)) != MAGIC:
+                raise CheckpointDamaged(f"{file} cannot be read: it is no GGUF file")
         return _opened(_Reader(file))
     except UnknownArchitecture as error:
         raise UnknownArchitecture(f"{file}: {error}") from error
     except (OSError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointDamaged(f"{file} cannot be read: {error!r}") from error
+
+
+MAGIC = b"GGUF"
+"""What every file begins with."""
 
 
 class _Reader(GGUFReader):

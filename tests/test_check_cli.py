@@ -142,3 +142,9 @@ def test_output_that_nobody_reads_is_no_answer(command: str) -> None:
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("option", ["--prompt", "--system"])
+def test_what_is_about_a_models_text_is_not_ignored_beside_a_users(check, option):
+    done = check(UNANSWERED, {}, option, "something")
+    assert (done.exit_code, done.stdout, "add --stage output" in done.stderr) == (2, "", True)

@@ -166,6 +166,12 @@ def test_setting_that_is_not_there_is_told(tmp_path):
         read(tmp_path / "nowhere.gguf")
 
 
+def test_file_of_another_kind_is_told(tmp_path):
+    (tmp_path / "x.gguf").write_text("a note, and no network")
+    with pytest.raises(CheckpointDamaged, match=r"x\.gguf cannot be read: it is no GGUF file$"):
+        read(tmp_path / "x.gguf")
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return write(made("llama", "plain"), tmp_path_factory.mktemp("whole") / "x.gguf").read_bytes()

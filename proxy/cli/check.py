@@ -48,6 +48,8 @@ def check(
             raise ValueError(f"--role {role} is none of {', '.join(get_args(Voice))}")
         if route not in get_args(Route):
             raise ValueError(f"--route {route} is none of {', '.join(get_args(Route))}")
+        if stage is Stage.INPUT and (prompt or system):
+            raise ValueError("--prompt and --system are about what a model said: add --stage output")
         limit = guard.policy.limits.text
         if len(text) > limit:
             raise ValueError(f"the text has {len(text):,} characters; the policy's limits.text is {limit:,}")
