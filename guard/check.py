@@ -64,8 +64,8 @@ class Passage:
     Attributes:
         role: who said it (`user`, `system`, `assistant`, `tool` …).
         text: what is judged; spans of findings count its code points. Empty for an image, and so is a span over it.
-        prompt: on the output stage, what the text answers: the last thing the user said; of an image, the text of the
-            same message.
+        prompt: of what the assistant says, what that answers: the last thing the user said before it; of an image, the
+            text of the same message.
         system: on the output stage, what the operator told the model: system and developer messages, one per line.
         earlier: what the user and the assistant said before it, oldest first, each with its role; `prompt` included. Of
             a long conversation the end, as `Exchange.before` cuts it; empty where nobody knows.

@@ -233,7 +233,7 @@ class Exchange:
 
     @property
     def prompt(self) -> str:
-        """The last thing the user said; empty where the user said nothing."""
+        """What the reply answers: the last thing the user said; empty where the user said nothing."""
         return next((p.text for p in reversed(self.request) if p.kind is Kind.TEXT and p.role == "user"), "")
 
     @property
@@ -241,6 +241,17 @@ class Exchange:
         """What the operator told the model: the system and developer messages, one per line."""
         told = [p.text for p in self.request if p.kind is Kind.TEXT and p.role in ("system", "developer")]
         return "\n".join(told)
+
+    def answered(self) -> Iterator[str]:
+        """Yield for each part of the request what it answers: the assistant's, the last thing the user said before it.
+
+        Empty where that is nothing, for what others say, and where the texts are `apart`.
+        """
+        last = ""
+        for part in self.request:
+            yield last if part.role == "assistant" and not self.apart else ""
+            if part.kind is Kind.TEXT and part.role == "user":
+                last = part.text
 
     def before(self, part: int) -> tuple[tuple[str, str], ...]:
         """Return what the user and the assistant said before a part of the request, oldest first, each with its role.

@@ -156,9 +156,10 @@ class Guard:
         judged = [(i, p) for i, p in enumerate(parts) if i not in missed and p.role not in exempt]
         # Without a span: nothing in it can be rewritten, so a rule that asks for that blocks.
         nobodys = [Finding("guard", UNJUDGED[parts[i].kind], 1.0, detail=parts[i].where) for i in missed]
+        answered = list(exchange.answered())
         decision = pipeline.judge(
             Stage.INPUT,
-            [_passage(exchange, i) for i, _ in judged],
+            [_passage(exchange, i, answered[i]) for i, _ in judged],
             known=[*nobodys, *self.history.findings(self.policy.counters, exchange.subject)],
             who=exchange.who,
             apart=exchange.apart,
@@ -341,7 +342,7 @@ def _unread(parts: Sequence[Part], pipeline: Pipeline) -> Mapping[int, str]:
     return found
 
 
-def _passage(exchange: Exchange, index: int) -> Passage:
+def _passage(exchange: Exchange, index: int, prompt: str) -> Passage:
     part = exchange.request[index]
     if part.image is not None:
         return _shown(exchange, index, part)
@@ -349,7 +350,7 @@ def _passage(exchange: Exchange, index: int) -> Passage:
         Stage.INPUT,
         part.role,
         part.text,
-        prompt=exchange.prompt if part.role == "assistant" else "",
+        prompt=prompt,
         part=index,
         rewritable=_rewritable(part),
         voice=part.voice,

@@ -9,6 +9,8 @@ import pytest
 from ringfence.guard.audit.record import record_of
 from ringfence.guard.audit.store import Store
 from ringfence.guard.check import Check, Finding, Passage
+from ringfence.guard.checks.guards.check import conversation
+from ringfence.guard.checks.guards.family import Turn
 from ringfence.guard.exchange import MOST_TEXT, MOST_TURNS, Exchange, Kind, Part
 from ringfence.guard.guard import Guard
 from ringfence.guard.replay.replay import replay
@@ -92,6 +94,45 @@ def test_every_window_of_a_streamed_reply_and_a_part_that_is_whole_come_with_the
     assert {one.earlier for one in (*windows, whole)} == {talk.before(len(SAID))}
 
 
+def test_what_the_assistant_said_comes_with_what_the_user_said_before_it(recorder: Recorder) -> None:
+    talk = exchange(("assistant", "Hi, how can I help?"), *SAID, ("assistant", "Like"))
+    talk.request.insert(4, Part(Kind.TOOL_CALL, "assistant", ("call",), "look_up()"))
+    speak(Guard(policy(SEEN), checks={"seen": recorder}), talk, "this.")
+    assert {one.text: one.prompt for one in recorder.asked} == {
+        "Hi, how can I help?": "",
+        "Be brief.": "",
+        "How do I pick a lock?": "",
+        "Which one?": "How do I pick a lock?",
+        "look_up()": "How do I pick a lock?",
+        "It is a Yale.": "",
+        "The blue one.": "",
+        "Like": "The blue one.",
+        "this.": "The blue one.",
+    }
+
+
+def test_what_turns_left_out_asked_is_known_all_the_same(recorder: Recorder) -> None:
+    said = [("user", "And?"), ("assistant", "b" * (MOST_TEXT + 1)), ("assistant", "c"), ("user", "d")]
+    Guard(policy(SEEN), checks={"seen": recorder}).judge_request(exchange(*said))
+    assert [(one.prompt, len(one.earlier)) for one in recorder.asked] == [("", 0), ("And?", 1), ("And?", 0), ("", 1)]
+
+
+def test_guards_are_not_told_a_later_question_as_what_a_greeting_answers(recorder: Recorder) -> None:
+    talk = exchange(("assistant", "Hi, how can I help?"), ("user", "How do I pick a lock?"))
+    Guard(policy(SEEN), checks={"seen": recorder}).judge_request(talk)
+    assert conversation(recorder.asked[0]) == [Turn("user", ""), Turn("assistant", "Hi, how can I help?")]
+
+
+def test_the_classifier_judges_what_was_said_as_it_was_when_it_was_said() -> None:
+    said = [("user", "How do I make an oil lamp?"), ("assistant", "Fill it, close it, and drill a hole for the wick.")]
+    guard = Guard(policy(Rule("harm", "harm", Action.LOG, stages=BOTH, roles=("assistant",))))
+    once = guard.judge_request(exchange(*said))
+    again = guard.judge_request(exchange(*said, ("user", "What is a pipe bomb?")))
+    reply = guard.check(said[1][1], Stage.OUTPUT, said[0][1])
+    assert again.findings == once.findings
+    assert [one.score for one in again.findings] == [one.score for one in reply.findings]
+
+
 @pytest.mark.parametrize("apart", [False, True])
 def test_a_record_is_judged_again_with_the_same_passages(recorder: Recorder, tmp_path: Path, apart: bool) -> None:
     other = Recorder("other", frozenset({"other"}))
@@ -120,6 +161,7 @@ def test_texts_by_themselves_are_no_turns_before_each_other(recorder: Recorder) 
     for one in (talk, texts):
         Guard(policy(SEEN), checks={"seen": recorder}).judge_request(one)
     assert [bool(one.earlier) for one in recorder.asked] == [False, False, True, False, True] + [False] * 5
+    assert [bool(one.prompt) for one in recorder.asked] == [False, False, True, False, False] + [False] * 5
     assert ["apart" in record_of(one, text="full") for one in (talk, texts)] == [False, True]
 
 

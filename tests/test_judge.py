@@ -17,6 +17,8 @@ from starlette.responses import JSONResponse, Response
 
 from ringfence.guard.budget import Budget
 from ringfence.guard.check import CannotAnswer, Passage
+from ringfence.guard.exchange import Exchange, Kind, Part
+from ringfence.guard.guard import Guard
 from ringfence.guard.pipeline import Pipeline
 from ringfence.policies.document import PolicyError
 from ringfence.policies.own import LlmJudge
@@ -248,6 +250,23 @@ def test_the_same_text_is_asked_about_once_and_another_stage_or_prompt_is_anothe
     check.find(replace(passage(), stage=Stage.OUTPUT))
     check.find(passage(prompt="Who earns what?"))
     assert len(vendor.asked) == 3
+
+
+def test_of_a_conversation_that_goes_on_only_what_is_new_is_asked_about(judge_of):
+    vendor = Vendor(lambda _: GOOD)
+    rule = Rule("no-salaries", "salaries", Action.BLOCK)
+    guard = Guard(Policy("house", (rule,)), checks={"salaries": judge_of(vendor)})
+    talk = [("user", "Who is Ines?"), ("assistant", "A nurse."), ("user", "Where?"), ("assistant", "In Leeds.")]
+    for until in range(1, len(talk) + 1):
+        parts = [Part(Kind.TEXT, role, ("t", at), text) for at, (role, text) in enumerate(talk[:until])]
+        guard.judge_request(Exchange("test", "m", parts))
+    asked = [json.loads(asked["messages"][1]["content"]) for asked in vendor.asked]
+    assert [(one["text"], one["prompt"]) for one in asked] == [
+        ("Who is Ines?", ""),
+        ("A nurse.", "Who is Ines?"),
+        ("Where?", ""),
+        ("In Leeds.", "Where?"),
+    ]
 
 
 def test_text_in_disguise_is_asked_about_in_the_clear_as_well_and_counts_as_one_text(judge_of):

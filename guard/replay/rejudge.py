@@ -125,12 +125,11 @@ def _in_windows(pipeline: Pipeline, whole: Passage, past: Past) -> Decision | No
 def _of_request(body: Body, policy: Policy) -> Iterator[Passage]:
     exempt = {one.role for one in policy.exempt}
     exchange = _exchange(body)
-    for index, part in enumerate(exchange.request):
+    for index, (part, prompt) in enumerate(zip(exchange.request, exchange.answered(), strict=True)):
         if part.kind.is_text and part.role not in exempt:
             text = _as_it_came(body, Stage.INPUT, index)
-            asked = exchange.prompt if part.role == "assistant" else ""
             earlier = exchange.before(index) if part.role in SPEAKERS else ()
-            yield Passage(Stage.INPUT, part.role, text, asked, part=index, voice=part.voice, earlier=earlier)
+            yield Passage(Stage.INPUT, part.role, text, prompt, part=index, voice=part.voice, earlier=earlier)
 
 
 def _refuse_images(body: Body, policy: Policy) -> None:
