@@ -117,6 +117,22 @@ class Pipeline:
         """
         return any(form in order.reads and is_about(order.roles, voice) for order in self._orders[stage])
 
+    def acts_on(self, stage: Stage, voice: str, without: frozenset[str] = frozenset()) -> bool:
+        """Whether rules that are not in shadow have somebody's texts read, and need none of these checks for that.
+
+        Args:
+            without: names of checks that failed; those count too that are to settle what such a rule is not sure of.
+        """
+        live = [rule for rule in self.policy.rules if stage in rule.stages and not rule.shadow]
+        looked_for = [one for rule in live for one in _looked_for(rule)]
+        doubted = [(rule.escalate.to, rule.roles) for rule in live if rule.escalate]
+        first, second = (
+            [check for category, roles in some if is_about(roles, voice) and (check := self.check_of(category))]
+            for some in (looked_for, doubted)
+        )
+        needed = {one.name for one in (*first, *second)}
+        return any("text" in reads_of(one) for one in first) and needed.isdisjoint(without)
+
     def roles(self, stage: Stage, category: str) -> frozenset[Voice]:
         """Return whose text is shown at a stage to the check of a category; everybody's where that names nobody."""
         check = self.check_of(category)
@@ -200,8 +216,7 @@ class Pipeline:
         of, now = {passage.part: passage for passage in passages}, monotonic()
         running: list[tuple[_Order, Passage, Sequence[Share]]] = []
         for (name, part), rules in asking.items():
-            budgets = [rule.seconds for rule, _ in rules.values() if rule.seconds is not None]
-            seconds = min([*budgets, self.policy.limits.check_seconds])
+            seconds = _seconds(self.policy, [rule for rule, _ in rules.values()])
             check = self._second[stage][name]
             order = _Order.of(check, (to for _, to in rules.values()), seconds)
             may = any(self.may_ask(rule) for rule, _ in rules.values())  # one of them pays
@@ -342,16 +357,22 @@ def _orders(policy: Policy, stage: Stage, checks: Iterable[Check], owners: Mappi
     rules = [rule for rule in policy.rules if stage in rule.stages]
     asking = [(rule, category, roles) for rule in rules for category, roles in _looked_for(rule)]
     # Who looks anyway has looked at what a rule doubts; where it fails, that rule must hear of it as well.
-    doubting = [(rule.escalate.to, rule.roles) for rule in rules if rule.escalate]
+    doubting = [(rule, rule.escalate.to, rule.roles) for rule in rules if rule.escalate]
     for check in checks:
-        mine = [one for one in asking if owners.get(root(one[1])) is check]
+        mine, more = ([one for one in some if owners.get(root(one[1])) is check] for some in (asking, doubting))
         if mine:
-            budgets = [rule.seconds for rule, _, _ in mine if rule.seconds is not None]
-            asked = [one[1:] for one in mine] + [one for one in doubting if owners.get(root(one[0])) is check]
-            named = [roles for _, roles in asked]
+            named = [roles for _, _, roles in (*mine, *more)]
             roles = frozenset(role for some in named for role in some) if all(named) else frozenset()
-            seconds = min([*budgets, policy.limits.check_seconds])
-            yield _Order.of(check, (category for category, _ in asked), seconds, roles)
+            # Rules that doubt have a say only where all that look are in shadow: without those, these alone would ask.
+            timed = mine if any(not rule.shadow for rule, _, _ in mine) else [*mine, *more]
+            seconds = _seconds(policy, [rule for rule, _, _ in timed])
+            yield _Order.of(check, (category for _, category, _ in (*mine, *more)), seconds, roles)
+
+
+def _seconds(policy: Policy, rules: Sequence[Rule]) -> float:
+    """Return how long a check may take for some rules; those in shadow have a say only where there are no others."""
+    counting = [rule for rule in rules if not rule.shadow] or rules
+    return min([policy.limits.check_seconds, *(rule.seconds for rule in counting if rule.seconds is not None)])
 
 
 def _second(

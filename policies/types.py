@@ -286,7 +286,7 @@ class Rule:
         on_error: what it asks for when the check behind its category, or the one that it escalates to, could not
             answer; there is no rewriting what nobody read. `degrade: CATEGORY` has the rule look at that instead.
         seconds: how long each check behind it may take on one stage, where that is less than `limits.check_seconds`; of
-            several rules over one check the shortest counts.
+            several rules over one check the shortest counts, and that of one in shadow only where all are.
         shadow: record that it would have fired, change nothing.
         maturity: how far it has proved itself.
         why: the reason, for the reader and the auditor.

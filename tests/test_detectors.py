@@ -1,6 +1,7 @@
 """The detector API of the FMS guardrails orchestrator, against a real server."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import httpx
@@ -8,7 +9,7 @@ import pytest
 
 from ringfence.guard.audit.store import Store
 from ringfence.guard.guard import Guard
-from ringfence.policies.types import Action, Condition, Overlay, Override, Policy, Rule, Scope, Stage
+from ringfence.policies.types import Action, Condition, Degrade, Escalate, Overlay, Override, Policy, Rule, Scope, Stage
 from ringfence.proxy.app import create_app
 from ringfence.proxy.service import Service
 from ringfence.proxy.settings import Settings
@@ -156,6 +157,83 @@ def test_a_text_that_nobody_could_judge_is_an_error_whatever_on_error_says(
             assert why in answer.json()["message"]
             [kept] = store.list(limit=1)
             assert kept.body["error"] == "Unjudged"
+
+
+BOMBS, TRIAL = Rule("bombs", "bomb", Action.BLOCK), Rule("trial", "broken", Action.BLOCK, shadow=True)
+OF_USERS = replace(BOMBS, roles=("user",))
+
+
+def asked_of(serve, service_of, checks, store, *rules):
+    """Return what asks the detectors of a server whose policy has these rules."""
+    url = serve(create_app(service_of(Guard(Policy("trial", rules), checks=checks, store=store))))
+    return lambda what, body: httpx.post(f"{url}/api/v1/text/{what}", json=body, headers=NAMED, timeout=30)
+
+
+def test_failure_of_a_check_that_only_rules_in_shadow_ask_is_told_by_the_record_alone(
+    serve, service_of, broken_check, checks, store
+):
+    unsure = replace(TRIAL, id="unsure", category="knife", threshold=0.1, escalate=Escalate("broken", (0.1, 1.01)))
+    for trial in (TRIAL, unsure):
+        ask = asked_of(serve, service_of, {**checks, "broken": broken_check}, store, BOMBS, trial)
+        for what, body in (
+            ("contents", {"contents": ["a bomb", "a knife"]}),
+            ("contents", {"contents": ["a bomb", "a knife"], "detector_params": {"stage": "output"}}),
+            ("chat", {"messages": messages(("system", "a knife"), ("user", "a bomb"))}),
+            ("generation", {"prompt": "a knife", "generated_text": "a bomb for a knife"}),
+        ):
+            answer = ask(what, body)
+            found = [one for some in answer.json() for one in (some if what == "contents" else [some])]
+            assert (answer.status_code, [one["detection"] for one in found]) == (200, ["bomb"])
+            [kept] = store.list(limit=1)
+            assert kept.body["error"] is None
+            assert "broken: failed with RuntimeError" in [e for d in kept.body["decisions"] for e in d["errors"]]
+            # Not every check that the policy asks for has read it: the record says so, as of any other exchange.
+            assert "broken: failed with RuntimeError" in [one["why"] for one in kept.body["coverage"]]
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [TRIAL],
+        [TRIAL, replace(BOMBS, shadow=True)],
+        [TRIAL, replace(BOMBS, stages=(Stage.OUTPUT,))],
+        [TRIAL, replace(BOMBS, roles=("tool",))],
+        [TRIAL, BOMBS, Rule("live", "broken", Action.LOG, on_error=Action.ALLOW)],
+        [TRIAL, BOMBS, replace(BOMBS, id="with", when=Condition(category="broken"))],
+        [TRIAL, replace(BOMBS, on_error=Degrade("broken"))],
+        [TRIAL, replace(BOMBS, escalate=Escalate("broken", (0.1, 0.9)))],
+    ],
+    ids=["alone", "all in shadow", "another stage", "another role", "live", "condition", "stand-in", "second opinion"],
+)
+def test_text_is_unjudged_where_no_rule_in_force_has_it_read_or_one_needs_the_check_that_failed(
+    serve, service_of, broken_check, checks, store, rules
+):
+    ask = asked_of(serve, service_of, {**checks, "broken": broken_check}, store, *rules)
+    answer = ask("contents", {"contents": ["a flower"]})
+    assert (answer.status_code, answer.json()["code"]) == (500, 500)
+    assert "contents[0] could not be judged: broken: failed" in answer.json()["message"]
+
+
+def test_text_that_only_rules_in_shadow_are_about_is_left_out_where_there_is_other_text(
+    serve, service_of, broken_check, checks, store
+):
+    both = messages(("system", "a bomb"), ("user", "another bomb"))
+    for rules, found in (((OF_USERS, TRIAL), 1), ((replace(OF_USERS, shadow=True),), 0)):
+        ask = asked_of(serve, service_of, {**checks, "broken": broken_check}, store, *rules)
+        answers = [ask("chat", {"messages": some}) for some in (both, both[:1])]
+        assert [one.status_code for one in answers] == [200, 500]
+        assert len(answers[0].json()) == found
+
+
+def test_a_check_that_fails_of_one_text_is_about_no_other(serve, service_of, sure_of_war, checks, store):
+    live, trial = replace(BOMBS, on_error=Action.LOG), Rule("trial", "harm", Action.BLOCK, shadow=True)
+    ask = asked_of(serve, service_of, {**checks, "classifier": sure_of_war}, store, live, trial)
+    assert ask("contents", {"contents": ["peace", "a bomb", "war"]}).json()[1][0]["detection"] == "bomb"
+    in_force = replace(trial, id="in-force", shadow=False, roles=("user",))
+    ask = asked_of(serve, service_of, {**checks, "classifier": sure_of_war}, store, live, trial, in_force)
+    said = messages(("system", "peace"), ("user", "war"))
+    assert [one["detection"] for one in ask("chat", {"messages": said}).json()] == ["harm"]
+    assert ask("chat", {"messages": said[:1] + messages(("user", "peace"))}).status_code == 500
 
 
 def test_only_what_a_rule_fired_on_is_detected(serve, service_of, checks, store):

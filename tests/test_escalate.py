@@ -333,6 +333,17 @@ def test_other_check_that_takes_longer_than_the_rule_allows_counts_as_failed():
         other.together.abort()
 
 
+def test_rule_in_shadow_takes_no_time_from_one_that_asks_about_the_same_text():
+    other = Big(together=threading.Barrier(2))
+    trial = replace(HARM, id="trial", shadow=True, seconds=0.1)
+    try:
+        decision, seen = run(of(replace(HARM, seconds=0.2), trial), "harm 0.4 guard 0.1", other=other)
+        assert len(seen) == 1
+        assert "took longer than its 0.2 s" in decision.errors[0]
+    finally:
+        other.together.abort()
+
+
 def test_no_more_texts_are_asked_about_in_a_minute_than_the_rule_allows():
     now = [0.0]
     rule = replace(HARM, on_error=OWN, escalate=replace(BAND, per_minute=2))

@@ -114,6 +114,30 @@ def test_a_check_that_hangs_counts_as_failed_and_the_others_still_count(
     assert "limits.check_seconds" in decision.errors[0]
 
 
+LOOKS, TRIAL = Rule("looks", "hang", Action.LOG), Rule("trial", "hang", Action.BLOCK, shadow=True, seconds=0.1)
+DOUBTS = Rule("doubts", "bomb", Action.LOG, escalate=Escalate("hang", (0.15, 0.85)))
+
+
+@pytest.mark.parametrize(
+    ("rules", "seconds"),
+    [
+        ([replace(LOOKS, seconds=0.2), TRIAL], "0.2"),
+        ([LOOKS, TRIAL], "0.3"),
+        ([replace(LOOKS, seconds=0.05), TRIAL], "0.05"),
+        ([replace(DOUBTS, seconds=0.2), TRIAL], "0.2"),
+        ([LOOKS, replace(DOUBTS, seconds=0.2), TRIAL], "0.3"),
+        ([TRIAL, replace(TRIAL, id="longer", seconds=0.2)], "0.1"),
+    ],
+    ids=["its own", "the policy's", "shorter", "of one that doubts", "of one that looks", "all in shadow"],
+)
+def test_what_a_rule_in_shadow_says_of_time_takes_none_from_the_others(
+    hanging: HangingCheck, checks: dict[str, Check], rules: list[Rule], seconds: str
+) -> None:
+    policy = Policy(name="p", rules=tuple(rules), limits=Limits(check_seconds=0.3))
+    decision = Pipeline(policy, {"hanging": hanging, **checks}).judge(Stage.INPUT, [passage("a flower")])
+    assert f"took longer than its {seconds} s" in decision.errors[0]
+
+
 def conversation() -> list[Passage]:
     return [Passage(Stage.INPUT, role, f"{role} bomb", part=at) for at, role in enumerate(("system", "user", "tool"))]
 

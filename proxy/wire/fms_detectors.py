@@ -7,6 +7,7 @@ say that is an error, since an empty list means that nothing was found.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen
@@ -132,7 +133,7 @@ def judge(guard: Guard, exchange: Exchange, asked: Asked) -> list[Any]:
     Raises:
         TooLong: of a request.
         Unjudged: a check failed, or no rule has any check read such texts; where there are others, text of roles that
-            no rule is about is left out.
+            no rule is about is left out. What is missing to rules in shadow alone is no such failure.
     """
     if asked.reply:
         judging = guard.open_reply(exchange)
@@ -144,10 +145,17 @@ def judge(guard: Guard, exchange: Exchange, asked: Asked) -> list[Any]:
     stage = Stage.OUTPUT if asked.reply else Stage.INPUT
     pipeline = guard.pipeline_of(exchange)
     parts = asked.reply or exchange.request
-    # Text that the policy's rules are not about is none that could not be judged, unless there is nothing else.
-    meant = [part.where for part in parts if not part.kind.is_text or pipeline.reads(stage, "text", part.voice)]
-    for judged in exchange.coverage:
-        if judged.status is Judged.UNJUDGED and (judged.where in meant or not meant):
+    findings = [finding for decision in exchange.decisions for finding in decision.findings]
+    everywhere, by_part = sorted_by_part(findings)
+    acted_on = cache(partial(pipeline.acts_on, stage))
+    # Text that the policy's rules are not about is none that could not be judged, unless there is nothing else; those
+    # in shadow count where there are no others.
+    live = [not part.kind.is_text or acted_on(part.voice) for part in parts]
+    meant = live if any(live) else [pipeline.reads(stage, "text", part.voice) for part in parts]
+    for index, (part, judged) in enumerate(zip(parts, exchange.coverage, strict=True)):
+        failed = frozenset(one.check for one in (*everywhere, *by_part[index]) if one.error is not None)
+        for_trial = bool(failed) and acted_on(part.voice, failed)
+        if judged.status is Judged.UNJUDGED and not for_trial and (meant[index] or not any(meant)):
             raise Unjudged(f"{judged.where} could not be judged: {judged.why}")
     if asked.reply:
         why = "it was read as what the reply answers, and not judged by itself"
@@ -156,10 +164,8 @@ def judge(guard: Guard, exchange: Exchange, asked: Asked) -> list[Any]:
             *exchange.coverage,
         ]
     policy = pipeline.policy
-    findings = [finding for decision in exchange.decisions for finding in decision.findings]
     if not asked.each:
         return [_detection(finding, rules) for finding, rules in _acted_on(policy, stage, findings)]
-    everywhere, by_part = sorted_by_part(findings)
     return [
         [
             {"start": span.start, "end": span.end, "text": part.text[span.start : span.end]}
