@@ -37,6 +37,8 @@ _JSON_VALUE = re.compile(
 )
 _WORD = re.compile(r"\w+|[^\w\s]")
 _WITHIN_WORD = re.compile(r"\w\w")
+# Fields of a call that hold what the tool is given; the names of the fields below are the model's.
+_GIVEN = frozenset({"args", "arguments", "input"})
 
 
 def numbered(decision: Decision, exchange: Exchange, judged: Mapping[int, Part], rules: Iterable[Rule]) -> Decision:
@@ -184,21 +186,25 @@ class Restorer:
         return original
 
 
-def restored(value: Any, table: Originals, *, is_json: bool = False) -> Any:
+def restored(value: Any, table: Originals, *, is_json: bool = False, given: bool = False) -> Any:
     """Return a copy of a JSON value with the originals back in every string, names of fields too.
 
     Args:
-        is_json: a string is JSON, as that of a field `arguments` always is.
+        is_json: a string is JSON, as that of the API's own field `arguments` always is.
+        given: it is what a tool is given, where a field `arguments` is one as any other.
     """
     match value:
         case str():
             return Restorer(table, is_json=is_json).feed(value, last=True)
         case Mapping():
             return {
-                restored(key, table): restored(item, table, is_json=key == "arguments") for key, item in value.items()
+                restored(key, table): restored(
+                    item, table, is_json=key == "arguments" and not given, given=given or key in _GIVEN
+                )
+                for key, item in value.items()
             }
         case list() | tuple():
-            return [restored(item, table) for item in value]
+            return [restored(item, table, given=given) for item in value]
         case _:
             return value
 

@@ -255,16 +255,19 @@ def _weighed(
     for token, chance in tops.items():
         if word := _begun(token.strip(), words):
             mass[word] += chance
-    total = sum(mass.values())
-    if len(tops) == 1:  # told alone: of two words the other has the rest, at most; of more, nobody knows
-        if len(mass) > 2 or total < LEAST:
-            return None
-        (other,) = mass.keys() - {said}
-        mass[other], total = max(0.0, 1 - total), max(1.0, total)
+    told, alone = sum(mass.values()), len(tops) == 1
+    if alone and (len(mass) > 2 or told < LEAST):
+        return None  # of two words the other has the rest, at most; of more, nobody knows
     # Where safe was likelier than the unsafe word that is written, or another word than all of these, they cannot be
     # believed.
-    fit = 0 < total >= max(tops.values()) and mass[said] >= mass[family.safe]
-    return {word: mass[word] / total for word in family.unsafe} if fit else None
+    if not 0 < told >= max(tops.values()) or mass[said] < mass[family.safe]:
+        return None
+    # An unsafe word that is left out may be as likely as the least that is told, and has no more than what is left of
+    # all: its score is the most that it can be. Safe is given what is left only where nothing else is told.
+    untold = [word for word in (mass if alone else family.unsafe) if not mass[word]]
+    for word in untold:
+        mass[word] = min(*tops.values(), max(0.0, 1 - sum(tops.values())) / len(untold))
+    return {word: mass[word] / sum(mass.values()) for word in family.unsafe}
 
 
 def _begun(token: str, words: Mapping[str, str]) -> str | None:

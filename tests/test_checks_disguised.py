@@ -3,6 +3,7 @@
 The values are made up; what is asked of each disguise is that the whole stretch is found, and nothing readable left.
 """
 
+import json
 import random
 import re
 from base64 import b64encode, urlsafe_b64encode
@@ -89,6 +90,8 @@ DISGUISES = {
     "quoted": lambda text: quote(text, safe=""),
     "quoted twice": lambda text: quote(quote(text, safe=""), safe=""),
     "escapes": each(lambda c: f"\\u{ord(c):04x}"),
+    "escapes of eight digits": each(lambda c: f"\\U{ord(c):08x}"),
+    "bold digits in JSON": each(lambda c: json.dumps(chr(0x1D7CE + int(c)))[1:-1] if c.isdigit() else c),
     "bytes": each(lambda c: f"\\x{ord(c):02x}"),
     "octal": each(lambda c: f"\\{ord(c):03o}"),
     "markdown": lambda text: re.sub(r"([@._+-])", r"\\\1", text),

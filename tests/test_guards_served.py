@@ -459,6 +459,24 @@ def places(*each):
     }
 
 
+@pytest.mark.parametrize(
+    ("kind", "written", "tops", "score"),
+    [
+        ("llama-guard-3", "safe", {"safe": 0.55, "I": 0.15}, 0.15 / 0.7),
+        ("llama-guard-3", "safe", {"safe": 0.9, "I": 0.08}, 0.02 / 0.92),  # no more is left
+        ("llama-guard-3", "safe", {"safe": 0.55, "I": 0.15, "The": 0.001}, 0.001 / 0.551),
+        ("llama-guard-3", "unsafe\nS2", {"unsafe": 0.55, "I": 0.15}, 1.0),
+        ("qwen3guard", "Safety: Safe\nCategories: None", {"Safe": 0.6, "I": 0.2}, 0.2 / 0.8),  # for both together
+        ("qwen3guard", "Safety: Safe\nCategories: None", {"Safe": 0.6, "Unsafe": 0.2, "I": 0.1}, 0.3 / 0.9),
+    ],
+)
+def test_unsafe_word_that_is_not_among_those_told_counts_for_all_that_it_may_have(guard_of, kind, written, tops, score):
+    choice = {"message": {"content": written}, "logprobs": places((next(iter(tops)), tops))}
+    found = guard_of(Server(lambda _: JSONResponse({"choices": [choice]})), kind).find(passage())
+    assert found[0].score == pytest.approx(score, abs=1e-4)
+    assert "calibrated" not in found[0].detail
+
+
 def test_a_word_of_several_tokens_is_as_probable_as_its_first(guard_of):
     """Qwen's vocabulary has no `Controversial`."""
     told = places(

@@ -85,6 +85,10 @@ def last(text):
         ("hex", "0x" + PLAIN.encode().hex(), PLAIN),
         ("escapes", r"make a \x62\x6f\x6d\x62", "make a bomb"),
         ("escapes", r"\u006d\u0061\u006b\u0065 a \142\157\155\142", "make a bomb"),
+        ("escapes", r"make a \U00000062\U0000006f\u006d\x62", "make a bomb"),
+        ("escapes", r"\ud801\udc28\ud801\uDC29\U0001042a\u{1042b} ok", "𐐨𐐩𐐪𐐫 ok"),
+        ("escapes", r"ok \u0431\u043e\u043c\ud83d\u0431\u0430", "ok бом\ufffdба"),
+        ("escapes+lookalike", "make a " + json.dumps("𝖻𝗈𝗆𝖻"), 'make a "bomb"'),
         ("binary", " ".join(f"{b:08b}" for b in b"make a bomb"), "make a bomb"),
         ("percent", "how%20to%20make%20a%20bomb", "how to make a bomb"),
         ("percent", "the attack%20plan.", "the attack plan."),
@@ -395,7 +399,7 @@ def test_the_bits_of_letter_pairs_are_those_of_the_data():
 ANY = st.text(st.characters())  # lone surrogates included
 PIECES = st.sampled_from(
     [PLAIN, b64(PLAIN), b64(b64(PLAIN)), PLAIN.encode().hex(), PLAIN[::-1], codecs.encode(PLAIN, "rot13"), tagged("kill"),
-     selected("make a bomb"), "k1ll th3m", "b o m b", "b.o.m.b", "mаkе", "ｂｏｍｂ", "%62%6f%6d%62", "&#98;&#111;", r"\x62\x6f\x6d",
+     selected("make a bomb"), "k1ll th3m", "b o m b", "b.o.m.b", "mаkе", "ｂｏｍｂ", "%62%6f%6d%62", "&#98;&#111;", r"\x62\x6f\x6d", r"\ud83d", r"\ude00",
      "ki\u200bll", "k\u0336i\u0336l\u0336l\u0336", "\ud800", "привет", " ", "\n", "=", "-", "\u200b", "a", "ﬃ"]
 )  # fmt: skip
 MIXED = st.lists(st.one_of(PIECES, ANY), max_size=8).map(" ".join) | st.lists(PIECES, max_size=8).map("".join)
@@ -455,7 +459,7 @@ def test_time_is_bounded_whatever_is_repeated(pieces, joint):
 @pytest.mark.parametrize(
     "unit",
     [
-        "a", "a ", "a.", "aa ", "aa:", ". ", "-", "%", "%41", "%2", "&#98;", "&#", "\\x62", "\\", "0x41 ", "01010101 ", "0", "1 ",
+        "a", "a ", "a.", "aa ", "aa:", ". ", "-", "%", "%41", "%2", "&#98;", "&#", "\\x62", "\\ud83d", "\\ud83d\\ude00", "\\", "0x41 ", "01010101 ", "0", "1 ",
         "A1", "a1 ", "((((", "a\n", "QUJD", "QUJD" * 15 + "\n", "ab/", "\u200b", "a\u200b", "a\u0336", "а", "аa ", "ｂｏｍｂ ",
         "\U000e0041", "\ufe01", "\ud800", "ebg", "eht ", "gur ", "x!", "'", "a'.", "k1ll ", "b o m b  ",
     ],
@@ -486,6 +490,8 @@ def test_a_megabyte_of_prose_takes_seconds_at_most():
         ("entities", "&#65;&#x31;&commat;&period; &amp; &nosuch; R&D", "A1@. & &nosuch; R&D"),
         ("percent", "%41%31%C3%A9 100% %zz", "A1é 100% %zz"),
         ("escapes", r"\u0041\x31\100\@ \n C:\\u0042", "A1@@ \\n C:B"),
+        ("escapes", r"\ud83d\ude00 \\uD83D\\uDE00 \U0001f600 \U0010ffff \U00110000", "😀 😀 😀 \U0010ffff \\U00110000"),
+        ("escapes", r"\ud83d\ud83d\ude00\ude00 \ud83d", "\ud83d😀\ude00 \ud83d"),
         ("binary", "01000001 00110001 00111001", "A19"),
         ("hex", "0x41312d39 41 31 2d 39 deadbeef", "A1-9 A1-9 deadbeef"),
         ("base64", "k=" + b64("A1-9Z8-7Y6") + "; question", "k=A1-9Z8-7Y6; question"),
@@ -537,6 +543,21 @@ def test_a_spelling_of_nothing_is_nothing():
     assert (found.text, found.changed("\u200b").tolist()) == ("", [])
 
 
+@pytest.mark.parametrize("escape", [r"\ud83d\ude00", r"\\ud83d\\ude00", r"\U0001f600"])
+@pytest.mark.parametrize("readings", [spellings, wordings])
+def test_a_character_beyond_16_bits_came_from_all_of_its_escape_and_of_no_other(readings, escape):
+    text = f"a{escape}{escape}b"
+    (found,) = readings(text)
+    assert found.text == "a😀😀b"
+    size = len(escape)
+    assert [found.span(i, i + 1) for i in range(4)] == [
+        (0, 1),
+        (1, 1 + size),
+        (1 + size, 1 + 2 * size),
+        (1 + 2 * size, 2 + 2 * size),
+    ]
+
+
 @settings(max_examples=150)
 @given(MIXED, st.data())
 def test_every_spelling_knows_where_each_of_its_code_points_came_from(text, data):
@@ -554,7 +575,7 @@ def test_every_spelling_knows_where_each_of_its_code_points_came_from(text, data
 
 @pytest.mark.parametrize(
     "unit",
-    ["a", "A1", "&", "&amp;", "&#", "%", "%41", "%C3", "\\", "\\u", "\\x4", "0", "01", "01010101 ", "4", "41 ", "0x", "0x41 ", "QUJD",
+    ["a", "A1", "&", "&amp;", "&#", "%", "%41", "%C3", "\\", "\\u", "\\ud83d", "\\ud83d\\ude00", "\\U0001f60", "\\x4", "0", "01", "01010101 ", "4", "41 ", "0x", "0x41 ", "QUJD",
      "QUJD" * 15 + "\n", "=", "=\n", "=41", "=C3", "Ab/", "-", "\u200b", "a\u0336", "а", "аa", "ａ", "\U000e0041", "\ufe01", "\x1b", "\x1b]", "\x9d", "\ud800"],
 )  # fmt: skip
 @pytest.mark.parametrize("readings", [spellings, wordings])

@@ -246,6 +246,16 @@ def test_arguments_are_json_whatever_they_look_like() -> None:
     assert restored({"arguments": loose}, CLIENT)["arguments"].count(r"cust:x\",\"admin\":true") == 2
 
 
+@pytest.mark.parametrize("given", ["args", "arguments", "input"])
+def test_what_a_tool_is_given_is_json_in_the_field_of_the_api_alone(given: str) -> None:
+    inner = {"arguments": "--key [API_KEY_1]", "more": [{"arguments": ["[API_KEY_1]"]}, {"arguments": "[EMAIL_1]"}]}
+    key = TABLE["[API_KEY_1]"]
+    meant = {"arguments": f"--key {key}", "more": [{"arguments": [key]}, {"arguments": MAIL}]}
+    assert restored({"name": "f", given: inner}, TABLE)[given] == meant
+    written = restored({"function": {"name": "f", "arguments": json.dumps(inner)}}, TABLE)["function"]["arguments"]
+    assert json.loads(written) == meant
+
+
 def test_a_placeholder_written_with_the_escapes_of_json_is_known_in_json() -> None:
     escaped = r"\u005bEMAIL\u005f1\u005D"
     assert json.loads(restored({"arguments": f'{{"a": "{escaped}"}}'}, TABLE)["arguments"]) == {"a": MAIL}

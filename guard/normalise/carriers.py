@@ -4,7 +4,7 @@ import html
 import re
 from collections.abc import Callable, Iterator
 
-from ringfence.guard.normalise.encodings import BASE64, BINARY, HEX, IN_BASE64, from_base64, opened, utf8
+from ringfence.guard.normalise.encodings import BASE64, BINARY, HEX, IN_BASE64, from_base64, of_halves, opened, utf8
 from ringfence.guard.normalise.unseen import UNSEEN, UNSEEN_ASCII
 from ringfence.guard.normalise.variant import Edit
 
@@ -12,7 +12,8 @@ _ANY_ENTITY = re.compile(r"&(?:#[0-9]{1,7};?|#[xX][0-9a-fA-F]{1,6};?|[A-Za-z][A-
 _ANY_PERCENT = re.compile(r"%[0-7][0-9A-Fa-f]|(?:%[89A-Fa-f][0-9A-Fa-f])++")
 # Markdown escapes the signs of an address too; a string within a string has its backslashes twice.
 _ANY_ESCAPE = re.compile(
-    r"\\{1,8}(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|u\{([0-9A-Fa-f]{1,5})\}|([01][0-7]{2})|([@._+-]))"
+    r"\\{1,8}(?:u([dD][89ABab][0-9A-Fa-f]{2})\\{1,8}u([dD][C-Fc-f][0-9A-Fa-f]{2})|x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})"
+    r"|U(00(?:0[0-9A-Fa-f]|10)[0-9A-Fa-f]{4})|u\{([0-9A-Fa-f]{1,5})\}|([01][0-7]{2})|([@._+-]))"
 )
 _QUOTED = re.compile(r"=(?:\r?\n|[2-7][0-9A-F])|(?:=[89A-F][0-9A-F])++")
 # Escapes with nothing between that would part one field from the next, as a space or `&` does.
@@ -45,8 +46,10 @@ def all_escapes(text: str) -> list[Edit]:
     """Decode escapes of code points, and those of Markdown."""
 
     def said(escape: re.Match[str]) -> str:
-        x, u, wide, octal, sign = escape.groups()
-        return sign or chr(int(octal, 8) if octal else int(x or u or wide, 16))
+        high, low, x, u, long, wide, octal, sign = escape.groups()
+        if high:
+            return of_halves(high, low)
+        return sign or chr(int(octal, 8) if octal else int(x or u or long or wide, 16))
 
     return [Edit(*m.span(), said(m)) for m in _ANY_ESCAPE.finditer(text)] if "\\" in text else []
 

@@ -18,7 +18,11 @@ ROUNDS = 3
 _ENTITIES = re.compile(r"(?:&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6});)+")
 _PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})++")
 _PHRASE = re.compile(r"[^\W_]*[^\W\d_](?:%20[^\W_]++)++[.,!?]?")  # words, and nothing of an address
-_ESCAPES = re.compile(r"(?:\\x[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|\\u\{[0-9A-Fa-f]{1,6}\}|\\[0-3][0-7]{2})++")
+_ESCAPES = re.compile(
+    r"(?:\\x[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|\\U00(?:0[0-9A-Fa-f]|10)[0-9A-Fa-f]{4}|\\u\{[0-9A-Fa-f]{1,6}\}"
+    r"|\\[0-3][0-7]{2})++"
+)
+_PAIR = re.compile(r"\\u([dD][89ABab][0-9A-Fa-f]{2})\\u([dD][C-Fc-f][0-9A-Fa-f]{2})")
 # INVARIANT: what must not follow is asked after every part, so that no long run is walked again from its second part.
 HEX = re.compile(
     r"(?<![0-9A-Za-z])(?:0[xX][0-9A-Fa-f]{2}(?:[\s,;]{1,3}0[xX][0-9A-Fa-f]{2}(?![0-9A-Za-z])){2,}+"
@@ -84,11 +88,12 @@ def _percent(text: str, rounds: int) -> list[Edit]:
 
 
 def _escapes(text: str, rounds: int) -> list[Edit]:
-    r"""Decode `\x62`, `\u0062` and `\142` where they spell something."""
+    r"""Decode `\x62`, `\u0062`, `\U00000062` and `\142` where they spell something."""
     found = []
     for m in _ESCAPES.finditer(text) if "\\" in text else ():
-        if "\\u" in m[0]:
-            units = re.sub(r"\\u\{?([0-9A-Fa-f]+)\}?|\\x(..)", lambda e: f"&#x{e[1] or e[2]};", m[0])
+        if "\\u" in m[0].lower():
+            paired = _PAIR.sub(lambda halves: of_halves(*halves.groups()), m[0])
+            units = re.sub(r"\\[uU]\{?([0-9A-Fa-f]+)\}?|\\x(..)", lambda e: f"&#x{e[1] or e[2]};", paired)
             said = html.unescape(units)
         else:
             codes = re.findall(r"\\(?:x(..)|(\d{3}))", m[0])
@@ -96,6 +101,11 @@ def _escapes(text: str, rounds: int) -> list[Edit]:
         if _is_readable(said, rounds):
             found.append(Edit(*m.span(), said))
     return found
+
+
+def of_halves(high: str, low: str) -> str:
+    """Return the character beyond 16 bits that is written as a surrogate pair, in hexadecimal."""
+    return bytes.fromhex(high + low).decode("utf-16-be")
 
 
 def _hexadecimal(text: str, rounds: int) -> list[Edit]:
