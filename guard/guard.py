@@ -199,10 +199,10 @@ class Guard:
             return None
         try:
             receipt = self.store.append(record_of(exchange, text=self.policy.audit.text))
-        except StoreError:
+        except StoreError as error:
+            log.error("exchange %s cannot be put on record: %s", exchange.id, error)
             if self.policy.audit.required:
                 raise
-            log.exception("exchange %s is not on record", exchange.id)
             return None
         exchange.receipt = str(receipt)
         return receipt

@@ -317,13 +317,14 @@ def test_a_failing_check_blocks_and_says_so(
 
 
 def test_a_record_that_cannot_be_kept_is_an_error_and_the_next_one_keeps_both(
-    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     hidden = proxy.store.path.rename(proxy.store.path.with_suffix(".away"))
     response = proxy.ask("say: hello")
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "audit_unavailable"
     assert "hello" not in response.text
+    assert "cannot be put on record" in caplog.text
     assert httpx.get(f"{proxy.url}/health/readiness").status_code == 503
     hidden.rename(proxy.store.path)
     assert proxy.ask("say: again").status_code == 200
