@@ -488,6 +488,23 @@ def test_a_replay_under_a_policy_that_reads_images_otherwise_is_not_decided_by_w
     assert any("'unjudged.media' then, in the same way" in why for why in found.reasons)
 
 
+def test_images_that_two_policies_read_otherwise_than_a_third_are_not_taken_for_read_alike(tmp_path):
+    third = replace(of(replace(NO_RED, roles=("user",)), NO_BOMBS), revision="third")
+    neither = replace(of(NO_BOMBS, NO_MEDIA), revision="neither")
+    both = replace(of(replace(NO_RED, action=Action.ALLOW), NO_BOMBS, NO_MEDIA), revision="both")
+    checks, actions, store = {"bombs": Bombs(), "eye": Eye()}, [], Store.open(tmp_path / "log.db")
+    for by in (third, neither, both):
+        exchange = shown(PNG)
+        exchange.request.append(image_part("tool", ("messages", 1, "content", 0), url_of(PNG)))
+        guard = Guard(by, checks=checks, store=store)
+        actions.append(guard.judge_request(exchange).action)
+        if by is third:
+            guard.record(exchange)
+    store.close()
+    assert actions == [Action.ALLOW, Action.BLOCK, Action.ALLOW]
+    assert replay(tmp_path / "log.db", neither, both, checks).undecided == 1
+
+
 def test_a_policys_own_decision_about_an_image_that_nobody_could_look_into_is_reproduced(tmp_path):
     made = of(NO_RED, NO_MEDIA)
     found = replayed(tmp_path / "log.db", made, replace(made, message="No."), shown(bomb(5_000)), shown(RED))

@@ -5,6 +5,7 @@ import sqlite3
 import sys
 from collections import Counter as Tally
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 
@@ -337,6 +338,18 @@ def test_lifted_block_counts_as_lifted_and_its_reply_as_not_known(db):
     assert found.blocked.most > found.blocked.high  # the reply may have been blocked
     unread = policy(replace(HARM, threshold=0.95, stages=(Stage.INPUT,)), revision="new")
     assert replay(db, old, unread, CHECKS).undecided == 0  # nobody would have read it
+
+
+def test_reply_that_was_stopped_is_not_known_to_be_rewritten_by_its_beginning(db, tmp_path):
+    reply = f"war war war. {FILLER * 30}{MAIL}"
+    old = policy(HARM, text="full")
+    new = policy(replace(HARM, action=Action.REWRITE, when=Condition(not_=Condition(category="pii"))), revision="new")
+    say(db, old, "peace", reply=reply)
+    say(tmp_path / "new.db", new, "peace", reply=reply)
+    with closing(Store.open(tmp_path / "new.db", read_only=True)) as store:
+        assert [kept.body["action"] for kept in store.list()] == ["log"]
+    found = replay(db, old, new, CHECKS)
+    assert (found.undecided, list(found.reasons)) == (1, [UNFINISHED])
 
 
 def test_text_that_was_exempt_then_is_judged_now(db):
@@ -954,6 +967,105 @@ def test_rewrite_that_both_policies_make_is_no_change_where_one_of_them_looks_fo
     harm = replace(HARM, when=Condition(category="pii"))
     found = replay(db, old, policy(PII, harm, revision="new"), CHECKS)
     assert (found.changed, found.rewritten.old, found.rewritten.new) == (0, 2, 2)
+
+
+# --- what neither of the two policies decided
+
+STOP = Rule("red", "red", Action.BLOCK)
+SPARED = RuleException("e", ("red",), date(2027, 1, 1), "known", scope=Scope(key=("k",)))
+NO_PII = Condition(not_=Condition(category="pii"))
+THIRD = policy(Rule("pii", "pii", Action.ALLOW), revision="third")
+
+
+def comes_to(folder, old, new, keep, *, parts=(), reply="Fine.", third=THIRD):
+    """What both policies really do to an exchange, and what a replay makes of it where a third had decided."""
+    third = replace(third, audit=replace(third.audit, text=keep))
+    records = [Records() for _ in range(3)]
+    for by, kept in zip((third, old, new), records, strict=True):
+        exchanged(
+            Guard(by, checks=CHECKS, store=kept), [*parts, ("user", Kind.TEXT, "Hello.")], [reply], "k", 20, False
+        )
+    found = replay(logged_at(folder / "log.db", records[0]), old, new, CHECKS)
+    return [kept[0]["action"] == "block" for kept in records[1:]], found
+
+
+@pytest.mark.parametrize("keep", ["full", "none"])
+@pytest.mark.parametrize(
+    "eased",
+    [
+        {"exceptions": (SPARED,)},
+        {"exceptions": (replace(SPARED, scope=None, pattern="red"),)},
+        {"exempt": (Exemption("system", "ours"),)},
+        {"rules": (replace(STOP, when=NO_PII),)},
+        {"rules": (), "overlays": (Overlay("o", Scope(key=("other",)), rules=(STOP,)),)},
+        {"checks": (replace(RED, words=("blue",)),)},
+    ],
+)
+def test_rule_that_nobody_can_answer_is_taken_for_alike_only_where_all_that_it_goes_by_is(tmp_path, eased, keep):
+    new = policy(STOP, checks=(RED,), revision="new")
+    old = replace(new, **eased, revision="old")
+    really, found = comes_to(tmp_path, old, new, keep, parts=[("system", Kind.TEXT, f"A red car. {MAIL}")])
+    assert really == [False, True]
+    assert (found.blocked.old, found.blocked.new, found.undecided) == ((0, 1, 0) if keep == "full" else (0, 0, 1))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"exceptions": (replace(SPARED, scope=Scope(key=("other",))),)},
+        {"exceptions": (replace(SPARED, until=date(2026, 11, 19)),)},
+        {"exempt": (Exemption("tool", "nobody's"),)},
+        {"rules": (replace(STOP, why="so"),)},
+        {"overlays": (Overlay("o", Scope(key=("other",)), remove=("red",)),)},
+    ],
+)
+def test_rule_that_nobody_can_answer_is_alike_where_what_is_different_is_about_other_exchanges(tmp_path, more):
+    old = policy(STOP, checks=(RED,))
+    really, found = comes_to(tmp_path, old, replace(old, **more, revision="new"), "none")
+    assert really == [False, False]
+    assert (found.changed, found.undecided) == (0, 0)
+
+
+def test_role_that_is_exempt_is_about_those_exchanges_that_have_text_of_it(db):
+    old = policy(STOP, checks=(RED,))
+    for role in ("system", "tool"):
+        say(db, replace(THIRD, audit=replace(THIRD.audit, text="none")), "peace", role=(role, ("messages", 9), "peace"))
+    found = replay(db, old, replace(old, exempt=(Exemption("system", "ours"),), revision="new"), CHECKS)
+    assert (found.exchanges, found.undecided) == (2, 1)
+
+
+@pytest.mark.parametrize("keep", ["full", "none"])
+def test_condition_of_a_rule_that_nobody_can_answer_is_none_of_another_in_a_long_reply(tmp_path, keep):
+    new = policy(replace(STOP, stages=(Stage.OUTPUT,)), checks=(RED,), revision="new")
+    old = replace(new, rules=(replace(new.rules[0], when=NO_PII),), revision="old")
+    really, found = comes_to(tmp_path, old, new, keep, reply=f"{FILLER * 8}A red car. {MAIL} {FILLER * 8}")
+    assert really == [False, True]
+    assert (found.blocked.old, found.blocked.new, found.undecided) == ((0, 1, 0) if keep == "full" else (0, 0, 1))
+
+
+def test_words_that_a_rule_goes_by_in_windows_are_not_those_of_another(tmp_path):
+    either = Condition(any=(Condition(category="red"), Condition(category="harm")))
+    mail = Rule("mail", "pii", Action.BLOCK, stages=(Stage.OUTPUT,), when=either)
+    old = policy(mail, checks=(replace(RED, words=("blue",)),))
+    third = policy(*LOOKING, revision="third")
+    really, found = comes_to(
+        tmp_path,
+        old,
+        replace(old, checks=(RED,), revision="new"),
+        "none",
+        reply=f"war war war. {FILLER * 60}A red car. {MAIL}",
+        third=third,
+    )
+    assert really == [False, True]
+    assert (found.changed, found.undecided) == (0, 1)
+
+
+@pytest.mark.parametrize(("words", "undecided"), [(("red",), 0), (("blue",), 1)])
+def test_reply_that_is_not_on_record_is_alike_to_rules_of_the_same_words_only(db, words, undecided):
+    say(db, policy(HARM, revision="third"), "war war war")
+    old = policy(replace(STOP, stages=(Stage.OUTPUT,)), checks=(RED,))
+    found = replay(db, old, replace(old, checks=(replace(RED, words=words),), revision="new"), CHECKS)
+    assert (found.undecided, list(found.reasons)) == (undecided, [UNFINISHED] * undecided)
 
 
 # --- how sure

@@ -2,8 +2,8 @@
 
 What a policy can tell of a finding is its category, its text's role, and which thresholds its score reaches; findings
 below all of them are as good as none. Where a rule escalates, it matters as well which text a finding is about. So a
-million records come to a few hundred groups. Which parts an exchange had is nothing that its group tells: whoever looks
-into one record asks `past_of` for its own.
+million records come to a few hundred groups. Which parts an exchange had is nothing that its group tells, but for which
+roles that a policy exempts had one: whoever looks into one record asks `past_of` for its own.
 """
 
 import sqlite3
@@ -321,7 +321,8 @@ def _key(body: Body, lens: _Lens) -> tuple[Any, ...]:
         for one in body["decisions"]
     )
     fired = tuple(_fired(body, lens.windows)) if lens.windows else ()
-    alike = (decisions, _exempt(body), _images(body), tuple(sorted(body["revisions"].items())), fired)
+    may_be_exempt = lens.exempt and lens.exempt.intersection(part["role"] for part in parts)
+    alike = (decisions, may_be_exempt, _exempt(body), _images(body), tuple(sorted(body["revisions"].items())), fired)
     if not lens.scoped:
         return alike
     who, day = who_in(body), _day(body)

@@ -142,26 +142,28 @@ class Side:
         known = self._known(past, recorded, looked)
         found, unsure = self._standing(past, recorded, known, decider)
         parted = not policy.stream.at_once(length) and any(map(by_window, policy.rules))
-        alike = self._alike(policy, recorded, decider, known.absent) if parted else frozenset()
+        alike = self._alike(past, recorded, decider, known.absent) if parted else frozenset()
         here, torn = _in_windows(policy, recorded, found, alike) if parted else (policy, {})
         gaps, lacking = known.gaps(here, recorded, found)
         texts = [part for part, role in enumerate(past.roles) if role not in self._exempt]
         said = partial(decide_apart, texts=texts) if past.apart and stage is Stage.INPUT else decide
         decision, opened = decided(said, here, stage, [_spared(one, unsure) for one in found], gaps)
         without, unspared = decided(said, here, stage, found, gaps) if unsure else (decision, opened)
-        opened = [*opened, *(rule for rule in unspared if rule not in opened)]
-        opened = [rule for rule in opened if _adds(rule.action, decision.action)]
+        unanswered = {rule.id for rule in (*opened, *unspared)}
+        # As they are written: what stands in for one of them in a reply of windows lacks some of it.
+        left = [rule for rule in policy.rules if rule.id in unanswered and _adds(rule.action, decision.action)]
         torn = {rule: asks for rule, asks in torn.items() if _adds(asks, decision.action)}
         could, excepted = [*torn.values()], set[str]()
         if (without.action, without.rewrites) != (decision.action, decision.rewrites):
             excepted = {*chain.from_iterable(decision.excepted.values())}.intersection(unsure)
             could.append(without.action)
-        in_windows = [Open(stage, rule, (), _torn(rule), self._cut(policy, rule)) for rule in torn]
+        by = partial(self._goes_by, past, stage)
+        in_windows = [Open(stage, rule, (), _torn(rule), by(rule)) for rule in torn]
         return Single(
             decision=decision,
-            most=strongest([decision.action, *could, *(one.action for one in opened)]),
+            most=strongest([decision.action, *could, *(one.action for one in left)]),
             up_to=strongest([decision.action, *could]) if could else None,
-            open=(*in_windows, *(known.opened(stage, rule, lacking) for rule in opened)),
+            open=(*in_windows, *(known.opened(stage, rule, lacking, by(rule)) for rule in left)),
             excepted=tuple(sorted(excepted)),
             lacking={**known.first, **known.second} if known.unread else lacking,
             windows=bool(torn or (parted and lacking)),
@@ -171,8 +173,8 @@ class Side:
         """Yield the rules about a reply that would do more than what is known, where there is none on record."""
         if past.stopped and action is not Action.BLOCK:
             for rule in self.pipeline(past.who).policy.rules:
-                if Stage.OUTPUT in rule.stages and not rule.shadow and rule.action.strength > action.strength:
-                    yield Open(Stage.OUTPUT, bare(rule), (), UNFINISHED)
+                if Stage.OUTPUT in rule.stages and not rule.shadow and _adds(rule.action, action):
+                    yield Open(Stage.OUTPUT, bare(rule), (), UNFINISHED, self._goes_by(past, Stage.OUTPUT, rule))
 
     def _known(self, past: Past, recorded: Decision, ran: Looked) -> Known:
         first, second = self._looking(past.who, recorded.stage)
@@ -199,7 +201,7 @@ class Side:
         )
 
     def _alike(
-        self, policy: Policy, recorded: Decision, decider: Policy | None, missing: Collection[str]
+        self, past: Past, recorded: Decision, decider: Policy | None, missing: Collection[str]
     ) -> frozenset[str]:
         """Return the rules that were asked then as they would be now: what they made of each window is on record."""
         if decider is None or hold_back(decider) != hold_back(self.policy):
@@ -208,15 +210,19 @@ class Side:
         unknown = {*map(root, missing)}
         return frozenset(
             rule.id
-            for rule in policy.rules
+            for rule in self.pipeline(past.who).policy.rules
             if bare(rule) in then
-            and _sparing(rule, decider) == _sparing(rule, policy)
+            and _sparing(rule, decider, past) == _sparing(rule, self.policy, past)
             and unknown.isdisjoint(root(one.category) for one in sought(rule))
         )
 
-    def _cut(self, policy: Policy, rule: Rule) -> Hashable:
-        """Return what a rule goes by that looks at a reply window by window, beside what is found in each."""
-        return hold_back(self.policy), frozenset(_sparing(rule, policy))
+    def _goes_by(self, past: Past, stage: Stage, rule: Rule) -> Hashable:
+        """Return what decides about a rule beside what it says: who looks, at which texts, and what it is spared."""
+        pipeline = self.pipeline(past.who)
+        looking = frozenset(self._finders(pipeline, (one.category for one in sought(rule))))
+        images = frozenset(role for role, _ in past.images if pipeline.reads(stage, "image", role))
+        texts = (self._exempt.intersection(past.roles), images) if stage is Stage.INPUT else hold_back(self.policy)
+        return looking, texts, _sparing(rule, self.policy, past)
 
     def _was_another(self, past: Past, category: str) -> bool:
         """Whether another version looked for a category then than would now, other weights say, or nobody knows."""
@@ -269,11 +275,7 @@ class Side:
         self, past: Past, recorded: Decision, known: Known, decider: Policy | None
     ) -> tuple[list[Finding], list[str]]:
         """Return the recorded findings that the policy would have made, and the exceptions that may apply to them."""
-        current = [
-            one
-            for one in self.policy.exceptions
-            if past.day <= one.until and (one.scope is None or meets(one.scope, past.who))
-        ]
+        current = [*_current(self.policy, past)]
         marked = {
             one.id
             for one in current
@@ -327,8 +329,16 @@ def _over(exception: RuleException, policy: Policy) -> set[tuple[str, str]]:
     return {(rule.id, one.category) for rule in rules if rule.id in exception.rules for one in sought(rule)}
 
 
-def _sparing(rule: Rule, policy: Policy) -> set[RuleException]:
-    return {one for one in policy.exceptions if rule.id in one.rules}
+def _current(policy: Policy, past: Past) -> Iterator[RuleException]:
+    """Yield the exceptions that are about an exchange."""
+    for one in policy.exceptions:
+        if past.day <= one.until and (one.scope is None or meets(one.scope, past.who)):
+            yield one
+
+
+def _sparing(rule: Rule, policy: Policy, past: Past) -> frozenset[tuple[str | None, str | None]]:
+    """Return the texts and the stretches, None for any, that a rule is not to fire on in an exchange."""
+    return frozenset((one.fingerprint, one.pattern) for one in _current(policy, past) if rule.id in one.rules)
 
 
 def same(old: Outcome, new: Outcome) -> bool:

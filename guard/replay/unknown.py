@@ -28,14 +28,14 @@ class Open:
     """A rule of which nobody can say whether it would have fired: for want of whose findings, and in words why.
 
     Attributes:
-        by: what else that goes by, under the policy that has the rule.
+        by: what else that goes by, under the policy that has the rule: where that is not alike, two policies are not.
     """
 
     stage: Stage
     rule: Rule
     missing: tuple[Source, ...]
     why: str
-    by: Hashable = None
+    by: Hashable
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +85,18 @@ class Known:
         asking = {root(one.category) for one in unasked} | _seconds(policy, recorded.stage, looking)
         return gaps, {**looking, **{name: source for name, source in self.unasked.items() if name in asking}}
 
-    def opened(self, stage: Stage, rule: Rule, lacking: Lacking) -> Open:
-        """Say of a rule why it is open."""
+    def opened(self, stage: Stage, rule: Rule, lacking: Lacking, by: Hashable) -> Open:
+        """Say of a rule, as it is written, why it is open."""
         looked_at = {root(one.category) for one in sought(rule)}
         absent = {name: source for name, source in {**lacking, **self.unseen}.items() if root(name) in looked_at}
         if not absent:
             roles = ", ".join(sorted(self.unread))
-            return Open(stage, bare(rule), (), f"text of the role {roles} was exempt then")
+            return Open(stage, bare(rule), (), f"text of the role {roles} was exempt then", by)
         names = ", ".join(f"'{name}'" for name in sorted(absent))
         why = f"nobody looked for {names} then, in the same way"
         if absent.keys() <= self.stale.keys():
             why = f"another version of the check, with other weights or settings, looked for {names} then"
-        return Open(stage, bare(rule), tuple(absent.values()), why)
+        return Open(stage, bare(rule), tuple(absent.values()), why, by)
 
 
 def decided(
