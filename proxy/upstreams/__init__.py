@@ -20,15 +20,14 @@ def find_upstream(use: str) -> EntryPoint:
         UnknownUpstream: there is none of that name.
     """
     known = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    by_url = known.pop("http")
-    if use.startswith(("http://", "https://")):
-        return by_url
-    if found := known.get(use.partition(":")[0]):
-        return found
-    raise UnknownUpstream(
-        f"upstream '{use}' is not known; use an OpenAI-compatible base URL (http://…/v1) or one of: "
-        + ", ".join(sorted(known))
-    )
+    by_url = known.pop("http", None)
+    found = by_url if use.startswith(("http://", "https://")) else known.get(use.partition(":")[0])
+    if found is None:
+        raise UnknownUpstream(
+            f"upstream '{use}' is not known; use an OpenAI-compatible base URL (http://…/v1) or one of: "
+            + ", ".join(sorted(known))
+        )
+    return found
 
 
 def open_upstream(choice: UpstreamChoice) -> Upstream:

@@ -153,9 +153,10 @@ def judge(guard: Guard, exchange: Exchange, asked: Asked) -> list[Any]:
     live = [not part.kind.is_text or acted_on(part.voice) for part in parts]
     meant = live if any(live) else [pipeline.reads(stage, "text", part.voice) for part in parts]
     for index, (part, judged) in enumerate(zip(parts, exchange.coverage, strict=True)):
+        if judged.status is not Judged.UNJUDGED or (any(meant) and not meant[index]):
+            continue
         failed = frozenset(one.check for one in (*everywhere, *by_part[index]) if one.error is not None)
-        for_trial = bool(failed) and acted_on(part.voice, failed)
-        if judged.status is Judged.UNJUDGED and not for_trial and (meant[index] or not any(meant)):
+        if not (failed and acted_on(part.voice, failed)):  # by rules in shadow alone
             raise Unjudged(f"{judged.where} could not be judged: {judged.why}")
     if asked.reply:
         why = "it was read as what the reply answers, and not judged by itself"
