@@ -24,20 +24,28 @@ from typer.testing import CliRunner
 from ringfence.guard.classifier import corpus as corpora
 from ringfence.guard.classifier import make as making
 from ringfence.guard.classifier import sources as reading
-from ringfence.guard.classifier.base import Published
+from ringfence.guard.classifier.added import ADDED, reduce, restore
+from ringfence.guard.classifier.base import MINILM, Published
 from ringfence.guard.classifier.calibrate import calibrate, temper
-from ringfence.guard.classifier.card import LIMITS
+from ringfence.guard.classifier.card import LIMITS, Origin
 from ringfence.guard.classifier.corpus import Corpus, distinct, load_corpus, load_own, style_weights
 from ringfence.guard.classifier.encoder import feed
 from ringfence.guard.classifier.examples import Example, Recipe, Source, Use
 from ringfence.guard.classifier.export import build
 from ringfence.guard.classifier.heads import HEADS
-from ringfence.guard.classifier.make import Order
 from ringfence.guard.classifier.network import Network, Shape, load_base
 from ringfence.guard.classifier.ordinary import ORDINARY
 from ringfence.guard.classifier.plan import Plan
 from ringfence.guard.classifier.rows import RowError
-from ringfence.guard.classifier.scorer import CALIBRATION, FILES, TOKENIZER, WEIGHTS, Heads, Scorer, WeightsError
+from ringfence.guard.classifier.scorer import (
+    CALIBRATION,
+    FILES,
+    TOKENIZER,
+    WEIGHTS,
+    Heads,
+    Scorer,
+    WeightsError,
+)
 from ringfence.guard.classifier.sources import (
     SOURCES,
     annotated_dialogues,
@@ -45,6 +53,7 @@ from ringfence.guard.classifier.sources import (
     attacks,
     hate_statements,
     own_rows,
+    read_anew,
     requests,
     responses,
 )
@@ -202,6 +211,37 @@ def test_hazards_are_told_by_every_text_that_a_report_source_names_them_of(pool,
     assert len(corpus.report["apart"]) == 5
     assert [one.labels["S1"] for one in corpus.hazards["apart"]] == [1.0, 0.0] * 10
     assert not corpus.hazards["bought"]
+
+
+def test_what_is_labelled_anew_stands_beside_the_published_labels_and_changes_nothing_else(pool, monkeypatch):
+    rows = [row(text, prompt_label=1, response="Here is how.", response_label=1) for text in texts(6, Random(6))]
+    rows = [{**one, "id": f"apart-{at}"} for at, one in enumerate(rows)]
+    (pool / "apart" / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    compress(pool / "apart" / "train.jsonl")
+    own = {"apart-0": {"harm": "0", "refusal": "1"}, "apart-1": {"harm": "1", "refusal": ""}}
+    own["apart-2"] = {"harm": "", "refusal": ""}
+    own["apart-3"] = {"harm": "1", "refusal": "1"}
+    monkeypatch.setattr(reading, "own_labels", {"responses": own}.get)
+    ours = Source("apart/train", read_anew("responses"), "MIT", use=Use.OURS)
+    before, corpus = (
+        load_corpus(pool, Recipe.SHIPPED, own=pool, sources=chosen) for chosen in (POOL, (*POOL[:2], ours, *POOL[2:]))
+    )
+    assert [(one.prompt, one.labels) for one in corpus.ours["apart, read anew"]] == [
+        (rows[0]["text"], {"response_harm": 0.0, "refusal": 1.0}),
+        (rows[1]["text"], {"response_harm": 1.0}),
+        (rows[3]["text"], {"refusal": 1.0}),
+    ]
+    assert replace(corpus, ours={}) == before
+
+
+def test_rows_that_were_written_to_measure_by_teach_nothing(pool):
+    before = load_corpus(pool, Recipe.SHIPPED, own=pool, sources=POOL)
+    (pool / "measured").mkdir()
+    asked = {"id": "asked-1", **row("How do I beat an egg with a fork?", prompt_label=0, attack="none")}
+    (pool / "measured" / "asked.jsonl").write_text(json.dumps(asked) + "\n")
+    corpus = load_corpus(pool, Recipe.SHIPPED, own=pool, sources=POOL)
+    assert [one.labels for one in corpus.ours["own_asked"]] == [{"prompt_harm": 0.0, "attack": 0.0, "toxicity": 0.0}]
+    assert replace(corpus, ours={}) == before
 
 
 def test_no_shipped_source_has_a_licence_that_forbids_commercial_use():
@@ -505,32 +545,28 @@ def small_corpus():
     return Corpus([*alone, *answered], alone, {"apart": alone})
 
 
-@pytest.fixture
-def order(tmp_path):
-    for name in ("out", "work"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "out" / "notes.txt").write_text("mine")
-    shutil.copy(WEIGHTS / CALIBRATION, tmp_path / "out")
-    return Order(tmp_path / "pool", tmp_path / "out", tmp_path / "work", taught=False)
+ORIGIN = Origin(MINILM, Recipe.SHIPPED, Plan())
 
 
-def test_weights_that_are_there_stay_until_the_new_ones_are_whole(network, tokenizer, order, monkeypatch):
-    def out():
-        return {path.name: path.read_bytes() for path in order.out.iterdir() if path.is_file()}
+def test_weights_that_are_there_stay_until_the_new_ones_are_whole(network, tokenizer, tmp_path, monkeypatch):
+    def there():
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 
     def stop(*_):
-        assert out() == before
+        assert there() == before
         raise KeyboardInterrupt
 
-    before = out()
+    (tmp_path / "notes.txt").write_text("mine")
+    shutil.copy(WEIGHTS / CALIBRATION, tmp_path)
+    before = there()
     with monkeypatch.context() as patch:
         patch.setattr(making, "calibrate", stop)
         with pytest.raises(KeyboardInterrupt):
-            making.finish(network, tokenizer, small_corpus(), order)
-    assert out() == before
-    making.finish(network, tokenizer, small_corpus(), order)
-    assert {path.name for path in order.out.iterdir()} == {*FILES, ORDINARY, "card.json", "notes.txt"}
-    assert Scorer.load(order.out).revision == json.loads((order.out / "card.json").read_text())["revision"]
+            making.finish(network, tokenizer, small_corpus(), ORIGIN, tmp_path)
+    assert there() == before
+    making.finish(network, tokenizer, small_corpus(), ORIGIN, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*FILES, ORDINARY, "card.json", "notes.txt"}
+    assert Scorer.load(tmp_path).revision == json.loads((tmp_path / "card.json").read_text())["revision"]
 
 
 def test_weights_of_which_only_some_are_in_place_do_not_load(tmp_path, monkeypatch):
@@ -606,7 +642,7 @@ def test_one_command_makes_weights_of_a_pool_with_their_card(tiny, pool, tmp_pat
     done = CliRunner().invoke(app, tiny)
     assert done.exit_code == 0, done.output
     made = tmp_path / "work" / "weights"
-    assert {path.name for path in made.iterdir()} == {*FILES, ORDINARY, "card.json"}
+    assert {path.name for path in made.iterdir()} == {*FILES, ORDINARY, "card.json", "base"}
     scorer, card = Scorer.load(made), json.loads((made / "card.json").read_text())
     assert 0 <= scorer.score(" ".join(WORDS)).harm <= 1
     assert card["revision"] == scorer.revision
@@ -615,13 +651,51 @@ def test_one_command_makes_weights_of_a_pool_with_their_card(tiny, pool, tmp_pat
     assert set(card["unseen_sources"]) == {"bought", "apart", "all"}
     assert card["unseen_sources"]["all"]["prompt_harm"]["n"] == 80
     assert card["limits"] == list(LIMITS)
+    assert {path.name for path in (tmp_path / "work").glob("checkpoint*")} == {f"checkpoint-{at}.pt" for at in range(3)}
+    assert card["networks"] == 3
     page = CliRunner().invoke(app, ["train", "card", "--weights", str(made)])
     assert f"revision `{scorer.revision}`" in page.output
     again = CliRunner().invoke(app, ["train", "card", "--weights", str(made), "--pool", str(pool), "--json"])
     assert json.loads(again.output) == card
-    before = {path.name: path.read_bytes() for path in made.iterdir() if path.name != "card.json"}
+    before = weights_in(made)
     assert CliRunner().invoke(app, [*tiny, "--resume"]).exit_code == 0
-    assert {path.name: path.read_bytes() for path in made.iterdir() if path.name != "card.json"} == before
+    assert weights_in(made) == before
+    larger = json.loads((made / "base" / "card.json").read_text())
+    assert (larger["base"]["name"], larger["teacher"], larger["plan"]["epochs"]) == ("large", None, 1)
+    assert {path.name for path in (made / "base").iterdir()} == {*FILES, ORDINARY, "card.json", ADDED}
+    shutil.rmtree(tmp_path / "work")
+    assert CliRunner().invoke(app, tiny).exit_code == 0
+    assert weights_in(made) == before
+
+
+def weights_in(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "card.json"}
+
+
+def test_what_was_added_is_kept_as_far_as_its_rank_goes():
+    torch.manual_seed(5)
+    before = Network(TINY).state_dict()
+    after = {name: value.clone() for name, value in before.items()}
+    change = torch.randn(128, 3) @ torch.randn(3, 64)
+    after["layers.1.up.weight"] += change
+    after["norm.bias"] += 1.0
+    added = reduce(after, before, rank=3)
+    assert {name.split(".weight")[0] for name in added} == {"layers.1.up", "norm.bias"}
+    found = restore(before, added)
+    torch.testing.assert_close(found["norm.bias"], after["norm.bias"])
+    error = found["layers.1.up.weight"] - after["layers.1.up.weight"]
+    assert error.norm() < 0.02 * change.norm()
+    lost = restore(before, reduce(after, before, rank=1))["layers.1.up.weight"] - after["layers.1.up.weight"]
+    assert lost.norm() > 0.1 * change.norm()
+
+
+def test_graph_of_a_network_with_relative_places_is_the_network(tokenizer):
+    torch.manual_seed(9)
+    network = Network(replace(TINY, positions=258, first=2, buckets=32)).eval()
+    inputs = batch_of(tokenizer)
+    with torch.no_grad():
+        expected = network.features(*(torch.tensor(inputs[name]) for name in ("ids", "kinds", "mask"))).numpy()
+    np.testing.assert_allclose(run(build(network, int8=False), inputs), expected, atol=1e-3)
 
 
 def test_an_encoder_that_is_not_the_one_expected_is_refused(tiny, tmp_path):

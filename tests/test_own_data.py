@@ -34,6 +34,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 FILES = sorted(DATA.glob("*.jsonl"))
 ROWS = [row for path in FILES for row in read(path)]
+MEASURED = [row for path in sorted((DATA / "measured").glob("*.jsonl")) for row in read(path)]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -55,12 +56,22 @@ def test_a_category_stands_on_harmful_rows_only() -> None:
         assert row["category"] == (row["categories"][0] if row["categories"] else None), row["id"]
 
 
-def test_ids_are_unique_and_no_text_stands_twice() -> None:
-    def plain(text: str | None) -> str:
-        folded = unicodedata.normalize("NFKC", text or "").casefold()
-        words = re.sub(r"[^\w\u0900-\u097f]+", " ", folded).strip()
-        return words if len(words) > 1 else folded  # of emoji and dots nothing would be left
+def plain(text: str | None) -> str:
+    folded = unicodedata.normalize("NFKC", text or "").casefold()
+    words = re.sub(r"[^\w\u0900-\u097f]+", " ", folded).strip()
+    return words if len(words) > 1 else folded  # of emoji and dots nothing would be left
 
+
+def test_what_is_measured_by_is_labelled_and_stands_in_no_training_row() -> None:
+    assert max(Counter(row["id"] for row in MEASURED).values()) == 1
+    assert len({plain(row["text"]) for row in MEASURED}) == len(MEASURED) > 800
+    assert not {plain(row["text"]) for row in MEASURED} & {plain(row["text"]) for row in ROWS}
+    for row in MEASURED:
+        assert row["prompt_label"] in {0, 1}, row["id"]
+        assert row["attack"] in {"jailbreak", "injection", "none"}, row["id"]
+
+
+def test_ids_are_unique_and_no_text_stands_twice() -> None:
     assert max(Counter(row["id"] for row in ROWS).values()) == 1
     exchanges = Counter((plain(row["text"]), plain(row["response"])) for row in ROWS if "made_from" not in row)
     assert [pair for pair, count in exchanges.items() if count > 1] == []
@@ -92,7 +103,7 @@ def test_labels_of_other_peoples_texts_are_complete_and_hold_no_text(name: str) 
     rows = LABELS[name]
     assert len({row["id"] for row in rows}) == len(rows) > 1000
     for row in rows:
-        assert set(row["hazards"].split()) <= HAZARDS, row
+        assert set(row.get("hazards", "").split()) <= HAZARDS, row
         assert all(value in {"0", "1", ""} for key, value in row.items() if key not in {"id", "hazards"}), row
 
 

@@ -6,13 +6,13 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ringfence.guard.classifier.base import MINILM, MPNET
+from ringfence.guard.classifier.base import MPNET, Published
 from ringfence.guard.classifier.calibrate import tells
 from ringfence.guard.classifier.corpus import Corpus
 from ringfence.guard.classifier.examples import Example, Recipe
@@ -42,17 +42,36 @@ LIMITS = (
 """What is true of all weights that are trained here. What was found about some stands in their own card."""
 
 
-def write_card(scorer: Scorer, corpus: Corpus, recipe: Recipe, plan: Plan, teacher: Plan | None) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a network came from.
+
+    Attributes:
+        published: the encoder that it started from.
+        networks: how many it is the mean of.
+        teacher: how the network was trained that taught it, if one did.
+    """
+
+    published: Published
+    recipe: Recipe
+    plan: Plan
+    networks: int = 1
+    teacher: Plan | None = None
+
+
+def write_card(scorer: Scorer, corpus: Corpus, origin: Origin) -> dict[str, Any]:
     """Measure the weights on every report source, and say where they come from."""
+    base, teacher = origin.published, origin.teacher
     return {
-        "version": 3,
+        "version": 4,
         "revision": scorer.revision,
-        "recipe": recipe.value,
-        "base": {"name": MINILM.name, "licence": MINILM.licence, "sha256": MINILM.sha256},
+        "recipe": origin.recipe.value,
+        "base": {"name": base.name, "licence": base.licence, "sha256": base.sha256},
         "teacher": teacher
         and {"name": MPNET.name, "licence": MPNET.licence, "sha256": MPNET.sha256, "plan": asdict(teacher)},
         "heads": list(HEADS),
-        "plan": asdict(plan),
+        "plan": asdict(origin.plan),
+        "networks": origin.networks,
         "training": {
             "examples": len(corpus.train),
             "families": dict(Counter(example.family for example in corpus.train).most_common()),
@@ -78,8 +97,9 @@ def measured(scorer: Scorer, corpus: Corpus) -> dict[str, Any]:
     """
     found = gather(scorer, corpus.report, TASKS)
     return {
-        "unseen_sources": dict(by_source(found)),
+        "unseen_sources": by_source(found),
         "mean_f1": {task: mean_f1(families) for task, families in found.items() if any(together(families).labels)},
+        "ours": by_source(gather(scorer, corpus.ours, TASKS)),
         "hazards": {
             hazard: {family: figures(answers) for family, answers in families.items()}
             for hazard, families in gather(scorer, corpus.hazards, tuple(HAZARDS)).items()
@@ -114,15 +134,15 @@ def gather(
     return {head: families for head, families in found.items() if families}
 
 
-def by_source(found: Mapping[str, Mapping[str, Answers]]) -> Mapping[str, dict[str, Any]]:
+def by_source(found: Mapping[str, Mapping[str, Answers]]) -> dict[str, Any]:
     """Measure each source by head, and under `all` its rows together with those of every other."""
     table: dict[str, dict[str, Any]] = defaultdict(dict)
+    every: dict[str, Any] = {}
     for task, families in found.items():
         for family, answers in families.items():
             table[family][task] = figures(answers)
-        table["all"][task] = figures(together(families))
-    table["all"] = table.pop("all")  # last
-    return table
+        every[task] = figures(together(families))
+    return {**table, "all": every}
 
 
 def together(families: Mapping[str, Answers]) -> Answers:

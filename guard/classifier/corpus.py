@@ -36,6 +36,7 @@ class Corpus:
 
     Attributes:
         hazards: of each report source every text that is labelled by hazard, as `report` has too few of each.
+        ours: by source what is only measured, with labels of our own.
         licences, calibrated: by file of the pool, those of the sources that teach, and of those that only calibrate.
     """
 
@@ -43,6 +44,7 @@ class Corpus:
     calibrate: Sequence[Example]
     report: Mapping[str, Sequence[Example]]
     hazards: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    ours: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     licences: Mapping[str, str] = field(default_factory=dict)
     calibrated: Mapping[str, str] = field(default_factory=dict)
 
@@ -64,11 +66,15 @@ def load_corpus(
     by_use: dict[Use, list[Example]] = {Use.TRAIN: [], Use.CALIBRATE: []}
     report: dict[str, list[Example]] = defaultdict(list)
     hazards: dict[str, list[Example]] = defaultdict(list)
+    ours: dict[str, list[Example]] = defaultdict(list)
     licences: dict[Use, dict[str, str]] = {use: {} for use in Use}
     for source in sources or SOURCES:
         examples = list(read_examples(pool / f"{source.file}.jsonl.gz", source.read))
         family = source.family or source.file.split("/")[0]
         examples = distinct(replace(example, family=family) for example in examples)
+        if source.use is Use.OURS:  # nothing is drawn: what others draw is the same with and without it
+            ours[f"{family}, read anew"].extend(examples)
+            continue
         apart = source.use is Use.REPORT or not (source.free or recipe is Recipe.EVERYTHING)
         caps = (min(source.caps[0], REPORTED), min(source.caps[1], REPORTED)) if apart else source.caps
         drawn, spare = cap(examples, caps, random)
@@ -81,6 +87,9 @@ def load_corpus(
             if source.use is Use.TRAIN:
                 by_use[Use.CALIBRATE].extend(spare)
     own_train, own_calibrate = load_own(own)
+    for path in sorted((own / "measured").glob("*.jsonl")):
+        family = f"own_{path.stem}"
+        ours[family].extend(replace(example, family=family) for example in read_examples(path, own_rows))
     by_use[Use.TRAIN].extend((*own_train, *noise(random)))
     by_use[Use.CALIBRATE].extend(own_calibrate)
     if own_train:
@@ -101,6 +110,7 @@ def load_corpus(
         calibrate,
         {family: unmet(examples) for family, examples in report.items()},
         {family: unmet(one for one in examples if sketch(one) not in taught) for family, examples in hazards.items()},
+        {family: unmet(one for one in examples if sketch(one) not in taught) for family, examples in ours.items()},
         licences[Use.TRAIN],
         licences[Use.CALIBRATE],
     )

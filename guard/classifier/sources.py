@@ -18,7 +18,12 @@ from ringfence.guard.classifier.heads import HAZARDS, TASKS
 from ringfence.guard.classifier.rows import Row
 from ringfence.guard.labelled import read_label
 
+Reader = Callable[[Row], Iterable[Example]]
+
 OWN_LABELS = Path(__file__).parent / "data" / "labels"
+
+ANNOTATED = {"response_harm": "harm", "refusal": "refusal"}
+"""Columns of our annotation of responses, by head."""
 
 LABELS = {"prompt_harm": "prompt_label", "response_harm": "response_label"}
 """Fields of a row of ours that are not called as their head is."""
@@ -92,13 +97,20 @@ def responses(row: Row) -> Iterable[Example]:
         yield Example(row["response"], labels, "", prompt=row["text"])
 
 
-def jailbreak_responses(row: Row) -> Iterable[Example]:
-    """Read responses to jailbreaks, with a refusal label inferred from how they open."""
-    for example in responses(row):
-        opening = REFUSAL.search(example.text[:160])
-        if opening is None or not example.labels["response_harm"]:
-            labels = {**example.labels, "refusal": float(opening is not None)}
-            yield replace(example, labels=labels, doubt=frozenset({"refusal"}))
+def read_anew(name: str) -> Reader:
+    """Read responses with our own label of each, of the annotation of that name; those without one are passed over."""
+
+    def read(row: Row) -> Iterable[Example]:
+        label = own_labels(name).get(row["id"])
+        if not (label and row["response"]):
+            return
+        labels = {head: float(label[column]) for head, column in ANNOTATED.items() if label[column]}
+        if labels == {"response_harm": 1.0, "refusal": 1.0}:  # the harm lies in its insults: what refuses does none
+            labels.pop("response_harm")
+        if labels:
+            yield Example(row["response"], labels, "", prompt=row["text"])
+
+    return read
 
 
 def answered_requests(row: Row) -> Iterable[Example]:
@@ -223,20 +235,9 @@ TOPICS = (
 )
 
 
-REFUSAL = re.compile(
-    r"\b(i'?m sorry|i am sorry|i apologi[sz]e|sorry, (but )?i"
-    r"|i (can'?t|cannot|can not|won'?t|will not|am (not able|unable))|i'?m (not able|unable)"
-    r"|as an ai\b.{0,40}\b(not|cannot|can'?t))",
-    re.IGNORECASE,
-)
-
-
 def english_requests(row: Row) -> Iterable[Example]:
     """Read the English rows only: the other languages come without one harmless row, and would all become harmful."""
     return requests(row, doubt=HAZARDS) if row["lang"] == "en" else ()
-
-
-Reader = Callable[[Row], Iterable[Example]]
 
 
 def parted(read: Reader, key: Callable[[Row], str], of: int) -> tuple[Reader, Reader]:
@@ -249,7 +250,7 @@ def parted(read: Reader, key: Callable[[Row], str], of: int) -> tuple[Reader, Re
 
 
 # of jailbroken answers two files ask the same hundred questions; a dialogue comes twice, with either of two answers
-answers_to_train, answers_held_out = parted(jailbreak_responses, lambda row: row["text"], 5)
+answers_to_train, answers_held_out = parted(read_anew("gptfuzz"), lambda row: row["text"], 5)
 dialogues_to_train, dialogues_held_out = parted(annotated_dialogues, lambda row: row["id"].split("-")[1], 9)
 
 
@@ -293,9 +294,9 @@ SOURCES = (
     Source("surge_toxicity/train", statements, "MIT", use=Use.REPORT),
     Source("hatecheck/dev", hate_statements, CC_BY, use=Use.REPORT),
     # responses
-    Source("gptfuzz_responses/train", answers_to_train, "MIT", caps=(1000, 1000)),
-    Source("gptfuzz_responses/train", answers_held_out, "MIT", use=Use.CALIBRATE, caps=(400, 400)),
-    Source("gptfuzz_responses/dev", answers_held_out, "MIT", use=Use.CALIBRATE, caps=(200, 200)),
+    Source("gptfuzz_responses/train", answers_to_train, "MIT; labels ours", caps=(1000, 1000)),
+    Source("gptfuzz_responses/train", answers_held_out, "MIT; labels ours", use=Use.CALIBRATE, caps=(400, 400)),
+    Source("gptfuzz_responses/dev", answers_held_out, "MIT; labels ours", use=Use.CALIBRATE, caps=(200, 200)),
     Source("hh_rlhf_harmless/unlabelled", dialogues_to_train, "MIT; labels ours", caps=(5000, 7000)),
     Source("hh_rlhf_harmless/unlabelled", dialogues_held_out, "MIT; labels ours", use=Use.CALIBRATE),
     Source("dices/train", responses, CC_BY, use=Use.REPORT),
@@ -310,6 +311,9 @@ SOURCES = (
     Source("orfuzz/user_study_train", responses, NONE, free=False, use=Use.REPORT),
     Source("promptshield/dev", attacks, NONE, free=False, use=Use.REPORT),
     Source("tensor_trust/train", attacks, NONE, free=False, use=Use.REPORT, caps=(500, 0)),
+    Source("saferlhf_sample/train", read_anew("responses"), CC_BY_NC, free=False, use=Use.OURS),
+    Source("orfuzz/user_study_train", read_anew("responses"), NONE, free=False, use=Use.OURS),
+    Source("do_not_answer/train", read_anew("responses"), CC_BY_NC_SA, free=False, use=Use.OURS),
     # learnt from by the second recipe alone
     Source("do_not_answer/train", responses, CC_BY_NC_SA, free=False, caps=(400, 1200)),
     Source("safety_tuned_llamas/train", responses, CC_BY_NC, free=False, caps=(0, 1000)),
