@@ -148,8 +148,9 @@ def ask_teacher(
 def finish_larger(teacher: Network, tokenizer: Tokenizer, corpus: Corpus, order: Order) -> None:
     """Make the second size of the teacher, as it is put together again from what of it can travel."""
     published = load_base(order.work / "teacher" / ENCODER, MPNET_SHAPE).state_dict()
-    published |= {name: value for name, value in teacher.state_dict().items() if name.startswith("heads.")}
-    added = reduce(teacher.state_dict(), published)
+    trained = teacher.cpu().state_dict()
+    published |= {name: value for name, value in trained.items() if name.startswith("heads.")}  # they travel beside it
+    added = reduce(trained, published)
     teacher.load_state_dict(restore(published, added))
     origin = Origin(MPNET, order.recipe, replace(TEACHER, seed=order.plan.seed))
     finish(teacher, tokenizer, corpus, origin, order.out / BASE)

@@ -112,7 +112,7 @@ class Network(nn.Module):
 def mean(networks: Sequence[Network]) -> Network:
     """Average the weights of networks that began alike and learnt the same; the first one then has them.
 
-    It does better on what is new than each of them (Wortsman et al. 2022), and is no slower.
+    It tends to do better on what is new than each of them (Wortsman et al. 2022), and is no slower.
     """
     states = [network.state_dict() for network in networks]
     networks[0].load_state_dict({name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]})
