@@ -652,7 +652,7 @@ def test_one_command_makes_weights_of_a_pool_with_their_card(tiny, pool, tmp_pat
     assert card["unseen_sources"]["all"]["prompt_harm"]["n"] == 80
     assert card["limits"] == list(LIMITS)
     assert {path.name for path in (tmp_path / "work").glob("checkpoint*")} == {f"checkpoint-{at}.pt" for at in range(3)}
-    assert card["networks"] == 3
+    assert card["networks"] == 2
     page = CliRunner().invoke(app, ["train", "card", "--weights", str(made)])
     assert f"revision `{scorer.revision}`" in page.output
     again = CliRunner().invoke(app, ["train", "card", "--weights", str(made), "--pool", str(pool), "--json"])

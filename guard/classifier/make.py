@@ -64,7 +64,7 @@ class Order:
     taught: bool = True
     device: str = "auto"
     resume: bool = False
-    networks: int = 3
+    networks: int = 2
 
 
 def make(order: Order) -> Iterator[Step]:
