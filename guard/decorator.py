@@ -7,7 +7,7 @@ from contextlib import aclosing, closing
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from threading import Lock
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from anyio import to_thread
 
@@ -20,19 +20,32 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+@overload
+def guarded(function: Callable[P, R], /) -> Callable[P, R]: ...
+@overload
 def guarded(
     *,
     policy: Guard | Policy | FilePath | str | None = None,
     prompt: str | None = None,
     on_block: OnBlock = "raise",
     model: str | None = None,
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def guarded(
+    function: Callable[P, R] | None = None,
+    /,
+    *,
+    policy: Guard | Policy | FilePath | str | None = None,
+    prompt: str | None = None,
+    on_block: OnBlock = "raise",
+    model: str | None = None,
+) -> Callable[P, R] | Callable[[Callable[P, R]], Callable[P, R]]:
     """Judge what goes into a function and what comes out of it, and keep one audit record of each call.
 
     Works on functions, coroutine functions, generators and async generators. A rewritten prompt is what the
     function gets; a rewritten reply is what the caller gets; text is yielded only once it was judged.
 
     Args:
+        function: what is to be guarded, where `@guarded` is written without settings.
         policy: a policy or the path of one, None for the one that ships; or a `Guard`, to share one between
             functions and to choose where its records go.
         prompt: name of the parameter that holds the prompt: a string, or a list of messages with `role` and
@@ -74,7 +87,7 @@ def guarded(
         wrapper = _wrapper_for(function)(function, bind)
         return cast(Callable[P, R], functools.wraps(function)(wrapper))
 
-    return decorate
+    return decorate(function) if function else decorate
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,6 +168,16 @@ def test_what_is_not_text_is_refused(guard: Guard) -> None:
         guarded(policy=guard, prompt="question")(number)
 
 
+def test_without_settings_the_parentheses_may_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    @guarded
+    def repeat(prompt: str) -> str:
+        return prompt
+
+    assert repeat("Write to jane.roe@example.com") == "Write to [PII_EMAIL]"
+
+
 def test_a_wrong_policy_is_refused_where_the_decorator_stands(tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text("rulez: []\n")
     with pytest.raises(PolicyError, match="rulez"):

@@ -290,8 +290,16 @@ def test_test_as_json_lists_results_and_rules_without_a_case(policy):
 
 
 def test_test_of_the_policys_own_cases_takes_no_rule_of_a_pack_for_one_without_a_case(policy):
-    told = json.loads(run("test", policy("packs: [pii]\n" + RULES), "--own", "--json").stdout)
-    assert (told["without_cases"], told["results"]) == (["harm", "mail"], [])
+    told = json.loads(run("test", policy("packs: [pii]\n" + RULES, CASES), "--own", "--json").stdout)
+    assert (told["without_cases"], len(told["results"])) == (["mail"], 3)
+
+
+def test_test_of_no_case_at_all_proves_nothing_and_exits_2(policy):
+    path = policy("packs: [pii]\n" + RULES)
+    path.with_name("polcy.cases.yaml").write_text(CASES)
+    result = run("test", path, "--own")
+    assert result.exit_code == 2
+    assert result.stderr.strip().endswith(f"{path}: no cases; its own belong in {path.with_suffix('.cases.yaml')}")
 
 
 def test_test_of_a_broken_case_file_exits_2(policy):

@@ -34,6 +34,7 @@ from ringfence.policies.cases import (
     Result,
     Shown,
     Tally,
+    cases_beside,
     coverage_of,
     run_cases,
     suites_of,
@@ -136,7 +137,10 @@ def run(
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML into this file as well.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Run the cases of a policy and its packs. Exit status: 0 all pass, 1 some do not, 2 the policy cannot be used."""
+    """Run the cases of a policy and its packs.
+
+    Exit status: 0 all pass, 1 some do not, 2 the policy cannot be used or there are no cases.
+    """
     path = policy_path(path) or SHIPPED
     if junit:
         refuse_unwritable("--junit", junit)
@@ -145,6 +149,8 @@ def run(
         shown = list(suites_of(policy, path))
         suites = [suite for suite in shown if suite.policy is policy or not own]
         checks = _checks_of(policy)
+        if not any(suite.cases for suite in suites):
+            refuse(f"{path}: no cases; its own belong in {cases_beside(path)}")
         judges = [judge_of(suite.policy, checks) for suite in suites]
     runs: list[list[Result]] = []
     with kept() as raised, Progress(console=Console(stderr=True), transient=True) as progress:
