@@ -128,12 +128,34 @@ def test_rows_that_are_read_in_part_only_are_counted_and_told(tmp_path, monkeypa
     monkeypatch.setattr("ringfence.guard.classifier.tokens.READ_LIMIT", 600)
     monkeypatch.setattr(adapting, "other_texts", lambda: house_rows()[:10])
     rows = house_rows()
-    rows += [Labelled("The committee met on Tuesday. " * 40, None, {"prompt_harm": 0})] * 3
+    rows += [Labelled(f"Committee {at} met on Tuesday. " * 40, None, {"prompt_harm": 0}) for at in range(3)]
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"text": r.text, "prompt_label": r.labels["prompt_harm"]}) + "\n" for r in rows))
     done = CliRunner().invoke(app, ["train", "guard", "--head-only", "--data", str(data), "--out", str(tmp_path / "o")])
     assert "prompt_harm: 3 of its rows were read in part only" in done.output
     assert json.loads((tmp_path / "o" / "adapted.json").read_text())["heads"]["prompt_harm"]["truncated"] == 3
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"text": "a", "prompt_label": 1}, {"text": "a", "prompt_label": 0}),
+        ({"text": "a", "response": "b", "refusal": 1}, {"text": "a", "response": "b", "refusal": 0}),
+    ],
+)
+def test_a_text_that_is_labelled_both_ways_is_refused_with_its_place(tmp_path, first, second):
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
+    with pytest.raises(RowError, match=r"rows\.jsonl:2: the same text is labelled otherwise before"):
+        read_labelled(data)
+
+
+def test_a_text_that_comes_again_counts_once_and_an_empty_one_not_at_all(tmp_path):
+    rows = [{"text": "a", "prompt_label": 1}, {"text": "a", "attack": 0}, {"text": "a", "prompt_label": 1}]
+    rows += [{"text": " ", "prompt_label": 1}, {"text": "a", "response": "", "refusal": 1}]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_labelled(data) == [Labelled("a", None, {"prompt_harm": 1, "attack": 0})]
 
 
 def test_weights_are_not_written_over_others(tmp_path):

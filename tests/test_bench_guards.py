@@ -209,7 +209,8 @@ def test_cost_is_a_price_or_the_time_that_texts_take_or_unknown():
 
 def test_disagreements_are_texts_that_some_flag_and_others_do_not_the_widest_first():
     found = side_by_side([1, 0, 1, 0], a=[0.9, 0.6, 0.1, 0.2], b=[0.6, 0.1, 1.0, None], c=[0.8, 0.7, 0.2, 0.9])
-    assert [(one.row, list(one.flagged)) for one in found.disagreements] == [(3, ["b"]), (4, ["c"]), (2, ["a", "c"])]
+    apart = [(one.item.text, list(one.flagged)) for one in found.disagreements]
+    assert apart == [("text 2", ["b"]), ("text 3", ["c"]), ("text 1", ["a", "c"])]
     assert found.to_json(1)["disagreements"]["rows"][0]["text"] == "text 2"
     assert found.to_json(1)["disagreements"]["n"] == 3
 
@@ -569,9 +570,9 @@ def test_disagreements_are_shown_in_a_line_and_written_in_full(bench, tmp_path):
     path = tmp_path / "rows_apart.jsonl"
     done = bench("--guards", "war,guard", "--disagreements", "2", "--disagreements-to", path, rows=rows)
     shown = done.stdout.splitlines()
-    assert sum(line.startswith("row ") for line in shown) == 2
+    assert sum(line.startswith("rows.jsonl:") for line in shown) == 2
     written = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [row["row"] for row in written] == [2, 4, 7]
+    assert [row["where"].rpartition(":")[2] for row in written] == ["2", "4", "7"]
     assert written[2]["text"] == text
     assert written[2]["scores"] == {"war": 1.0, "guard": 0.0}
     assert written[2]["flagged"] == ["war"]

@@ -74,7 +74,7 @@ def test_medians_are_of_the_timed_runs_alone(monkeypatch):
 
 
 def test_stock_pipeline_infers_in_full_precision_on_texts_of_the_same_length(tokenizer):
-    stock = speed.stock_pipeline(WEIGHTS / TOKENIZER)
+    stock = speed.stock_pipeline(WEIGHTS / TOKENIZER, speed.shape_of(speed.load_graph(WEIGHTS)))
     seen = []
     stock.model.register_forward_pre_hook(
         lambda model, _, named: seen.append((tuple(named["input_ids"].shape), model.training)), with_kwargs=True

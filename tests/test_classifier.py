@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+import tracemalloc
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -21,7 +22,15 @@ from ringfence.guard.checks.classifier import ClassifierCheck
 from ringfence.guard.classifier.encoder import BATCH, Encoder
 from ringfence.guard.classifier.heads import HAZARDS, HEADS, TASKS
 from ringfence.guard.classifier.scorer import HEADS_FILE, TOKENIZER, WEIGHTS, Heads, Scorer, Scores, WeightsError
-from ringfence.guard.classifier.tokens import PROMPT_TOKENS, WINDOW, WINDOW_LIMIT, Window, cut, load_tokenizer
+from ringfence.guard.classifier.tokens import (
+    PROMPT_TOKENS,
+    READ_LIMIT,
+    WINDOW,
+    WINDOW_LIMIT,
+    Window,
+    cut,
+    load_tokenizer,
+)
 from ringfence.policies.types import Stage
 
 HARMLESS = (
@@ -210,6 +219,18 @@ def test_text_beyond_the_limit_is_read_at_both_ends_and_says_so(tokenizer):
     assert truncated
     assert len(windows) == WINDOW_LIMIT
     assert (windows[0].start, windows[-1].end) == (0, len(text) - 1)
+
+
+def test_a_character_that_spells_out_eighteen_counts_as_so_many(tokenizer):
+    text = "\ufdfa" * 160_000
+    tracemalloc.start()
+    windows, truncated = cut(tokenizer, f"begin {text} end")
+    assert truncated
+    assert (windows[0].start, windows[-1].end) == (0, len(text) + 10)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200 * READ_LIMIT  # bytes of Python's own, a token being no more than a character
+    assert not cut(tokenizer, "\ufdfa" * 5_000)[1]
 
 
 class CountingSession:

@@ -1,6 +1,6 @@
 """From a path to labelled texts: reads rows, tells their format, takes what is labelled. Scores nothing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ringfence.guard.bench.formats import FORMATS, Format, Reading, Target, recognise
@@ -12,11 +12,16 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One labelled text; a response has the prompt that it answers, `""` where that is not known."""
+    """One labelled text; a response has the prompt that it answers, `""` where that is not known.
+
+    Attributes:
+        where: `FILE:line` of its row.
+    """
 
     text: str
     prompt: str | None
     label: int
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +134,7 @@ def labelled(form: Format, reading: Reading, row: Row, where: str, target: Targe
         return None
     if text.strip() and reading.context and row.get(reading.context):
         text = f"{text_of(row, reading.context, where)}\n\n{text}"
-    return Item(text, prompt_of(reading, row, where) if target == "response" else None, label)
+    return Item(text, prompt_of(reading, row, where) if target == "response" else None, label, where)
 
 
 def prompt_of(reading: Reading, row: Row, where: str) -> str:

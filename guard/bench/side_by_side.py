@@ -113,13 +113,11 @@ class Disagreement:
     """A text that some guards flag and others do not.
 
     Attributes:
-        row: which of the labelled texts, counted from 1.
         scores: by guard; None where one could not answer.
         flagged: the guards whose score is at or above their threshold.
         spread: from the lowest score to the highest.
     """
 
-    row: int
     item: Item
     scores: Mapping[str, float | None]
     flagged: Sequence[str]
@@ -128,7 +126,7 @@ class Disagreement:
     def to_json(self) -> dict[str, Any]:
         """Return one object, with the text in full."""
         return {
-            "row": self.row,
+            "where": self.item.where,
             "label": self.item.label,
             "scores": dict(self.scores),
             "flagged": list(self.flagged),
@@ -299,5 +297,5 @@ def disagreements_of(
         flagged = [name for name, score in known.items() if score >= thresholds[name]]
         if 0 < len(flagged) < len(known):
             spread = max(known.values()) - min(known.values())
-            found.append(Disagreement(at + 1, item, scores, flagged, spread))
+            found.append(Disagreement(item, scores, flagged, spread))
     return sorted(found, key=lambda one: -one.spread)

@@ -13,13 +13,16 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnxruntime
 
 from ringfence.guard.classifier.scorer import GRAPH, TOKENIZER, Scores, WeightsError, weights_folder
 from ringfence.guard.classifier.tokens import Window, cut, load_tokenizer
+
+if TYPE_CHECKING:
+    from ringfence.guard.classifier.network import Shape
 
 TOKENS = 128
 """Length of the texts that are compared, markers included."""
@@ -142,7 +145,7 @@ def measure_speed(judge: Judge, weights: Path | None = None, effort: Effort | No
         single=single(judge, session, cut(tokenizer, text)[0][0], text, effort),
         long=long(judge, random, effort),
         concurrent=concurrent(judge, random, effort),
-        batched=batched(judge, folder / TOKENIZER, texts, effort),
+        batched=batched(judge, stock_pipeline(folder / TOKENIZER, shape_of(session)), texts, effort),
     )
 
 
@@ -157,9 +160,8 @@ def single(judge: Judge, session: onnxruntime.InferenceSession, window: Window, 
     return Single(len(window.ids), effort.pairs, round(ours * 1000, 3), round(bare * 1000, 3), round(ours / bare, 3))
 
 
-def batched(judge: Judge, tokenizer: Path, texts: Sequence[str], effort: Effort) -> Batched:
+def batched(judge: Judge, stock: Any, texts: Sequence[str], effort: Effort) -> Batched:
     """Time many texts against a stock pipeline."""
-    stock = stock_pipeline(tokenizer)
     pairs = [(text, None) for text in texts]
     ours, theirs = in_turns(lambda: judge.score_many(pairs), lambda: stock(list(texts), truncation=True), effort.rounds)
     count = len(texts)
@@ -228,14 +230,19 @@ def load_graph(folder: Path) -> onnxruntime.InferenceSession:
         raise WeightsError(f"{folder / GRAPH}: not usable ({error}); reinstall, or train anew") from error
 
 
-def stock_pipeline(tokenizer: Path) -> Any:
+def shape_of(session: onnxruntime.InferenceSession) -> "Shape":
+    """Return the sizes of the backbone that a graph is of, by the width of what it gives."""
+    from ringfence.guard.classifier.network import MPNET_SHAPE, Shape
+
+    width = session.get_outputs()[0].shape[1]
+    return next((one for one in (Shape(), MPNET_SHAPE) if one.width == width), Shape())
+
+
+def stock_pipeline(tokenizer: Path, shape: "Shape") -> Any:
     """Build a transformers pipeline of the backbone's sizes; weights are random, as they change no time."""
     # Imported here: only this needs them, and they take seconds to load.
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, pipeline
 
-    from ringfence.guard.classifier.network import Shape
-
-    shape = Shape()
     config = BertConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.width,

@@ -77,12 +77,20 @@ def read_labelled(path: Path) -> list[Labelled]:
     """Read rows `{text, response, prompt_label, response_label, refusal, attack, toxicity}` from a file or a folder.
 
     Labels are 0, 1 or null, `attack` also by its words. `response_label` and `refusal` are those of the response, all
-    others those of the text.
+    others those of the text. A text that comes again counts once; one in which nothing is said teaches nothing.
 
     Raises:
-        RowError: a row is not as expected; the message begins with `FILE:line`.
+        RowError: a row is not as expected, or a text is labelled both ways; the message begins with `FILE:line`.
     """
-    found: list[Labelled] = []
+    found: dict[tuple[str, str | None], Labelled] = {}
+
+    def add(where: str, text: str, prompt: str | None, labels: Mapping[str, int]) -> None:
+        known = found[text, prompt].labels if (text, prompt) in found else {}
+        if torn := [head for head, label in labels.items() if known.get(head, label) != label]:
+            raise RowError(f"{where}: the same text is labelled otherwise before, for '{LABELS.get(torn[0], torn[0])}'")
+        if labels and text.strip():
+            found[text, prompt] = Labelled(text, prompt, {**known, **labels})
+
     for where, row in read_path(path):
         text, response = exchange_of(row, where)
         try:
@@ -93,13 +101,11 @@ def read_labelled(path: Path) -> list[Labelled]:
         answer = {head: labels.pop(head) for head in OF_RESPONSES if head in labels}
         if answer and response is None:
             raise RowError(f"{where}: response_label and refusal need a response")
-        if labels:
-            found.append(Labelled(text, None, labels))
-        if answer:
-            found.append(Labelled(str(response), text, answer))
+        add(where, text, None, labels)
+        add(where, str(response), text, answer)
     if not found:
         raise RowError(f"{path}: no row has a label")
-    return found
+    return list(found.values())
 
 
 def adapt(rows: Sequence[Labelled], start: Path, out: Path, *, seed: int = 13) -> Mapping[str, Change]:

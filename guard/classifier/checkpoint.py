@@ -70,7 +70,7 @@ def get(path: Path, mark: str) -> Any:
     Raises:
         ValueError: it bears another mark.
     """
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
     if state.get("mark") != mark:
         raise ValueError(f"{path} is of another training (pool, recipe, seed or plan); delete it, or do not resume")
     return state

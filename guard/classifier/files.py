@@ -6,6 +6,7 @@ import io
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +19,8 @@ Rows = Iterator[tuple[str, Row]]
 
 BETWEEN = re.compile(r"[\s,:\[\]]*")
 """What may stand between two objects of a JSON array, or of an object of arrays."""
+
+COLON = re.compile(r"\s*:")
 
 CONVERT = "pandas.read_parquet({0!r}).to_json({1!r}, orient='records', lines=True)"
 
@@ -83,13 +86,15 @@ def read_array(path: Path) -> Rows:
         raise RowError(f"{path}:{error.lineno}: {error.msg}; an array of objects is expected") from error
     decode = json.JSONDecoder().raw_decode  # once more, member by member, as only this tells where they are
     start = len(text) - len(text.lstrip())
+    if text[start] not in "[{":
+        raise RowError(f"{path}:1: an array of objects is expected")
     keyed, at, line, counted = text[start] == "{", start + 1, 1, 0
     while (at := after(text, at)) < len(text) and text[at] != "}":
         value, end = decode(text, at)
         line, counted = line + text.count("\n", counted, at), at
         if isinstance(value, dict):
             yield f"{path}:{line}", value
-        elif not (keyed and isinstance(value, str) and text[end:].lstrip().startswith(":")):
+        elif not (keyed and isinstance(value, str) and COLON.match(text, end)):
             raise RowError(f"{path}:{line}: an array of objects is expected, got {type(value).__name__}")
         at = end
 
@@ -106,6 +111,8 @@ def read_table(path: Path, delimiter: str) -> Rows:
     line = 1
     try:
         names = reader.fieldnames or []
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise RowError(f"{path}:1: there are two columns called {twice[0]!r}")
         line = reader.line_num + 1
         for row in reader:
             where, line = f"{path}:{line}", reader.line_num + 1
@@ -126,7 +133,10 @@ def read_yaml(path: Path) -> Rows:
             raise RowError(f"{path}:1: a list of mappings is expected")
         for member in node.value:
             where = f"{path}:{member.start_mark.line + 1}"
-            row = loader.construct_document(member)
+            try:
+                row = loader.construct_document(member)
+            except ValueError as error:  # of a date that there is not
+                raise RowError(f"{where}: {error}") from error
             if not isinstance(row, dict):
                 raise RowError(f"{where}: a mapping is expected, got {type(row).__name__}")
             yield where, {str(name): value for name, value in row.items()}

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
@@ -15,8 +16,12 @@ WINDOW = 256
 PROMPT_TOKENS = 96
 """Of the prompt beside a response, at most this much of its end is read."""
 
-READ_LIMIT = 1_000_000
-"""Code points of a text that are read at most: three quarters from its start, one from its end."""
+READ_LIMIT = 500_000
+"""Characters of a text that are read at most: three quarters from its start, one from its end. They count as the
+tokenizer spells them out: one code point may stand for eighteen."""
+
+STEP = 1_000
+"""Code points that are counted at once."""
 
 WINDOW_LIMIT = 512
 """Windows of a text that are read at most, shared out alike; bounds the time that one text can take."""
@@ -79,7 +84,7 @@ def cut(tokenizer: Tokenizer, text: str, prompt: str | None = None) -> tuple[lis
         the windows in the order of the text, at least one, and whether some of the text is in none of them.
     """
     text = whole(text)
-    pieces, cut_off = ends(text, READ_LIMIT)
+    pieces, cut_off = readable(text)
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
     for at, piece in pieces:
@@ -99,6 +104,25 @@ def cut(tokenizer: Tokenizer, text: str, prompt: str | None = None) -> tuple[lis
         for at in some
     ]
     return windows, cut_off or skipped
+
+
+def readable(text: str) -> tuple[list[tuple[int, str]], bool]:
+    """Keep what is read of a text, each piece with its index, and say whether that is less than all."""
+    if reach(text, READ_LIMIT) == len(text):
+        return [(0, text)], False
+    first, last = reach(text, READ_LIMIT * 3 // 4), len(text) - reach(text[::-1], READ_LIMIT // 4)
+    return [(0, text[:first]), (last, text[last:])], True
+
+
+def reach(text: str, limit: int) -> int:
+    """Return how many code points from the start of a text spell out so many characters, within a step of it."""
+    spelled = 0
+    for at in range(0, len(text), STEP):
+        more = len(normalize("NFKC", text[at : at + STEP]))
+        if spelled + more > limit:
+            return at + STEP * (limit - spelled) // more
+        spelled += more
+    return len(text)
 
 
 def strides(length: int, room: int) -> Iterator[int]:

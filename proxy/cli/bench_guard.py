@@ -98,7 +98,7 @@ def guard(
         if published and options.several:
             raise Misuse("--published is for the guard model alone; give it without --guards and --cascade")
         if speed:
-            alone(data, published or options.several)
+            alone(bool(data or published or options.several or target or form or threshold))
             scorer = Scorer.load(weights, remember=0)
             show_speed(measure_speed(scorer, weights).to_json(), used_weights(weights, scorer), as_json)
             return
@@ -141,10 +141,10 @@ def used_weights(weights: Path | None, scorer: "Scorer") -> Weights:
     return {"folder": str(weights_folder(weights)), "revision": scorer.revision}
 
 
-def alone(data: list[Path] | None, more: bool) -> None:
+def alone(more: bool) -> None:
     """Refuse what --speed would leave undone without a word."""
-    if data or more:
-        raise Misuse("--speed measures by itself; give it without --data, --published, --guards and --cascade")
+    if more:
+        raise Misuse("--speed measures by itself; beside it there may be --weights and --json")
 
 
 def forms_of(form: Sequence[str] | None, count: int) -> Sequence[str]:

@@ -168,7 +168,8 @@ def line_of(one: Disagreement) -> Text:
     scores = "  ".join(f"{name} {'–' if score is None else f'{score:.3f}'}" for name, score in one.scores.items())
     text = " ".join(visible(one.item.text).split())
     cut = text if len(text) <= WIDTH - 4 else f"{text[: WIDTH - 6]} …"
-    return Text.assemble((f"row {one.row}, label {one.item.label}: {scores}\n", "dim"), f"    {cut}")
+    place = visible(one.item.where.rpartition("/")[2])
+    return Text.assemble((f"{place}, label {one.item.label}: {scores}\n", "dim"), f"    {cut}")
 
 
 def table_of(*columns: str) -> Table:
