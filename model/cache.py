@@ -61,6 +61,11 @@ class Held:
             yield slice(start, end)
 
 
+def lacking(held: Held, length: int) -> int:
+    """Return how many pages a sequence lacks for so many tokens."""
+    return -(-length // PAGE) - len(held.pages)
+
+
 class Cache:
     """Keys and values of every layer, for so many tokens in all.
 
@@ -78,6 +83,7 @@ class Cache:
         self._texts: dict[Name, tuple[int, int]] = {}  # → the text's number, and the page
         self._names: dict[int, Name] = {}  # of remembered pages
         self._idle: OrderedDict[int, None] = OrderedDict()  # remembered, held by nobody, the longest unused first
+        self._room = min(ROOM, self._pages // 16)
         self._numbers = count(1)
 
     @property
@@ -95,23 +101,55 @@ class Cache:
         """How many pages nobody holds."""
         return sum(self._blank) + len(self._idle)
 
-    def fits(self, held: Held, length: int) -> bool:
-        """Say whether there is room for so many tokens of a sequence."""
-        return -(-length // PAGE) - len(held.pages) <= self.free
+    def fits(self, *wanted: tuple[Held, int]) -> bool:
+        """Say whether there is room for so many tokens of each of some sequences."""
+        return sum(max(0, lacking(held, length)) for held, length in wanted) <= self.free
 
-    def begin(self, held: Held, tokens: Sequence[int]) -> None:
-        """Give a sequence that holds nothing what is remembered of its beginning, up to its last token but one."""
+    def begin(self, held: Held, tokens: Sequence[int], copies: bool = True) -> None:
+        """Give a sequence that holds nothing what is remembered of its beginning, up to its last token but one.
+
+        Args:
+            copies: whether it may have a copy where it could not grow, as another sequence holds the same or has said
+                something after it. Who lies in one stretch is computed faster, and what the other said stays
+                remembered.
+        """
+        found = list(self._remembered(tokens))
+        pages = [page for _, page in found]
+        whole = lacking(held, len(tokens) + 1)
+        fresh = self._blank_stretch(whole) if copies and pages and not self._may_grow(pages, whole) else ()
+        for page, copy in zip(pages, fresh, strict=False):
+            for kept in (self.keys, self.values):
+                kept[:, :, copy * PAGE : (copy + 1) * PAGE] = kept[:, :, page * PAGE : (page + 1) * PAGE]
+            if page in self._idle:
+                self._idle.move_to_end(page)
+        if fresh:
+            pages = list(fresh[: len(pages)])
+        for page in pages:
+            self._holders[page] += 1
+            self._blank[page] = False
+            self._idle.pop(page, None)
+        held.pages, held.texts, held.length = pages, [text for text, _ in found], len(pages) * PAGE
+
+    def _remembered(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Yield number and page of each text that a sequence begins with."""
         text = 0
         for start in range(0, (len(tokens) - 1) // PAGE * PAGE, PAGE):
             found = self._texts.get((text, tuple(tokens[start : start + PAGE])))
             if found is None:
                 return
-            text, page = found
-            self._holders[page] += 1
-            self._idle.pop(page, None)
-            held.pages.append(page)
-            held.texts.append(text)
-            held.length += PAGE
+            text, _ = found
+            yield found
+
+    def _may_grow(self, pages: Sequence[int], whole: int) -> bool:
+        """Say whether a sequence that takes these pages would lie in one stretch, and nothing were lost by it."""
+        stretch = range(pages[0], pages[0] + whole)
+        after = stretch[len(pages) :]
+        return (
+            pages == list(stretch[: len(pages)])
+            and stretch.stop <= self._pages
+            and not any(self._holders[page] for page in pages)
+            and all(self._blank[page] for page in after)
+        )
 
     def remember(self, held: Held, tokens: Sequence[int]) -> None:
         """Let others find the full pages of a sequence, whose tokens these are."""
@@ -129,11 +167,11 @@ class Cache:
         Raises:
             OutOfPages: there are too few.
         """
-        lacking = -(-length // PAGE) - len(held.pages)
-        if not self.fits(held, length):
-            raise OutOfPages(f"{lacking} pages are wanted, {self.free} are free")
-        if lacking > 0:
-            held.pages += self._take(lacking, after=held.pages[-1] if held.pages else None)
+        more = lacking(held, length)
+        if more > self.free:
+            raise OutOfPages(f"{more} pages are wanted, {self.free} are free")
+        if more > 0:
+            held.pages += self._take(more, after=held.pages[-1] if held.pages else None)
 
     def cut(self, held: Held, length: int) -> None:
         """Take back every page beyond the first so many tokens.
@@ -158,9 +196,7 @@ class Cache:
         self.values[layer].index_copy_(1, slots, values.to(self.values.dtype))
 
     def _take(self, count: int, after: int | None) -> list[int]:
-        taken = list(
-            self._next(count, after) or self._stretch(count, min(ROOM, self._pages // 16) if after is None else 0)
-        )
+        taken = list(self._next(count, after) or self._stretch(count, self._room if after is None else 0))
         for page in taken:
             self._free(page)
             self._blank[page] = False
@@ -178,14 +214,17 @@ class Cache:
 
         As long as it is too short for them and some room, what was unused for the longest is forgotten.
         """
-        longest = max(self._stretches(), key=len)
-        while len(longest) < count + room and self._idle:
+        while not self._blank_stretch(count, room) and self._idle:
             self._free(next(iter(self._idle)))
-            longest = max(self._stretches(), key=len)
-        if len(longest) >= count:
-            start = longest.start + (len(longest) - count) // 2
-            return range(start, start + count)
-        return [page for page, blank in enumerate(self._blank) if blank][:count]
+        return self._blank_stretch(count, 0) or [page for page, blank in enumerate(self._blank) if blank][:count]
+
+    def _blank_stretch(self, count: int, room: int | None = None) -> Sequence[int]:
+        """Return pages from the middle of the longest blank stretch; none where it has no room for more beside them."""
+        longest = max(self._stretches(), key=len)
+        if len(longest) < count + (self._room if room is None else room):
+            return ()
+        start = longest.start + (len(longest) - count) // 2
+        return range(start, start + count)
 
     def _stretches(self) -> Iterator[range]:
         yield range(0)

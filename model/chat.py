@@ -84,7 +84,7 @@ class Chat:
                 add_generation_prompt=True,
                 **self._variables,
             )
-        except TemplateError as error:
+        except (TemplateError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise TemplateRefused(f"the chat template does not accept this conversation: {error}") from error
         ids: list[int] = []
         for index, piece in enumerate(ESCAPED.split(text)):  # text, number, text, number, …, text
@@ -187,15 +187,28 @@ def find_template(path: Path, named: Mapping[str, Any]) -> str:
             return template
         case [*several]:  # older checkpoints name more than one
             for one in several:
-                if one["name"] == "default":
-                    return str(one["template"])
+                match one:
+                    case {"name": "default", "template": str(template)}:
+                        return template
     raise TemplateRefused(f"{path} has no chat template; pull an instruction-tuned checkpoint")
 
 
 def special_variables(named: Mapping[str, Any]) -> dict[str, str]:
-    """Return the tokens that templates write by name (`bos_token` …)."""
-    tokens = {name: named[name] for name in ("bos_token", "eos_token", "pad_token", "unk_token") if named.get(name)}
-    return {name: token if isinstance(token, str) else str(token["content"]) for name, token in tokens.items()}
+    """Return the tokens that templates write by name (`bos_token` …).
+
+    Raises:
+        WeightsDamaged: one is no token.
+    """
+    tokens = {}
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        match named.get(name):
+            case None | "":
+                continue
+            case str(token) | {"content": str(token)}:
+                tokens[name] = token
+            case _:
+                raise WeightsDamaged(f"tokenizer_config.json: {name} is no token")
+    return tokens
 
 
 def read_json(file: Path) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence as Tokens
 import torch
 from torch import Tensor
 
-from ringfence.model.cache import Cache, OutOfPages
+from ringfence.model.cache import PAGE, Cache, OutOfPages
 from ringfence.model.draft import Draft, DraftDiffers
 from ringfence.model.llama4 import Network
 from ringfence.model.memory import LONGEST
@@ -182,13 +182,27 @@ class Engine:
         return [(sequence, ids) for sequence, ids in turns if self._make_room(sequence, len(ids))]
 
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < SEATS:
-            sequence = self._waiting[0]
-            self._cache.begin(sequence.held, sequence.tokens)
-            if self._running and not self._cache.fits(sequence.held, len(sequence.tokens) + 1):
+        """Let those who wait begin, in their order, as long as there is room for all that is to be read."""
+        for sequence in list(self._waiting):
+            if len(self._running) == SEATS:
+                return
+            if self._is_read(sequence):
+                continue
+            self._cache.begin(sequence.held, sequence.tokens, copies=self._has_room(sequence))
+            if self._running and not self._has_room(sequence):
                 self._cache.cut(sequence.held, 0)
                 return
-            self._running.append(self._waiting.popleft())
+            self._waiting.remove(sequence)
+            self._running.append(sequence)
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        """Say whether there is room for all that those under way have read and will, and for one more."""
+        return self._cache.fits(*((one.held, len(one.tokens) + 1) for one in (*self._running, sequence)))
+
+    def _is_read(self, sequence: Sequence) -> bool:
+        """Say whether another sequence is reading what this one begins with: once it has, nobody needs to again."""
+        ends = ((one, (one.held.length // PAGE + 1) * PAGE) for one in self._running if one.unread > 1)
+        return any(end < len(sequence.tokens) and one.tokens[:end] == sequence.tokens[:end] for one, end in ends)
 
     def _next(self, sequence: Sequence, part: Share) -> Tokens[int]:
         first = sequence.held.length

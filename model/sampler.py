@@ -34,6 +34,10 @@ class SamplingError(RuntimeError):
     """No next token of this sequence can be chosen; the message says why. Other sequences are not concerned."""
 
 
+class BrokenLogits(SamplingError):
+    """The network gives no numbers: whoever asked is not to blame."""
+
+
 class OutOfBounds(ValueError):
     """A setting has a value that it cannot have.
 
@@ -265,7 +269,7 @@ class Sampler:
     def _left(self, raw: Row) -> Row:
         """Return logits after penalties, bias and constraint."""
         if not math.isfinite(raw.max()):  # nan if there is one
-            raise SamplingError(f"the network's logits are no numbers: the greatest is {raw.max()}")
+            raise BrokenLogits(f"the network's logits are no numbers: the greatest is {raw.max()}")
         left = raw
         if self._seen is not None:
             seen, penalty = np.flatnonzero(self._seen), self._sampling.repetition_penalty

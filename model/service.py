@@ -6,6 +6,7 @@ Knows nothing of text, chat, safety or HTTP.
 import threading
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Tokens
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -16,6 +17,10 @@ from ringfence.model.sequence import Advance
 Tell = Callable[[Advance | Exception], None]
 """Is told of every step that a sequence took part in, or of what ended all of them. Called on the engine's thread: it
 must return at once, and not raise."""
+
+
+class EngineEnded(RuntimeError):
+    """Nothing is computed any more."""
 
 
 class Service:
@@ -33,7 +38,8 @@ class Service:
         self._tells: dict[int, Tell] = {}
         self._orders: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
+        self._over = False
+        self._door = threading.Lock()  # held while somebody joins or the thread starts or ends
 
     def submit(
         self, prompt: Tokens[int], sampling: Sampling, tell: Tell, constraint: Constraint | None = None
@@ -42,7 +48,7 @@ class Service:
 
         Raises:
             ContextOverflow, ValueError: at once, before anything is computed.
-            RuntimeError: the thread has ended.
+            EngineEnded: the thread has ended.
         """
         check(prompt, self.vocabulary, self.context)
         left = threading.Event()
@@ -67,8 +73,9 @@ class Service:
             self._orders.put(leave)
 
         joined: list[int] = []
-        self._start()
-        self._orders.put(join)
+        with self._door:
+            self._start()
+            self._orders.put(join)
         return gone
 
     def generate(
@@ -83,25 +90,29 @@ class Service:
         return told(self, prompt, sampling, constraint)
 
     def close(self) -> None:
-        """End the thread after the step under way."""
+        """End the thread after the step under way; whoever is under way hears of it."""
         self._orders.put(None)
         if self._thread:
             self._thread.join()
 
     def problem(self) -> str | None:
         """Say why nothing would be computed any more; None where it would."""
-        return "the engine's thread has ended" if self._thread and not self._thread.is_alive() else None
+        return "the engine has ended" if self._over else None
 
     def _start(self) -> None:
         if problem := self.problem():
-            raise RuntimeError(problem)
-        with self._starting:
-            if self._thread is None:
-                thread = threading.Thread(target=self._work, name="engine", daemon=True)
-                thread.start()
-                self._thread = thread
+            raise EngineEnded(problem)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+            self._thread.start()
 
     def _work(self) -> None:
+        try:
+            self._serve()
+        finally:
+            self._end()
+
+    def _serve(self) -> None:
         while True:
             try:
                 while not self._engine.busy or not self._orders.empty():
@@ -114,6 +125,17 @@ class Service:
                     (self._tells.pop if over else self._tells.__getitem__)(advance.id)(advance)
             except Exception as error:  # noqa: BLE001 — every caller must hear of it, whatever it was
                 self._give_up(error)
+
+    def _end(self) -> None:
+        """Let nobody join any more, and tell those who had."""
+        with self._door:
+            self._over = True
+        while not self._orders.empty():
+            if order := self._orders.get():
+                with suppress(Exception):  # of an engine that is broken: the others must hear of it all the same
+                    order()
+        for tell in self._tells.values():
+            tell(EngineEnded(self.problem()))
 
     def _give_up(self, error: Exception) -> None:
         """Tell everybody, first of all: an engine that cannot even let them go ends the thread."""

@@ -299,7 +299,10 @@ def snapshot(repository: str, into: Path) -> None:
 
 
 def add_experts(name: str, path: Path) -> bool:
-    """Put the experts that ship with ringfence into a checkpoint's folder; say whether it had others, or none."""
+    """Put the experts that ship with ringfence into a checkpoint's folder; say whether it had others, or none.
+
+    Others may be somebody's own training: they stay beside, under a name with their sha256.
+    """
     published = PUBLISHED.get(name)
     if published is None or published.delta is None:
         return False
@@ -308,6 +311,8 @@ def add_experts(name: str, path: Path) -> bool:
         return False
     beside = place.with_name(f".{DELTA}.{os.getpid()}")
     beside.write_bytes(shipped)
+    if place.is_file():
+        place.rename(place.with_name(f"{DELTA}.{hashlib.sha256(place.read_bytes()).hexdigest()[:12]}"))
     beside.replace(place)
     return True
 

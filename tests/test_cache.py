@@ -40,7 +40,7 @@ def test_whoever_shares_a_beginning_reads_his_own_text_and_no_page_is_lost(moves
         one = held[index]
         if move == "begin" and not one.pages:
             texts[index] = TEXTS[number % len(TEXTS)]
-            cache.begin(one, texts[index][: number or 1])
+            cache.begin(one, texts[index][: number or 1], copies=number % 2 == 0)
             assert one.length < max(number, 1)
         elif move == "read" and number > one.length:
             try:
@@ -98,10 +98,31 @@ def test_cut_into_a_page_that_another_reads_leaves_that_page_alone():
     cache, text = Cache(CONFIG, PAGES * PAGE, torch.float32), TEXTS[0]
     first, second = Held(), Held()
     read(cache, first, text, 3 * PAGE)
-    cache.begin(second, text[: 3 * PAGE])
+    cache.begin(second, text[: 3 * PAGE], copies=False)
+    assert second.pages == first.pages[:2]
     cache.cut(second, PAGE + 5)
     assert (second.length, len(second.pages)) == (PAGE, 1)
     assert holds_what_was_read(cache, first, text)
+
+
+def test_who_begins_like_another_gets_a_copy_in_one_stretch_and_the_other_stays_remembered():
+    cache = Cache(CONFIG, 64 * PAGE, torch.float32)
+    first, second, again = Held(), Held(), Held()
+    read(cache, first, TEXTS[0], 300)
+    cache.begin(second, TEXTS[1])  # while the first still speaks
+    assert second.length == 3 * PAGE
+    read(cache, second, TEXTS[1], 400)
+    assert holds_what_was_read(cache, second, TEXTS[1])
+    assert len(list(second.slots(0, 400))) == 1
+    cache.cut(second, 0)
+    pages = first.pages[:4]
+    cache.cut(first, 0)
+    cache.begin(second, TEXTS[2])  # and when all that remains of the first is memory
+    read(cache, second, TEXTS[2], 400)
+    assert holds_what_was_read(cache, second, TEXTS[2])
+    assert len(list(second.slots(0, 400))) == 1
+    cache.begin(again, TEXTS[0][:300])
+    assert (again.pages, again.length) == (pages, 4 * PAGE)
 
 
 def test_sequences_that_grow_side_by_side_stay_each_in_one_stretch():

@@ -195,7 +195,11 @@ def test_words_that_were_not_said_are_refused_and_not_left_out_silently(
         ({"response_format": {"type": "json_object"}}, "the checkpoint has no end token"),
         ({"stop": ["ba"] * 17}, "stop takes up to 16 strings of up to 200 characters"),
         ({"stop": "b" * 201}, "stop takes up to 16 strings of up to 200 characters"),
+        ({"stop": ""}, "stop must be a string or a list of strings, none of them empty"),
+        ({"stop": 0}, "stop must be a string or a list of strings, none of them empty"),
         ({"logit_bias": {"1": 10**400}}, "logit_bias must map token ids to numbers"),
+        ({"logit_bias": {"1_0": 5}}, "logit_bias must map token ids to numbers"),
+        ({"logit_bias": []}, "logit_bias must map token ids to numbers"),
     ],
 )
 def test_what_the_engine_cannot_do_is_a_bad_request(

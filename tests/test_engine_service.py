@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -30,7 +32,7 @@ from ringfence.model.delta import Delta
 from ringfence.model.engine import SEATS, ContextOverflow
 from ringfence.model.loading import load
 from ringfence.model.sampler import Sampling, SamplingError
-from ringfence.model.service import Service
+from ringfence.model.service import EngineEnded, Service
 from ringfence.model.stock import PREFILL, StockService
 from ringfence.model.upcycle import start, upcycle
 from ringfence.model.weights import DELTA, NotEnoughMemory, WeightsDamaged, WeightsMissing, revision
@@ -209,9 +211,25 @@ def test_engine_that_has_ended_tells_everybody_and_is_not_ready(checkpoints, mon
     with pytest.raises(MemoryError, match="no room"):
         tokens(service.generate(PROMPT, GREEDY))
     service._thread.join(60)
-    assert asyncio.run(upstream.ready()) == "the engine's thread has ended"
+    assert asyncio.run(upstream.ready()) == "the engine has ended"
     with pytest.raises(RuntimeError, match="has ended"):
         service.submit(PROMPT, GREEDY, print)
+
+
+def test_who_is_under_way_or_about_to_join_when_the_engine_is_closed_is_told(checkpoints):
+    service = load(checkpoints / "own", bits=32, threads=1)
+    heard = SimpleQueue()
+    first = service.generate(PROMPT, Sampling(temperature=0, max_tokens=CONTEXT // 2))
+    next(first)
+    service._orders.put(None)
+    with suppress(EngineEnded):  # the thread may be as quick
+        service.submit(PROMPT, GREEDY, heard.put)
+        assert isinstance(heard.get(timeout=60), EngineEnded)
+    with pytest.raises(EngineEnded):
+        tokens(first)
+    with pytest.raises(EngineEnded):
+        service.submit(PROMPT, GREEDY, print)
+    service.close()
 
 
 TWISTS = {

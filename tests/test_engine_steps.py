@@ -241,6 +241,33 @@ def test_same_beginning_is_computed_once(network):
     assert [advance.chosen[0].token, *replies(one)[0][2]] == first
 
 
+def computed(engine):
+    """Step until all is said; count the tokens that it took."""
+    count = 0
+    while engine.busy:
+        count += sum(len(advance.hidden) for advance in engine.step())
+    return count
+
+
+def test_same_beginning_is_computed_once_by_those_who_come_together(network):
+    few = Sampling(temperature=0, max_tokens=2)
+    for pages in (64, 12):  # with room for a copy each, and without
+        one, prompt = engine(network, pages), text(5, 3 * PAGE + 7)
+        for _ in range(4):
+            one.add(prompt, few)
+        one.add(text(6, 9), few)  # who begins otherwise need not wait for them
+        assert {advance.id for advance in one.step()} == {1, 5}
+        assert computed(one) == 3 * (7 + 1) + 1 + 1
+        assert one.free == pages
+
+
+def test_who_comes_together_and_does_not_fit_together_is_not_read_twice(network):
+    one = engine(network, pages=5)
+    for seed in range(4):
+        one.add(text(seed, 2 * PAGE + 5), Sampling(temperature=0, max_tokens=2))
+    assert computed(one) == 4 * (2 * PAGE + 5 + 1)
+
+
 def test_end_token_ends_the_reply_and_is_not_part_of_it(network):
     prompt = text(6, 9)
     whole = alone(network, prompt)

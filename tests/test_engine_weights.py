@@ -163,6 +163,7 @@ def test_experts_that_ship_go_with_a_pull_and_take_the_place_of_others(
         assert (bare / weights.DELTA).read_bytes() == shipped
         identities.add(weights.identity(bare))
     assert len(identities | {weights.revision(bare)}) == 3
+    assert [file.read_bytes() for file in bare.glob(f"{weights.DELTA}.*")] == [b"first"]
     assert {file.name for file in bare.iterdir() if file.name.startswith(".")} == set()
 
 

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,12 @@ from ringfence.model.chat import Chat, Detokenizer, TemplateRefused
 from ringfence.model.engine import ContextOverflow
 from ringfence.model.grammar import Grammar, Grammars
 from ringfence.model.loading import load
-from ringfence.model.sampler import OutOfBounds, Sampling
+from ringfence.model.sampler import BrokenLogits, OutOfBounds, Sampling, SamplingError
 from ringfence.model.sequence import Advance
-from ringfence.model.service import Service
+from ringfence.model.service import EngineEnded, Service
 from ringfence.model.weights import DEFAULT, identity, locate
 from ringfence.policies.types import UpstreamChoice
-from ringfence.proxy.reply import About, Event, Finish, Likelihoods, Text
+from ringfence.proxy.reply import About, Event, Finish, Likelihoods, Text, UpstreamError
 from ringfence.proxy.wire.body import BadRequest
 
 if TYPE_CHECKING:
@@ -160,12 +160,11 @@ class EmbeddedUpstream:
         self._revision = revision
         self._service = service
         self._chat = chat
-        self._grammars: Grammars | None = None
 
     async def stream(self, exchange: Exchange, headers: Mapping[str, str]) -> AsyncGenerator[Event, None]:
         """Generate; closing the iterator ends the sequences at the next step."""
         exchange.revisions["engine"] = self._revision
-        wish = self._wish(exchange.body)
+        wish = await asyncio.to_thread(self._wish, exchange.body)  # a long text takes a while to be cut into tokens
         grammar = await self._grammar(wish.schema)
         loop, news = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Advance | Exception]]()
 
@@ -188,6 +187,12 @@ class EmbeddedUpstream:
             raise BadRequest(str(error), param=error.name) from error
         except ValueError as error:
             raise BadRequest(str(error)) from error
+        except BrokenLogits as error:
+            raise UpstreamError(str(error), status=502, code="engine_error") from error
+        except SamplingError as error:
+            raise BadRequest(str(error), param="response_format" if grammar else None) from error
+        except EngineEnded as error:
+            raise UpstreamError(str(error), status=503, code="engine_ended") from error
         finally:
             for choice in choices:
                 choice.leave()
@@ -208,7 +213,7 @@ class EmbeddedUpstream:
 
     async def aclose(self) -> None:
         """Let the engine's thread go."""
-        self._service.close()
+        await asyncio.to_thread(self._service.close)
 
     def _wish(self, body: Mapping[str, Any]) -> Wish:
         messages = _messages(body, self._name)
@@ -218,13 +223,15 @@ class EmbeddedUpstream:
             raise BadRequest(str(error), param="messages") from error
         return Wish(prompt, _sampling(body), _stops(body), _choices(body), _schema(body))
 
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self._chat.tokenizer, self._service.ends, self._service.vocabulary)
+
     async def _grammar(self, schema: Mapping[str, Any] | None) -> Grammar | None:
         if schema is None:
             return None
         try:
-            if self._grammars is None:
-                self._grammars = Grammars(self._chat.tokenizer, self._service.ends, self._service.vocabulary)
-            return await asyncio.to_thread(self._grammars.json_schema, schema)
+            return await asyncio.to_thread(lambda: self._grammars.json_schema(schema))
         except ValueError as error:
             raise BadRequest(str(error), param="response_format") from error
 
@@ -282,28 +289,40 @@ NUMBERS: Mapping[str, type] = {
 
 
 def _sampling(body: Mapping[str, Any]) -> Sampling:
-    limit = body.get("max_completion_tokens") or body.get("max_tokens") or MAX_NEW_TOKENS
-    given = {name: body[name] for name in NUMBERS if body.get(name) is not None}
-    for name, value in given.items():
+    limit = given(body, "max_completion_tokens", given(body, "max_tokens", MAX_NEW_TOKENS))
+    numbers = {name: body[name] for name in NUMBERS if body.get(name) is not None}
+    for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | NUMBERS[name]):
             raise BadRequest(f"{name} must be {'a whole' if NUMBERS[name] is int else 'a'} number", param=name)
     try:
-        bias = {int(token): float(value) for token, value in (body.get("logit_bias") or {}).items()}
+        bias = {token_of(name): float(value) for name, value in given(body, "logit_bias", {}).items()}
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise BadRequest("logit_bias must map token ids to numbers", param="logit_bias") from error
     logprobs = _logprobs(body)
     try:
-        return Sampling(max_tokens=limit, logit_bias=bias, logprobs=logprobs, **given)
+        return Sampling(max_tokens=limit, logit_bias=bias, logprobs=logprobs, **numbers)
     except OutOfBounds as error:
         raise BadRequest(str(error), param=error.name) from error
 
 
+def given(body: Mapping[str, Any], name: str, otherwise: Any) -> Any:
+    """Return what a body says of a field, or what goes without saying; null says nothing."""
+    return otherwise if body.get(name) is None else body[name]
+
+
+def token_of(name: object) -> int:
+    """Return the token id that a key stands for: digits, and nothing else that `int` takes."""
+    if not (isinstance(name, str) and name.isascii() and name.isdigit()):
+        raise ValueError(name)
+    return int(name)
+
+
 def _logprobs(body: Mapping[str, Any]) -> int | None:
     """Return how many tokens to tell beside each that is said: none; None where no probabilities are asked for."""
-    wanted, others = body.get("logprobs") or False, body.get("top_logprobs") or 0
+    wanted, others = given(body, "logprobs", False), given(body, "top_logprobs", 0)
     if not isinstance(wanted, bool):
         raise BadRequest("logprobs must be true or false", param="logprobs")
-    if others != 0:
+    if others is False or others != 0:
         raise BadRequest(
             "top_logprobs would tell words that the model did not say and that no check reads; "
             "logprobs alone tells of those that it said",
@@ -313,7 +332,7 @@ def _logprobs(body: Mapping[str, Any]) -> int | None:
 
 
 def _stops(body: Mapping[str, Any]) -> tuple[str, ...]:
-    told = body.get("stop") or []
+    told = given(body, "stop", [])
     stops = (told,) if isinstance(told, str) else tuple(told) if isinstance(told, list) else None
     if stops is None or not all(isinstance(stop, str) and stop for stop in stops):
         raise BadRequest("stop must be a string or a list of strings, none of them empty", param="stop")
@@ -323,7 +342,7 @@ def _stops(body: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _choices(body: Mapping[str, Any]) -> int:
-    count = body.get("n") or 1
+    count = given(body, "n", 1)
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= CHOICES:
         raise BadRequest(f"n must be a whole number between 1 and {CHOICES}", param="n")
     return count
