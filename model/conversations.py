@@ -7,7 +7,7 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -133,11 +133,7 @@ def read_file(file: Path, source: str) -> list[Conversation]:
     Raises:
         ConversationsUnusable: it cannot be read, or a line is no conversation.
     """
-    try:
-        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
-            return [Conversation(source, read_turns(said, f"{file}:{at}")) for at, said in enumerate(lines, 1)]
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise ConversationsUnusable(f"{file} cannot be read: {error}") from error
+    return [Conversation(source, turns) for _, turns in read_lines(file)]
 
 
 def read_own(folder: Path) -> Iterator[Conversation]:
@@ -145,21 +141,33 @@ def read_own(folder: Path) -> Iterator[Conversation]:
     if not folder.is_dir():
         raise ConversationsUnusable(f"there is no folder {folder} to read conversations from")
     for file in sorted(folder.rglob("*.jsonl")):
-        for at, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            turns = read_turns(line, f"{file}:{at}")
-            yield Conversation(f"own/{json.loads(line).get('kind', file.stem)}", turns, OWN_TIMES)
+        for kind, turns in read_lines(file):
+            yield Conversation(f"own/{kind or file.stem}", turns, OWN_TIMES)
 
 
-def read_turns(line: str, place: str) -> tuple[Turn, ...]:
-    """Read `{"messages": [{"role": …, "content": …}, …]}`; raises ConversationsUnusable with the place."""
+def read_lines(file: Path) -> Iterator[tuple[str | None, tuple[Turn, ...]]]:
+    """Yield of each line what kind it says it is of, and its turns; raises ConversationsUnusable."""
     try:
-        messages: Sequence[Any] = json.loads(line)["messages"]
-        turns = tuple((str(one["role"]), str(one["content"]).strip()) for one in messages)
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
+            for at, line in enumerate(lines, 1):
+                yield read_turns(line, f"{file}:{at}")
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise ConversationsUnusable(f"{file} cannot be read: {error}") from error
+
+
+def read_turns(line: str, place: str) -> tuple[str | None, tuple[Turn, ...]]:
+    """Read `{"messages": [{"role": …, "content": …}, …], "kind": …}`; raises ConversationsUnusable with the place."""
+    try:
+        row: Mapping[str, Any] = json.loads(line)
+        turns = tuple((str(one["role"]), one["content"]) for one in row["messages"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConversationsUnusable(f"{place}: no conversation: {error!r}") from error
+    if strange := [type(content).__name__ for _, content in turns if not isinstance(content, str)]:
+        raise ConversationsUnusable(f"{place}: what is said must be a string, got {strange[0]}")
+    turns = tuple((role, content.strip()) for role, content in turns)
     if not {role for role, _ in turns} <= {*ROLES} or "user" not in dict(turns):
         raise ConversationsUnusable(f"{place}: roles are {', '.join(ROLES)}, and a user must speak")
-    return turns
+    return row.get("kind"), turns
 
 
 def encode(conversation: Conversation, chat: Chat, ends: Collection[int], length: int) -> Example:

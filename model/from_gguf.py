@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHARD = 4 << 30
-"""Bytes of one file of tensors: as much is in memory at a time."""
+"""Bytes of one file of tensors: as much is in memory at a time, beside the tensor that is read."""
 
 
 class UnknownTokenizer(ValueError):
@@ -73,6 +73,7 @@ def _write_tensors(source: Gguf, into: Path, progress: Progress) -> None:
         file = f"model-{number:05}.safetensors"
         save_file(shard, into / file, metadata={"format": "pt"})
         names |= dict.fromkeys(shard, file)
+        shard.clear()  # the next is filled while this loop still holds it
     if len(files := set(names.values())) == 1:
         (into / files.pop()).rename(into / "model.safetensors")
     else:

@@ -44,6 +44,10 @@ class DeviceMissing(ValueError):
     """The device to train on is not there."""
 
 
+class Diverged(ValueError):
+    """The loss is no number any more; what was learnt up to the last checkpoint is kept."""
+
+
 class Stopped(RuntimeError):
     """Training was asked to stop, and has kept what it had done."""
 
@@ -133,23 +137,28 @@ def make(order: Order, stop: Callable[[], bool] = lambda: False) -> Iterator[Ste
         CheckpointDamaged: the parent or the checkpoint to resume from cannot be read.
         OtherTraining: the checkpoint is another training's.
         DeviceMissing: as it says.
+        Diverged: the loss is no number any more.
+        OSError: the result cannot be written, or not there.
         Stopped: `stop` said so.
     """
     plan, config, chat = order.plan, read_shape(order.parent), Chat.load(order.parent)
     corpus = Corpus.load(order.pool, order.own, chat, end_tokens(order.parent), plan.length)
     if not corpus.train or not corpus.held:
         raise ConversationsUnusable("there are too few conversations to learn from some and be measured on others")
+    of_parent = revision(order.parent)
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if order.device == "auto" else order.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise DeviceMissing("there is no GPU that PyTorch can use; leave the device out, or say cpu")
-    order.out.parent.mkdir(parents=True, exist_ok=True)
-    of_parent = revision(order.parent)
     saved = Saved(order.work / "checkpoint.safetensors", _mark(plan, of_parent, corpus))
+    if order.out.is_dir() or order.out.suffix == ".json" or order.out.absolute() == saved.file.absolute():
+        raise OSError(f"{order.out}: name another file for what is learnt; the report or the checkpoint would be there")
+    order.out.parent.mkdir(parents=True, exist_ok=True)
     with opened(order.parent) as take, _one_core_each(device) as pool:
         if order.resume and saved.file.exists():
             training = saved.read(plan, device)
             parent = Parent.read(config, take, training.fixed, torch.bfloat16, device)
         else:
+            saved.file.unlink(missing_ok=True)  # of another training, which a later --resume must not take up
             begun = begin(config, take, of_parent, plan, corpus.train)
             parent = Parent.read(config, take, begun.tensors, torch.bfloat16, device)
             before = Measured.of_nothing(config, plan)
@@ -264,6 +273,8 @@ def fit(
             group["lr"] = group["peak"] * pace(training.done / len(steps), plan.warmup)
         batches = [Batch.of([examples[at] for at in part], parent.words.device) for part in parts]
         loss, imbalance = backward(parent, training.learnt, batches, plan, pool)
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss is {loss} at step {training.done + 1}; take a lower rate")
         torch.nn.utils.clip_grad_norm_(training.learnt.values(), 1.0)
         training.optimizer.step()
         training.done += 1

@@ -159,12 +159,7 @@ def grow(
         DeltaDiffers: the delta is to another number of experts.
         CheckpointDamaged: when a tensor is asked for that the parent or the delta lacks or has in another shape.
     """
-    if any(layer.experts or not layer.rope or layer.chunk for layer in config.layers) or not config.halves:
-        raise UnknownArchitecture(
-            "only a dense Llama can be upcycled; this checkpoint is a mixture, or another network"
-        )
-    if odd := next((layer.width for layer in config.layers if layer.width % 2), None):
-        raise UnknownArchitecture(f"a feed-forward of {odd} neurons has no halves")
+    _check(config)
     if experts < 1:
         raise ValueError(f"a mixture has one expert or more, not {experts}")
     if delta and delta.experts != experts:

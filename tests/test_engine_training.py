@@ -33,7 +33,18 @@ from ringfence.model.conversations import (
 from ringfence.model.delta import ROUTER, SHARED, Delta
 from ringfence.model.reference import logits
 from ringfence.model.routing import directions, preferred
-from ringfence.model.train import DeviceMissing, Order, OtherTraining, Plan, Stopped, arrange, begin, make, with_routers
+from ringfence.model.train import (
+    DeviceMissing,
+    Diverged,
+    Order,
+    OtherTraining,
+    Plan,
+    Stopped,
+    arrange,
+    begin,
+    make,
+    with_routers,
+)
 from ringfence.model.trainable import Parent, hear, surprise
 from ringfence.model.upcycle import grow, start
 from ringfence.proxy.cli.train import app
@@ -205,7 +216,8 @@ def test_missing_pool_and_lines_that_are_no_conversation_are_told_by_place(chat,
         file.write_bytes(damaged)
         with pytest.raises(ConversationsUnusable, match=r"chat/gsm8k_train.jsonl.gz"):
             Corpus.load(tmp_path / "pool", own, chat, {END}, 200)
-    for line in ("{", "[]", '{"messages": 3}', '{"messages": [{"role": "user"}]}', '{"messages": []}'):
+    nothing = '{"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": null}]}'
+    for line in ("{", "[]", '{"messages": 3}', '{"messages": [{"role": "user"}]}', '{"messages": []}', nothing):
         (tmp_path / "own.jsonl").write_text(json.dumps(speech("Why?", "So.")) + "\n" + line + "\n")
         with pytest.raises(ConversationsUnusable, match=r"own.jsonl:2: "):
             Corpus.load(pool, tmp_path, chat, {END}, 200)
@@ -396,6 +408,23 @@ def test_checkpoint_of_another_training_or_that_is_damaged_is_refused(order):
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(CheckpointDamaged, match="delete it, or do not resume"):
         list(make(replace(order, resume=True)))
+
+
+def test_training_that_diverges_says_so_and_one_into_its_own_checkpoint_or_report_does_not_begin(order):
+    with pytest.raises(Diverged, match="take a lower rate"):
+        list(make(replace(order, plan=replace(QUICK, rate=1e30))))
+    for out in (order.work / "checkpoint.safetensors", order.out.with_suffix(".json"), order.work):
+        with pytest.raises(OSError, match="name another file"):
+            next(make(replace(order, out=out)))
+
+
+def test_what_another_training_left_is_gone_where_one_starts_anew(order):
+    order.work.mkdir(exist_ok=True)
+    file = order.work / "checkpoint.safetensors"
+    file.write_bytes(b"of another training")
+    with pytest.raises(Stopped):
+        list(make(order, lambda: True))
+    assert not file.exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -104,7 +104,7 @@ def measure_speed(path: Path, bits: "Bits", threads: int, gguf: Path | None, dra
 
 def time_to_ready(path: Path) -> float:
     """Start a server with the shipped policy and a checkpoint; return the seconds until it says where it listens."""
-    serve = ["serve", "--port", "0", "--upstream", f"embedded:{path}", "--no-watch"]
+    serve = ["serve", "--port", "0", "--upstream", f"embedded:{path.absolute()}", "--no-watch"]
     command = [sys.executable, "-c", "from ringfence.proxy.cli import main; main()", *serve]
     with TemporaryDirectory(prefix="ringfence-") as folder:
         started = time.perf_counter()

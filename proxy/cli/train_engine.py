@@ -58,6 +58,8 @@ def engine(
     from ringfence.model.conversations import OWN
     from ringfence.model.train import Order, Plan, Stopped, make
 
+    if not math.isfinite(rate):
+        raise typer.BadParameter("it must be a number", param_hint="--rate")
     plan = Plan(seed=seed, tokens=tokens, experts=experts, rank=rank, rate=rate)
     report = out.with_suffix(".json")
     try:
@@ -66,7 +68,9 @@ def engine(
         with asked_to_stop() as stop:
             tell(make(order, stop))
     except Stopped as stopped:
-        typer.echo(f"ringfence train engine: {stopped}; the same command with --resume goes on", err=True)
+        kept = (work / "checkpoint.safetensors").exists()
+        onward = "the same command with --resume goes on" if kept else "nothing was kept yet"
+        typer.echo(f"ringfence train engine: {stopped}; {onward}", err=True)
         raise typer.Exit(1) from None
     except (
         weights.WeightsMissing,
