@@ -61,6 +61,16 @@ class Held:
             yield slice(start, end)
 
 
+def stretches(free: Iterable[bool]) -> Iterator[range]:
+    """Yield the stretches of pages that are free; one at least, which may be empty."""
+    yield range(0)
+    start = 0
+    for page, one in enumerate((*free, False)):
+        if not one:
+            yield range(start, page)
+            start = page + 1
+
+
 def lacking(held: Held, length: int) -> int:
     """Return how many pages a sequence lacks for so many tokens."""
     return -(-length // PAGE) - len(held.pages)
@@ -116,18 +126,17 @@ class Cache:
         found = list(self._remembered(tokens))
         pages = [page for _, page in found]
         whole = lacking(held, len(tokens) + 1)
-        fresh = self._blank_stretch(whole) if copies and pages and not self._may_grow(pages, whole) else ()
-        for page, copy in zip(pages, fresh, strict=False):
-            for kept in (self.keys, self.values):
-                kept[:, :, copy * PAGE : (copy + 1) * PAGE] = kept[:, :, page * PAGE : (page + 1) * PAGE]
-            if page in self._idle:
-                self._idle.move_to_end(page)
-        if fresh:
-            pages = list(fresh[: len(pages)])
+        grows = not pages or self._may_grow(pages, whole)
         for page in pages:
             self._holders[page] += 1
-            self._blank[page] = False
             self._idle.pop(page, None)
+        if copies and not grows and (fresh := self._cleared(whole, self._room)[: len(pages)]):
+            self._hold(fresh)
+            for page, copy in zip(pages, fresh, strict=True):
+                for kept in (self.keys, self.values):
+                    kept[:, :, copy * PAGE : (copy + 1) * PAGE] = kept[:, :, page * PAGE : (page + 1) * PAGE]
+            self._give_back(pages)
+            pages = list(fresh)
         held.pages, held.texts, held.length = pages, [text for text, _ in found], len(pages) * PAGE
 
     def _remembered(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -199,9 +208,13 @@ class Cache:
         taken = list(self._next(count, after) or self._stretch(count, self._room if after is None else 0))
         for page in taken:
             self._free(page)
+        self._hold(taken)
+        return taken
+
+    def _hold(self, pages: Iterable[int]) -> None:
+        for page in pages:
             self._blank[page] = False
             self._holders[page] = 1
-        return taken
 
     def _next(self, count: int, after: int | None) -> Sequence[int]:
         """Return the pages that follow one, if nobody holds them; else none."""
@@ -210,29 +223,26 @@ class Cache:
         return range(after + 1, after + 1 + count)
 
     def _stretch(self, count: int, room: int) -> Sequence[int]:
+        """Return pages that are blank by now: in one stretch where there can be one, else wherever they are."""
+        if found := self._cleared(count, room):
+            return found
+        while sum(self._blank) < count:
+            self._free(next(iter(self._idle)))
+        return [page for page, blank in enumerate(self._blank) if blank][:count]
+
+    def _cleared(self, count: int, room: int) -> Sequence[int]:
         """Return pages from the middle of the longest blank stretch, so that whoever is beside them can grow as well.
 
-        As long as it is too short for them and some room, what was unused for the longest is forgotten.
+        As long as it is too short for them and some room, what was unused for the longest is forgotten; nothing is
+        where that would not help, as others hold too much between. Returns none where it is too short without room.
         """
-        while not self._blank_stretch(count, room) and self._idle:
+        most = max(map(len, stretches(not holders for holders in self._holders)))
+        if most < count + room:
+            return self._cleared(count, 0) if room else ()
+        while len(longest := max(stretches(self._blank), key=len)) < count + room:
             self._free(next(iter(self._idle)))
-        return self._blank_stretch(count, 0) or [page for page, blank in enumerate(self._blank) if blank][:count]
-
-    def _blank_stretch(self, count: int, room: int | None = None) -> Sequence[int]:
-        """Return pages from the middle of the longest blank stretch; none where it has no room for more beside them."""
-        longest = max(self._stretches(), key=len)
-        if len(longest) < count + (self._room if room is None else room):
-            return ()
         start = longest.start + (len(longest) - count) // 2
         return range(start, start + count)
-
-    def _stretches(self) -> Iterator[range]:
-        yield range(0)
-        start = 0
-        for page, blank in enumerate((*self._blank, False)):
-            if not blank:
-                yield range(start, page)
-                start = page + 1
 
     def _free(self, page: int) -> None:
         """Forget a page that nobody holds."""
