@@ -312,7 +312,8 @@ def add_experts(name: str, path: Path) -> bool:
     beside = place.with_name(f".{DELTA}.{os.getpid()}")
     beside.write_bytes(shipped)
     if place.is_file():
-        place.rename(place.with_name(f"{DELTA}.{hashlib.sha256(place.read_bytes()).hexdigest()[:12]}"))
+        others = place.read_bytes()
+        place.with_name(f"{DELTA}.{hashlib.sha256(others).hexdigest()[:12]}").write_bytes(others)
     beside.replace(place)
     return True
 

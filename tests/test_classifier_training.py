@@ -32,7 +32,7 @@ from ringfence.guard.classifier.corpus import Corpus, distinct, load_corpus, loa
 from ringfence.guard.classifier.encoder import feed
 from ringfence.guard.classifier.examples import Example, Recipe, Source, Use
 from ringfence.guard.classifier.export import build
-from ringfence.guard.classifier.heads import HEADS
+from ringfence.guard.classifier.heads import HAZARDS, HEADS
 from ringfence.guard.classifier.network import Network, Shape, load_base
 from ringfence.guard.classifier.ordinary import ORDINARY
 from ringfence.guard.classifier.plan import Plan
@@ -410,6 +410,25 @@ def test_what_a_teacher_says_weighs_less_than_a_label_and_nothing_where_it_makes
     assert 0 < batch.weights[0, at("S1")] < batch.weights[0, at("attack")]
 
 
+def test_what_does_no_harm_is_no_hazard_either():
+    labels = {"harmless": {"prompt_harm": 0.0}, "doubtful": {"prompt_harm": 0.0}, "silent": {"attack": 0.0}}
+    examples = [Example(text, said, "") for text, said in labels.items()]
+    examples[1] = replace(examples[1], doubt=frozenset({"prompt_harm"}))
+    targets, at = Targets.of(examples, PLAN), HEADS.index("S4")
+    assert targets.labels[0, at] == pytest.approx(PLAN.smoothing)
+    assert (targets.weights[:, at] > 0).tolist() == [True, False, False]
+    assert targets.weights[0, at] < targets.weights[0, HEADS.index("prompt_harm")] / 10
+
+
+def test_other_answers_to_one_long_prompt_are_no_duplicates_and_of_every_kind_of_noise_some_is_left():
+    prompt = "a long dialogue about a walk by the river and the song that we sang on it " * 9
+    answers = [f"I think that you should {what} it as soon as you can, my friend" for what in ("sell", "burn")]
+    assert len(corpora.distinct(Example(text, {}, "", prompt=prompt) for text in [*answers, answers[0]])) == 2
+    made = corpora.distinct(corpora.noise(Random(13)))
+    for kind in ("🙂", "7", "!", "q", "漢"):
+        assert {one.prompt is None for one in made if kind in one.text} == {True, False}, kind
+
+
 def test_network_with_relative_places_is_mpnet(tmp_path, tokenizer):
     torch.manual_seed(3)
     config = MPNetConfig(
@@ -441,7 +460,8 @@ def test_training_learns_what_is_labelled_and_leaves_other_heads_alone(tokenizer
     right = [(logit > 0) == example.labels["prompt_harm"] for logit, example in zip(logits, examples, strict=True)]
     assert sum(right) > 0.9 * len(right)
     changed = (network.heads.weight - before).abs().amax(dim=1) > 0.02
-    assert changed.tolist() == [head == "prompt_harm" for head in HEADS]
+    # What does no harm is no hazard either; of all other heads nothing is said.
+    assert changed.tolist() == [head == "prompt_harm" or head in HAZARDS for head in HEADS]
 
 
 def test_resumed_training_ends_where_uninterrupted_training_does(tokenizer, tmp_path):

@@ -175,7 +175,7 @@ def noise(random: Random, count: int = 200) -> Iterator[Example]:
     )
     for index in range(count):
         text = "".join(random.choices(alphabets[index % len(alphabets)], k=random.randint(1, 120)))
-        response = index % 3 == 0
+        response = index // len(alphabets) % 3 == 0  # of every alphabet some
         tasks = ("response_harm", "refusal") if response else ("prompt_harm",)
         labels = dict.fromkeys((*tasks, "attack", "toxicity"), 0.0)
         yield Example(text, labels, "own_noise", prompt="" if response else None)
@@ -186,16 +186,21 @@ def distinct(examples: Iterable[Example]) -> list[Example]:
     return list({sketch(example): example for example in reversed(list(examples))}.values())[::-1]
 
 
-def sketch(example: Example) -> tuple[bool, tuple[int, ...]]:
-    """Reduce an example to what near-duplicates share: the four smallest hashes of its word 4-grams.
+def sketch(example: Example) -> tuple[tuple[int, ...], ...]:
+    """Reduce an example to what near-duplicates share, an answer and its prompt each by itself."""
+    return tuple(map(smallest, [example.text] if example.prompt is None else [example.text, example.prompt]))
 
-    Bottom-k sketch (Broder 1997); texts under eight words are compared word for word.
+
+def smallest(text: str) -> tuple[int, ...]:
+    """Return the four smallest hashes of a text's word 4-grams.
+
+    Bottom-k sketch (Broder 1997); texts under eight words are compared word for word, those without any as they are.
     """
-    words = re.findall(r"\w+", f"{example.prompt or ''} {example.text}".lower())
+    words = re.findall(r"\w+", text.lower())
     if len(words) < 8:
-        return example.prompt is not None, (zlib.crc32(" ".join(words).encode()), len(words))
+        return zlib.crc32((" ".join(words) or text).encode()), len(words)
     grams = {zlib.crc32(" ".join(words[i : i + 4]).encode()) for i in range(len(words) - 3)}
-    return example.prompt is not None, tuple(sorted(grams)[:4])
+    return tuple(sorted(grams)[:4])
 
 
 def said(example: Example) -> list[str]:

@@ -20,7 +20,7 @@ from ringfence.guard.classifier.checkpoint import mark_of, restore, save
 from ringfence.guard.classifier.corpus import style_weights
 from ringfence.guard.classifier.encoder import feed
 from ringfence.guard.classifier.examples import DOUBTFUL, Example
-from ringfence.guard.classifier.heads import HEADS, TASKS
+from ringfence.guard.classifier.heads import HAZARDS, HEADS, TASKS
 from ringfence.guard.classifier.network import Network
 from ringfence.guard.classifier.plan import Plan
 from ringfence.guard.classifier.tokens import Window
@@ -29,6 +29,10 @@ from ringfence.guard.classifier.views import arrange
 HEAD_WEIGHTS = {"prompt_harm": 1.0, "response_harm": 1.5, "attack": 1.0, "refusal": 0.4, "toxicity": 0.5}
 
 HAZARD_WEIGHT = 0.3
+
+HARMLESS_WEIGHT = 0.03
+"""Weight of each hazard in a text that does no harm, and is no hazard either. A policy goes by harm times hazard, so
+what the heads say of such texts matters as well."""
 
 UNLABELLED = 0.5
 """Weight of what the teacher says of a head that an example is not labelled for, beside that of a label."""
@@ -231,6 +235,11 @@ class Targets:
                     weights[index, at] = own * HEAD_WEIGHTS.get(head, HAZARD_WEIGHT)
                     weights[index, at] *= DOUBTFUL if head in example.doubt else 1.0
                     weights[index, at] *= by_style[head][index] if head in by_style else 1.0
+            harm = "prompt_harm" if example.prompt is None else "response_harm"
+            if example.labels.get(harm, 1.0) == 0 and harm not in example.doubt:
+                for at, head in enumerate(HEADS):
+                    if head in HAZARDS and head not in example.labels:
+                        weights[index, at] = own * HARMLESS_WEIGHT
             for head in ("response_harm", "refusal") if example.prompt is None else ("prompt_harm",):
                 asked[index, HEADS.index(head)] = 0.0
         return cls(labels * (1 - 2 * plan.smoothing) + plan.smoothing, weights, asked)
