@@ -64,13 +64,28 @@ def read_labelled(path: Path, rules: Sequence[Rule]) -> list[Labelled]:
             labels = {rule: label for rule, label in read.items() if label is not None}
             key = (passage.stage, passage.text, passage.prompt)
             known = found[key].labels if key in found else {}
-            if torn := [rule for rule in labels if known.get(rule, labels[rule]) != labels[rule]]:
-                raise RowError(f"{where}: the same text is labelled otherwise before, for rule '{torn[0]}'")
+            labels = merged(known, labels, where, "rule '{}'".format)
             if labels:
-                found[key] = Labelled(passage, {**known, **labels})
+                found[key] = Labelled(passage, labels)
     if not where:
         raise RowError(f"{path}: there is no row in it")
     return list(found.values())
+
+
+def merged(
+    known: Mapping[str, int], labels: Mapping[str, int], where: str, called: Callable[[str], str]
+) -> dict[str, int]:
+    """Return what a text is labelled with, here and before.
+
+    Args:
+        called: says in words what a label is of.
+
+    Raises:
+        RowError: it is labelled both ways.
+    """
+    if torn := [name for name, label in labels.items() if known.get(name, label) != label]:
+        raise RowError(f"{where}: the same text is labelled otherwise before, for {called(torn[0])}")
+    return {**known, **labels}
 
 
 def refuse_unlabelled(rules: Iterable[Rule], texts: Iterable[Labelled], path: Path) -> None:

@@ -36,6 +36,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW remembers of each parameter beside the number of steps."""
 
 
+CHECKPOINT = "checkpoint.safetensors"
+"""What is kept of a training, in its folder for work."""
+
+
 class OtherTraining(ValueError):
     """The checkpoint to resume from is of another training."""
 
@@ -149,7 +153,7 @@ def make(order: Order, stop: Callable[[], bool] = lambda: False) -> Iterator[Ste
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if order.device == "auto" else order.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise DeviceMissing("there is no GPU that PyTorch can use; leave the device out, or say cpu")
-    saved = Saved(order.work / "checkpoint.safetensors", _mark(plan, of_parent, corpus))
+    saved = Saved(order.work / CHECKPOINT, _mark(plan, of_parent, corpus))
     if order.out.is_dir() or order.out.suffix == ".json" or order.out.absolute() == saved.file.absolute():
         raise OSError(f"{order.out}: name another file for what is learnt; the report or the checkpoint would be there")
     order.out.parent.mkdir(parents=True, exist_ok=True)

@@ -411,9 +411,8 @@ def test_what_a_teacher_says_weighs_less_than_a_label_and_nothing_where_it_makes
 
 
 def test_what_does_no_harm_is_no_hazard_either():
-    labels = {"harmless": {"prompt_harm": 0.0}, "doubtful": {"prompt_harm": 0.0}, "silent": {"attack": 0.0}}
-    examples = [Example(text, said, "") for text, said in labels.items()]
-    examples[1] = replace(examples[1], doubt=frozenset({"prompt_harm"}))
+    harmless = Example("harmless", {"prompt_harm": 0.0}, "")
+    examples = [harmless, replace(harmless, doubt=frozenset({"prompt_harm"})), Example("silent", {"attack": 0.0}, "")]
     targets, at = Targets.of(examples, PLAN), HEADS.index("S4")
     assert targets.labels[0, at] == pytest.approx(PLAN.smoothing)
     assert (targets.weights[:, at] > 0).tolist() == [True, False, False]

@@ -25,7 +25,7 @@ from ringfence.guard.classifier.ordinary import ALONE, ANSWERS, ORDINARY, read_o
 from ringfence.guard.classifier.rows import RowError, exchange_of
 from ringfence.guard.classifier.scorer import CALIBRATION, GRAPH, TOKENIZER, Curve, Heads, Scorer
 from ringfence.guard.classifier.sources import LABELS
-from ringfence.guard.labelled import read_label
+from ringfence.guard.labelled import merged, read_label
 
 FEWEST = 20
 """A head with fewer rows of either label is left alone."""
@@ -86,10 +86,9 @@ def read_labelled(path: Path) -> list[Labelled]:
 
     def add(where: str, text: str, prompt: str | None, labels: Mapping[str, int]) -> None:
         known = found[text, prompt].labels if (text, prompt) in found else {}
-        if torn := [head for head, label in labels.items() if known.get(head, label) != label]:
-            raise RowError(f"{where}: the same text is labelled otherwise before, for '{LABELS.get(torn[0], torn[0])}'")
+        labels = merged(known, labels, where, lambda head: f"'{LABELS.get(head, head)}'")
         if labels and text.strip():
-            found[text, prompt] = Labelled(text, prompt, {**known, **labels})
+            found[text, prompt] = Labelled(text, prompt, labels)
 
     for where, row in read_path(path):
         text, response = exchange_of(row, where)

@@ -98,7 +98,8 @@ def guard(
         if published and options.several:
             raise Misuse("--published is for the guard model alone; give it without --guards and --cascade")
         if speed:
-            alone(bool(data or published or options.several or target or form or threshold))
+            if data or published or options.several or target or form or threshold:  # left undone without a word
+                raise Misuse("--speed measures by itself; beside it there may be --weights and --json")
             scorer = Scorer.load(weights, remember=0)
             show_speed(measure_speed(scorer, weights).to_json(), used_weights(weights, scorer), as_json)
             return
@@ -139,12 +140,6 @@ def used_weights(weights: Path | None, scorer: "Scorer") -> Weights:
     from ringfence.guard.classifier.scorer import weights_folder
 
     return {"folder": str(weights_folder(weights)), "revision": scorer.revision}
-
-
-def alone(more: bool) -> None:
-    """Refuse what --speed would leave undone without a word."""
-    if more:
-        raise Misuse("--speed measures by itself; beside it there may be --weights and --json")
 
 
 def forms_of(form: Sequence[str] | None, count: int) -> Sequence[str]:

@@ -56,7 +56,7 @@ def engine(
     from ringfence.model.chat import TemplateRefused
     from ringfence.model.checkpoint import CheckpointDamaged
     from ringfence.model.conversations import OWN
-    from ringfence.model.train import Order, Plan, Stopped, make
+    from ringfence.model.train import CHECKPOINT, Order, Plan, Stopped, make
 
     if not math.isfinite(rate):
         raise typer.BadParameter("it must be a number", param_hint="--rate")
@@ -68,7 +68,7 @@ def engine(
         with asked_to_stop() as stop:
             tell(make(order, stop))
     except Stopped as stopped:
-        kept = (work / "checkpoint.safetensors").exists()
+        kept = (work / CHECKPOINT).exists()
         onward = "the same command with --resume goes on" if kept else "nothing was kept yet"
         typer.echo(f"ringfence train engine: {stopped}; {onward}", err=True)
         raise typer.Exit(1) from None
