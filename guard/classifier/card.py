@@ -48,14 +48,12 @@ class Origin:
 
     Attributes:
         published: the encoder that it started from.
-        networks: how many it is the mean of.
         teacher: how the network was trained that taught it, if one did.
     """
 
     published: Published
     recipe: Recipe
     plan: Plan
-    networks: int = 1
     teacher: Plan | None = None
 
 
@@ -71,7 +69,6 @@ def write_card(scorer: Scorer, corpus: Corpus, origin: Origin) -> dict[str, Any]
         and {"name": MPNET.name, "licence": MPNET.licence, "sha256": MPNET.sha256, "plan": asdict(teacher)},
         "heads": list(HEADS),
         "plan": asdict(origin.plan),
-        "networks": origin.networks,
         "training": {
             "examples": len(corpus.train),
             "families": dict(Counter(example.family for example in corpus.train).most_common()),

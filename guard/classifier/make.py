@@ -22,7 +22,7 @@ from ringfence.guard.classifier.corpus import Corpus, load_corpus
 from ringfence.guard.classifier.examples import Example, Recipe
 from ringfence.guard.classifier.export import export
 from ringfence.guard.classifier.heads import HEADS
-from ringfence.guard.classifier.network import MPNET_SHAPE, Network, load_base, mean
+from ringfence.guard.classifier.network import MPNET_SHAPE, Network, load_base
 from ringfence.guard.classifier.ordinary import write_ordinary
 from ringfence.guard.classifier.plan import Plan
 from ringfence.guard.classifier.scorer import CALIBRATION, TOKENIZER, Scorer
@@ -52,7 +52,6 @@ class Order:
         taught: train a larger network first, and let it teach the one that ships.
         device: `cpu`, `cuda`, or `auto` for the fastest there is.
         resume: go on from the checkpoints in `work`.
-        networks: how many are trained alike but for their seed. The mean of their weights ships.
     """
 
     pool: Path
@@ -64,7 +63,6 @@ class Order:
     taught: bool = True
     device: str = "auto"
     resume: bool = False
-    networks: int = 2
 
 
 def make(order: Order) -> Iterator[Step]:
@@ -91,18 +89,12 @@ def make(order: Order) -> Iterator[Step]:
     if order.taught:
         teacher = yield from train_teacher(order, corpus.train, views, device)
         soft = yield from ask_teacher(order, teacher, views, device)
-    networks = []
-    for number in range(order.networks):
-        plan = replace(order.plan, seed=order.plan.seed + number)
-        torch.manual_seed(plan.seed)  # heads start at random
-        network = load_base(base.weights)
-        checkpoint = order.work / f"checkpoint-{number}.pt"
-        for step in fit(network, corpus.train, views, plan, checkpoint, device, soft=soft, resume=order.resume):
-            yield replace(step, part=f"training network {number + 1} of {order.networks}")
-        networks.append(network)
-    taught_by = replace(TEACHER, seed=order.plan.seed) if teacher else None
-    origin = Origin(MINILM, order.recipe, order.plan, order.networks, taught_by)
-    finish(mean(networks), tokenizer, corpus, origin, order.out)
+    torch.manual_seed(order.plan.seed)  # heads start at random
+    network = load_base(base.weights)
+    checkpoint = order.work / "checkpoint.pt"
+    yield from fit(network, corpus.train, views, order.plan, checkpoint, device, soft=soft, resume=order.resume)
+    origin = Origin(MINILM, order.recipe, order.plan, replace(TEACHER, seed=order.plan.seed) if teacher else None)
+    finish(network, tokenizer, corpus, origin, order.out)
     if teacher:
         finish_larger(teacher, tokenizer, corpus, order)
 

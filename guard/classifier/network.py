@@ -5,7 +5,6 @@ Devlin et al. 2018 for the encoder, Reimers & Gurevych 2019 for the mean. With r
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,16 +106,6 @@ class Network(nn.Module):
         weight = mask.to(x.dtype)[:, :, None]
         mean: Tensor = (x * weight).sum(1) / weight.sum(1)
         return mean
-
-
-def mean(networks: Sequence[Network]) -> Network:
-    """Average the weights of networks that began alike and learnt the same; the first one then has them.
-
-    It tends to do better on what is new than each of them (Wortsman et al. 2022), and is no slower.
-    """
-    states = [network.state_dict() for network in networks]
-    networks[0].load_state_dict({name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]})
-    return networks[0]
 
 
 def nearness(distances: nn.Embedding, places: Tensor) -> Tensor:

@@ -37,8 +37,6 @@ def _lines(card: Card) -> Iterator[str]:
     yield f"- **Heads**: {', '.join(card['heads'])}"
     plan = card["plan"]
     yield f"- **Trained on** {training['examples']:,} texts, {plan['epochs']} times over, seed {plan['seed']}"
-    if (count := card.get("networks", 1)) > 1:
-        yield f"- **The mean** of {count} networks, which learnt the same from seeds of their own"
     if note := card.get("note"):
         yield f"- **Note**: {note}"
     yield f"- **Calibrated on** {sum(calibration['families'].values()):,} other texts (Platt scaling by head)"
