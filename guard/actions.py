@@ -40,7 +40,7 @@ def rewrite_body(body: Any, parts: Sequence[Part], decision: Decision) -> Any:
             if inside and piece.path is not None:
                 moved = [_moved(item, -piece.start) for item in inside]
                 texts[piece.path] = rewrite(text[piece.start : piece.end], moved)
-    return put_all(body, texts) if texts else body
+    return put(body, texts) if texts else body
 
 
 def by_piece(part: Part, rewrites: Sequence[Rewrite]) -> Iterator[tuple[Piece, Sequence[Rewrite]]]:
@@ -54,23 +54,21 @@ def by_piece(part: Part, rewrites: Sequence[Rewrite]) -> Iterator[tuple[Piece, S
         yield piece, rewrites[bisect_left(starts, piece.start) : bisect_left(starts, piece.end)]
 
 
-def put(body: Any, path: Path, text: str) -> Any:
-    """Return a copy of a JSON body with the string at `path` replaced; a path may lead on into JSON inside a string."""
-    return put_all(body, {path: text})
+def put(body: Any, texts: Mapping[Path, str]) -> Any:
+    """Return a copy of a JSON body with texts at some paths, none of which leads on from another.
 
-
-def put_all(body: Any, texts: Mapping[Path, str]) -> Any:
-    """Return a copy of a JSON body with the strings at some paths replaced, none of which leads on from another."""
+    A path may lead on into JSON inside a string.
+    """
     if () in texts:
         return texts[()]
     if isinstance(body, str):
-        return json.dumps(put_all(json.loads(body), texts), ensure_ascii=False)
+        return json.dumps(put(json.loads(body), texts), ensure_ascii=False)
     below: defaultdict[str | int, dict[Path, str]] = defaultdict(dict)
     for (step, *rest), text in texts.items():
         below[step][tuple(rest)] = text
     copy: Any = dict(body) if isinstance(body, Mapping) else list(body)
     for step, inner in below.items():
-        copy[step] = put_all(copy[step], inner)
+        copy[step] = put(copy[step], inner)
     return copy
 
 

@@ -40,10 +40,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of a part's text, `[start, end)` in code points, that is one string of the body.
+    """A stretch of a part's text, `[start, end)` in code points, that is one string or number of the body.
 
     Attributes:
-        path: where that string stands; None where it cannot be replaced, as the name of a field cannot.
+        path: where that string or number stands; None where it cannot be replaced, as the name of a field cannot.
     """
 
     start: int
@@ -121,7 +121,7 @@ def dotted(path: Path) -> str:
 
 
 def words(value: Any, path: Path = ()) -> Iterator[tuple[Path | None, str]]:
-    """Yield every string below a JSON value with its path, and the name of every field with None.
+    """Yield every string and number below a JSON value with its path, and the name of every field with None.
 
     The arguments of a tool call are JSON inside a string; where they can be read, what is inside is yielded, with a
     path that goes on into it (`actions.put` follows it).
@@ -132,6 +132,8 @@ def words(value: Any, path: Path = ()) -> Iterator[tuple[Path | None, str]]:
             yield path, value
         else:
             yield from words(inner, path)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield path, str(value)
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield None, key

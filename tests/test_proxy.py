@@ -13,7 +13,7 @@ from ringfence.guard.audit.store import Store
 from ringfence.guard.check import Check
 from ringfence.guard.exchange import Exchange
 from ringfence.guard.guard import Guard
-from ringfence.policies.types import Action, Condition, Overlay, Override, Policy, Rule, Scope
+from ringfence.policies.types import Action, Condition, Overlay, Override, Policy, Rule, Scope, Stage
 from ringfence.proxy.answer import listed
 from ringfence.proxy.app import create_app
 from ringfence.proxy.reply import About, Event, UpstreamError
@@ -192,13 +192,23 @@ def test_every_text_of_a_request_is_judged(proxy: Proxy) -> None:
     assert proxy.upstream.seen == []
 
 
-def test_tool_calls_come_out_whole_and_rewritten(proxy: Proxy) -> None:
-    stream = proxy.openai.chat.completions.create(
-        model="fake", messages=messages('call: dial {"number": "' + "5550" + '"}'), stream=True
-    )
+@pytest.mark.parametrize("number", ['"5550"', "5550"])
+def test_tool_calls_come_out_whole_and_rewritten(
+    serve: Callable[..., str],
+    service_of: Callable[..., Service],
+    checks: Mapping[str, Check],
+    store: Store,
+    number: str,
+) -> None:
+    rule = Rule("no-numbers", "number", Action.REWRITE, stages=(Stage.OUTPUT,))
+    guard, upstream = Guard(Policy("dialled", (rule,)), checks=checks, store=store), FakeUpstream()
+    proxy = Proxy(serve(create_app(service_of(guard, upstream))), upstream, store)
+    asked = messages(f'call: dial {{"number": {number}}}')
+    stream = proxy.openai.chat.completions.create(model="fake", messages=asked, stream=True)
     calls = [c.choices[0].delta.tool_calls for c in stream if c.choices and c.choices[0].delta.tool_calls]
     assert len(calls) == 1
     assert calls[0][0].function.name == "dial"
+    assert upstream.seen[0]["messages"] == asked
     assert calls[0][0].function.arguments == '{"number": "[NUMBER]"}'
 
 

@@ -50,7 +50,7 @@ def test_any_body_is_an_exchange_or_a_bad_request(body: dict[str, Any]) -> None:
         pieces = part.pieces or (Piece(0, len(part.text), part.path),)
         for piece in pieces:
             if part.kind.is_text and piece.path is not None:
-                marked = put(body, piece.path, "MARK")
+                marked = put(body, {piece.path: "MARK"})
                 assert "MARK" in {text for _, text in words(marked)}
 
 
@@ -149,8 +149,15 @@ def test_settings_that_say_more_than_a_keyword_are_counted() -> None:
 
 def test_arguments_are_read_as_the_json_that_they_are() -> None:
     value = {"arguments": '{"to": "jane.roe\\u0040example.com", "n": 1}'}
-    assert [text for _, text in words(value)] == ["arguments", "to", "jane.roe@example.com", "n"]
-    changed = put(value, ("arguments", "to"), "[PII_EMAIL]")
+    assert [text for _, text in words(value)] == ["arguments", "to", "jane.roe@example.com", "n", "1"]
+    changed = put(value, {("arguments", "to"): "[PII_EMAIL]"})
     assert json.loads(changed["arguments"]) == {"to": "[PII_EMAIL]", "n": 1}
     twice = {"arguments": '{"to": "harmful", "to": "harmless"}'}
     assert [text for _, text in words(twice)] == ["arguments", twice["arguments"]], "which of the two is read is unsure"
+
+
+def test_numbers_are_read_and_can_be_replaced_and_truth_is_no_number() -> None:
+    value = {"call": {"card": 4111111111111111, "at": [51.5, -1], "sure": True, "none": None}}
+    assert [text for path, text in words(value) if path] == ["4111111111111111", "51.5", "-1"]
+    changed = put(value, {("call", "card"): "[PII_CARD]", ("call", "at", 1): "[NUMBER]"})
+    assert changed["call"] == value["call"] | {"card": "[PII_CARD]", "at": [51.5, "[NUMBER]"]}
