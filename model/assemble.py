@@ -18,11 +18,13 @@ class Forms:
 
     Attributes:
         layers: those of the layers.
-        others: the head, and those of low rank that make experts, which lose most by few bits.
+        experts: those of low rank that make experts.
+        head: the head, which loses most by few bits.
     """
 
     layers: Form
-    others: Form
+    experts: Form
+    head: Form
 
 
 Take = Callable[[str], Tensor]
@@ -58,12 +60,12 @@ def assemble(
         return lambda name, *shape: read(f"{prefix}{name}", *shape)
 
     words = read("model.embed_tokens.weight", config.vocabulary, config.width)
-    forms = form if isinstance(form, Forms) else Forms(form, form)
+    forms = form if isinstance(form, Forms) else Forms(form, form, form)
     blocks = [_block(config, index, below(f"model.layers.{index}."), forms) for index in range(len(config.layers))]
     if delta:
-        blocks = [_grown(block, index, config, delta, forms.others, dtype) for index, block in enumerate(blocks)]
+        blocks = [_grown(block, index, config, delta, forms.experts, dtype) for index, block in enumerate(blocks)]
     head = words if config.tied else read("lm_head.weight", config.vocabulary, config.width)
-    return Decoder(config, words, blocks, read("model.norm.weight", config.width), forms.others(head, None))
+    return Decoder(config, words, blocks, read("model.norm.weight", config.width), forms.head(head, None))
 
 
 def _block(config: Config, index: int, read: Callable[..., Tensor], forms: Forms) -> Block:

@@ -106,10 +106,9 @@ class Drawing:
         return self.summed(inner, layer.parent.down, own, layer.out_down)
 
     def summed(self, x: str, product: Linear, y: str, more: Linear) -> str:
-        """Draw the sum of two products; in four and eight bits as one product, which takes less than two and a sum."""
-        match product, more:
-            case Grouped(bits=4), Grouped(bits=8):
-                return self.grouped(x, product.behind(more), [y, y])
+        """Draw the sum of two products; in groups as one product, which takes less than two and a sum."""
+        if isinstance(product, Grouped) and isinstance(more, Grouped) and product.bits == more.bits:
+            return self.grouped(x, product.behind(more), [y])
         return self._node("Add", self.product(x, product), self.product(y, more))
 
     def gated(self, pair: str) -> str:

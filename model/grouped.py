@@ -58,17 +58,13 @@ class Grouped:
         return cls(weight.shape[1] + groups, 4, steps, scale, zero, means=True, bias=bias)
 
     def behind(self, other: "Grouped") -> Self:
-        """Return one product in four bits that is the sum of two: of this one, and of one in eight bits.
-
-        It is given the other's inputs twice, for the upper and the lower half of each step, and then its own.
-        """
-        halves = [other.steps >> 4, other.steps & 15]
+        """Return the sum of two, in as many bits, as one that is given the other's inputs, in whole groups, first."""
         return replace(
             self,
-            inputs=2 * other.inputs + self.inputs,
-            steps=np.concatenate([*(_paired(half) for half in halves), self.steps], 1),
-            scale=np.concatenate([16 * other.scale, other.scale, self.scale], 1),
-            zero=np.concatenate([other.zero >> 4, other.zero & 15, self.zero], 1),
+            inputs=other.inputs + self.inputs,
+            steps=np.concatenate([other.steps, self.steps], 1),
+            scale=np.concatenate([other.scale, self.scale], 1),
+            zero=np.concatenate([other.zero, self.zero], 1),
         )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -99,10 +95,5 @@ def _rounded(weight: Tensor, bits: int, exact: bool) -> tuple[Tensor, Tensor, Te
     start = least if exact else -zero * scale
     steps = ((groups - start) / scale).round().clamp(0, last).to(torch.uint8)
     if bits == 4:
-        steps = _paired(steps)
+        steps = steps[..., 0::2] | steps[..., 1::2] << 4  # two a byte
     return steps, scale[..., 0], zero[..., 0].to(torch.uint8), (start + zero * scale)[..., 0]
-
-
-def _paired(steps: Any) -> Any:
-    """Return steps of four bits two a byte, as arrays or tensors."""
-    return steps[..., 0::2] | steps[..., 1::2] << 4

@@ -47,7 +47,7 @@ KEPT: Mapping[Bits, int] = {4: 13, 8: 8, 16: 16, 32: 32}
 TOGETHER = 16
 """Bits that a weight takes more for the graph of many lanes: until it is drawn, and once more as it is run."""
 
-FOUR = Forms(Grouped.exact, Grouped.fine)
+FOUR = Forms(Grouped.exact, Grouped.of, Grouped.fine)
 """Of what a graph computes a token at a time. On replies held out this costs a thousandth of the loss; the head in four
 bits a fortieth, and the layers without what their groups are off by another twentieth."""
 

@@ -122,7 +122,7 @@ def test_what_the_graph_wrote_the_network_reads_and_the_other_way_round(both):
 def test_two_products_in_one_are_their_sum(means):
     torch.manual_seed(4)
     form = Grouped.exact if means else Grouped.of
-    product, more = form(torch.randn(48, 96) + 0.5), Grouped.fine(torch.randn(48, 64))
+    product, more = form(torch.randn(48, 96) + 0.5), Grouped.of(torch.randn(48, 64))
     # Rounding to eight bits leaves them: each group has the same whole numbers, so that its mean is the others', too.
     steps = torch.arange(GROUP) * 8.0 - 121
     x, y = (torch.stack([steps[torch.randperm(GROUP)] for _ in range(3 * k)]).view(1, 3, k * GROUP) for k in (3, 2))
