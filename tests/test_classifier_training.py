@@ -686,6 +686,9 @@ def test_one_command_makes_weights_of_a_pool_with_their_card(tiny, pool, tmp_pat
     shutil.rmtree(tmp_path / "work")
     assert CliRunner().invoke(app, tiny).exit_code == 0
     assert weights_in(made) == before
+    assert CliRunner().invoke(app, [*tiny, "--no-teacher"]).exit_code == 0
+    assert {path.name for path in made.iterdir()} == {*FILES, ORDINARY, "card.json"}
+    assert json.loads((made / "card.json").read_text())["teacher"] is None
 
 
 def weights_in(folder):

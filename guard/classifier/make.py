@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory, TemporaryFile
 
 import torch
@@ -97,6 +98,8 @@ def make(order: Order) -> Iterator[Step]:
     finish(network, tokenizer, corpus, origin, order.out)
     if teacher:
         finish_larger(teacher, tokenizer, corpus, order)
+    else:
+        rmtree(order.out / BASE, ignore_errors=True)  # another training's
 
 
 def device_of(name: str) -> torch.device:
