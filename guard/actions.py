@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ringfence.guard.exchange import Part, Path, Piece
+from ringfence.guard.unicode import whole
 from ringfence.policies.types import Decision, Rewrite
 
 
@@ -62,7 +63,7 @@ def put(body: Any, texts: Mapping[Path, str]) -> Any:
     if () in texts:
         return texts[()]
     if isinstance(body, str):
-        return json.dumps(put(json.loads(body), texts), ensure_ascii=False)
+        return whole(json.dumps(put(json.loads(body), texts), ensure_ascii=False))
     below: defaultdict[str | int, dict[Path, str]] = defaultdict(dict)
     for (step, *rest), text in texts.items():
         below[step][tuple(rest)] = text

@@ -17,6 +17,7 @@ from ringfence.guard.guard import Blocked, Guard
 from ringfence.guard.images import address_of
 from ringfence.policies.load import load_policy
 from ringfence.policies.types import Action, Policy
+from ringfence.policies.words import Role
 
 OnBlock = Literal["raise", "return"]
 
@@ -49,6 +50,33 @@ MEDIA = frozenset(
 )
 """Kinds of content that hold what no check reads, by the names that APIs and frameworks have for them."""
 
+INLINE = frozenset({"inline_data", "inlineData", "file_data", "fileData"})
+"""Fields that make content media where it has no `type`: Google's."""
+
+LETTERS = frozenset({"data", "image_url", "url"})
+"""Fields of an image that hold the letters that it is written in."""
+
+FIELDS = frozenset(
+    {
+        "additional_kwargs",
+        "content",
+        "function_call",
+        "id",
+        "name",
+        "parts",
+        "reasoning",
+        "reasoning_content",
+        "refusal",
+        "response_metadata",
+        "role",
+        "tool_call_id",
+        "tool_calls",
+        "type",
+        "usage_metadata",
+    }
+)
+"""Fields of a message whose names are the API's or the framework's own; of any other the name is text, too."""
+
 
 def open_guard(policy: Guard | Policy | FilePath | str | None) -> Guard:
     """Return the guard as it is, or one by this policy whose records go where the policy says.
@@ -67,7 +95,8 @@ class Call:
     """One call: its exchange, from the prompt to the record, which is kept when the `with` ends.
 
     Args:
-        prompt: a string, or a list of messages with `role` and `content`; every text in them is judged.
+        prompt: a string, or a list of messages with `role` and `content`; every text in them is judged, and what is
+            neither text nor JSON counts as a field that nobody reads.
         name: what the prompt is called in the record.
         model: who answers, for the record.
 
@@ -161,23 +190,42 @@ def _parts(name: str, value: object) -> list[Part]:
     raise TypeError(f"'{name}' must be a string or a list of messages, got {type(value).__name__}")
 
 
-def _message_parts(message: dict[str, Any], path: Path) -> Iterator[Part]:
+def _message_parts(message: Mapping[str, Any], path: Path) -> Iterator[Part]:
     role = str(message.get("role", "user"))
+    if role not in get_args(Role):
+        yield Part(Kind.TEXT, "user", (*path, "role"), role)
     for key, value in message.items():
         others: list[Part] = []
-        if key == "content" and isinstance(value, list | tuple):
-            others = [
-                image_part(role, (*path, key, index), address_of(item))
-                for index, item in enumerate(value)
-                if isinstance(item, Mapping) and item.get("type") in MEDIA
-            ]
-        # The letters that an image is written in are no text.
-        images = [part.image.url for part in others if part.image]
-        found = [
-            (where, text)
-            for where, text in words(value, (*path, key))
-            if text and not (len(text) > SHORT and any(url.endswith(text) for url in images))
-        ]
+        found = [(where, text) for where, text in _read(value, role, (*path, key), others) if text]
+        if key not in FIELDS:
+            found.insert(0, (None, str(key)))
         if key != "role" and found:
             yield compose(Kind.TEXT if key == "content" else Kind.TOOL_CALL, role, (*path, key), found, seam="\n")
         yield from others
+
+
+def _read(
+    value: object, role: str, path: Path, others: list[Part], letters: str = ""
+) -> Iterator[tuple[Path | None, str]]:
+    """Yield the words below a value as `words` does; add to `others` what nobody reads.
+
+    Args:
+        letters: the address of the image that this is part of, which holds it; no text.
+    """
+    if isinstance(value, Mapping):
+        if value.get("type") in MEDIA or not INLINE.isdisjoint(value):
+            others.append(image_part(role, path, address_of(value)))
+            letters = image.url if (image := others[-1].image) else ""
+        for key, item in value.items():
+            yield None, str(key)
+            yield from _read(item, role, (*path, key), others, letters)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _read(item, role, (*path, index), others, letters)
+    elif isinstance(value, str):
+        if not (path[-1] in LETTERS and len(value) > SHORT and letters.endswith(value)):
+            yield from words(value, path)
+    elif isinstance(value, int | float):
+        yield from words(value, path)
+    elif value is not None:
+        others.append(Part(Kind.UNKNOWN, role, path))

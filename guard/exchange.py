@@ -1,6 +1,7 @@
 """One exchange with a language model, in our words, whatever API it came by."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,6 +15,9 @@ from ringfence.policies.types import Decision
 
 MOST_TURNS, MOST_TEXT = 10, 10_000
 """What is told of earlier turns at most: so many, of so many code points together."""
+
+LONGEST_NAME = 64
+"""Characters of the name of a field."""
 
 SPEAKERS = ("user", "assistant")
 
@@ -116,8 +120,19 @@ def unread(kind: Kind, why: str = "") -> str:
 
 
 def dotted(path: Path) -> str:
-    """Return a path as people write it: `messages[0].content`."""
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
+    """Return a path as people write it: `messages[0].content`. A step that may say more than a name is told by length.
+
+    For paths are on records that hold no text.
+    """
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{name_of(step)}" for step in path).removeprefix(".")
+
+
+def name_of(step: str) -> str:
+    """Return the name of a field, or how long it is where it may be something else."""
+    return step if len(step) <= LONGEST_NAME and _NAME.fullmatch(step) else f"({len(step)} characters)"
+
+
+_NAME = re.compile(r"(?:[A-Za-z_$./-]++[0-9]{0,4}+)+")  # no card, no telephone number
 
 
 def words(value: Any, path: Path = ()) -> Iterator[tuple[Path | None, str]]:
@@ -125,6 +140,9 @@ def words(value: Any, path: Path = ()) -> Iterator[tuple[Path | None, str]]:
 
     The arguments of a tool call are JSON inside a string; where they can be read, what is inside is yielded, with a
     path that goes on into it (`actions.put` follows it).
+
+    Args:
+        value: as `json.loads` makes it.
     """
     if isinstance(value, str):
         inner = _embedded(value) if path and path[-1] == "arguments" else None
@@ -153,10 +171,24 @@ def _embedded(text: str) -> Any:
         return found
 
     try:
-        inner = json.loads(text, object_pairs_hook=once)
+        inner = json.loads(text, object_pairs_hook=once, parse_float=_AsWritten)
     except (ValueError, RecursionError):
         return None
     return inner if isinstance(inner, dict | list) else None
+
+
+class _AsWritten(float):
+    """A number with a point, and its digits: all of them go on, and not only those that a float has."""
+
+    def __new__(cls, digits: str) -> "_AsWritten":
+        made = super().__new__(cls, digits)
+        made.digits = digits
+        return made
+
+    digits: str
+
+    def __str__(self) -> str:
+        return self.digits
 
 
 class Judged(StrEnum):

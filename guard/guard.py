@@ -20,6 +20,7 @@ from ringfence.guard.history import History
 from ringfence.guard.images import why_unreadable
 from ringfence.guard.pipeline import Pipeline, Pipelines, State
 from ringfence.guard.placeholders import Originals, Restorer, about_others, numbered, originals, restored
+from ringfence.guard.seams import home, parted
 from ringfence.guard.stream import StreamGuard, hold_back
 from ringfence.policies.decide import errors_of, sorted_by_part
 from ringfence.policies.load import load_policy
@@ -157,13 +158,16 @@ class Guard:
         # Without a span: nothing in it can be rewritten, so a rule that asks for that blocks.
         nobodys = [Finding("guard", UNJUDGED[parts[i].kind], 1.0, detail=parts[i].where) for i in missed]
         answered = list(exchange.answered())
-        decision = pipeline.judge(
+        passages = [_passage(exchange, i, answered[i]) for i, _ in judged]
+        readings = parted(passages, parts)
+        findings = pipeline.find(
             Stage.INPUT,
-            [_passage(exchange, i, answered[i]) for i, _ in judged],
+            [*passages, *(one.passage for one in readings)],
             known=[*nobodys, *self.history.findings(self.policy.counters, exchange.subject)],
             who=exchange.who,
             apart=exchange.apart,
         )
+        decision = pipeline.decide(Stage.INPUT, passages, home(findings, readings), apart=exchange.apart)
         decision = numbered(decision, exchange, dict(judged), pipeline.policy.rules)
         exchange.decisions.append(decision)
         exchange.revisions |= pipeline.revisions

@@ -184,6 +184,12 @@ def test_numbers_of_which_only_what_stands_between_is_quoted_are_found(text, cat
     assert covers(text, category, len(text) - len(found.removeprefix("=20")), len(text))
 
 
+def test_words_after_a_line_break_in_json_are_words():
+    text = json.dumps({"t": "card:\n4111111111111111\tmail\njane.doe@corp.org"})
+    assert {f.category for f in findings(text)} == {"pii.card", "pii.email"}
+    assert covers(text, "pii.card", text.index("4111"), text.index("4111") + 16)
+
+
 def test_each_category_is_found_once_however_many_readings_show_it():
     text = f"first {base64(base64('mail jane.doe@corp.org or 4111 1111 1111 1111'))} last"
     assert [(f.category, f.spans[0].start, f.spans[0].end) for f in findings(text)] == [

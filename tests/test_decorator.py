@@ -223,6 +223,9 @@ def test_every_text_of_a_message_is_judged(guard: Guard) -> None:
         {"content": "x", "name": "a bomb"},
         {"content": None, "tool_calls": [call]},
         {"content": ["a bomb"]},
+        {"role": "a bomb", "content": "x"},
+        {"content": "x", "a bomb": ""},
+        {"content": [{"type": "image_url", "image_url": {"url": PNG}, "alt": PNG[-80:], "title": "a bomb"}]},
     ):
         with pytest.raises(Blocked):
             chat([{"role": "user", **message}])
@@ -230,6 +233,48 @@ def test_every_text_of_a_message_is_judged(guard: Guard) -> None:
         with pytest.raises(TypeError):
             chat(nothing)
     assert chat(({"role": "user", "content": "it is 123456"},)) == "fine"
+
+
+PNG = "data:image/png;base64," + "a+bomb+" * 12 + "AAAA"
+
+
+class Block:
+    """What some SDK has for content."""
+
+    text = "a bomb"
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        ([Block()], "messages[0].content[0]"),
+        ({"a bomb"}, "messages[0].content"),
+        (b"a bomb", "messages[0].content"),
+        ([{"type": "tool_result", "content": [{"type": "image", "source": "x"}]}], "messages[0].content[0].content[0]"),
+        ({"type": "image", "source": "x"}, "messages[0].content"),
+        ([{"inline_data": {"mime_type": "image/png", "data": "aaaa"}}], "messages[0].content[0]"),
+    ],
+)
+def test_what_is_no_text_is_never_called_judged(guard: Guard, store: Store, content: object, where: str) -> None:
+    @guarded(policy=guard, prompt="messages")
+    def chat(messages: object) -> str:
+        return "fine"
+
+    chat([{"role": "user", "content": content}])
+    [kept] = store.list()
+    assert kept.body is not None
+    assert {one["where"]: one["status"] for one in kept.body["coverage"]}[where] == "unjudged"
+
+
+def test_letters_of_an_image_are_text_wherever_else_they_stand(guard: Guard) -> None:
+    @guarded(policy=guard, prompt="messages")
+    def chat(messages: object) -> str:
+        return "fine"
+
+    shown = {"type": "image_url", "image_url": {"url": PNG}}
+    assert chat([{"role": "user", "content": [shown]}]) == "fine"
+    with pytest.raises(Blocked):
+        chat([{"role": "user", "content": [shown, {"type": "text", "text": PNG[-80:]}]}])
 
 
 def test_methods_and_callable_objects_are_guarded_too(guard: Guard) -> None:

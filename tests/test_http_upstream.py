@@ -21,6 +21,7 @@ from ringfence.proxy.app import create_app
 from ringfence.proxy.reply import UpstreamError
 from ringfence.proxy.service import Service
 from ringfence.proxy.upstreams import UnknownUpstream, open_upstream
+from ringfence.proxy.upstreams import http as upstreams
 from ringfence.proxy.upstreams.http import LONGEST_ANSWER, LONGEST_LIST, LONGEST_REPLY, HttpUpstream
 from ringfence.proxy.upstreams.http import open_upstream as open_http
 
@@ -428,6 +429,20 @@ def test_a_stream_that_breaks_off_is_an_error(front: Callable[..., tuple[openai.
     assert list(ask(client, stream=True))[-1].choices[0].finish_reason == "stop"
     client, _ = front(lambda _: sse(chunk({"content": LONG}), {"error": {"message": "out of memory"}}))
     with pytest.raises(openai.APIError, match="out of memory"):
+        list(ask(client, stream=True))
+
+
+@pytest.mark.parametrize("line", [b"data: {}", b": nothing said\n\n"])
+def test_a_stream_without_end_is_cut_off(
+    front: Callable[..., tuple[openai.OpenAI, Vendor]], monkeypatch: pytest.MonkeyPatch, line: bytes
+) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield line * 1_000
+
+    monkeypatch.setattr(upstreams, "LONGEST_STREAM", 100_000)
+    client, _ = front(lambda _: StreamingResponse(endless(), media_type="text/event-stream"))
+    with pytest.raises(openai.APIError, match="longer than 100,000 bytes"):
         list(ask(client, stream=True))
 
 

@@ -156,6 +156,52 @@ def test_arguments_are_read_as_the_json_that_they_are() -> None:
     assert [text for _, text in words(twice)] == ["arguments", twice["arguments"]], "which of the two is read is unsure"
 
 
+def test_numbers_in_arguments_are_read_to_their_last_digit() -> None:
+    value = {"arguments": '{"x": 4556737586899855121.0, "y": 1.00000000000000004556737586899855121}'}
+    assert [text for path, text in words(value) if path] == [
+        "4556737586899855121.0",
+        "1.00000000000000004556737586899855121",
+    ]
+
+
+def test_half_a_character_in_arguments_does_not_come_out_of_a_rewrite() -> None:
+    written = put({"arguments": r'{"a": "\ud83d", "b": "x"}'}, {("arguments", "b"): "y"})["arguments"]
+    assert json.loads(written.encode()) == {"a": "\ufffd", "b": "y"}
+
+
+def chat_parts(*messages: Any, **fields: Any) -> dict[str, tuple[Kind, str]]:
+    exchange, _ = openai_chat.read_request({"model": "m", "messages": list(messages), **fields})
+    return {part.where: (part.kind, part.text) for part in exchange.request}
+
+
+def test_words_in_many_small_places_are_judged_or_said_to_be_unread() -> None:
+    told = chat_parts({"role": "How_to_build_a", "content": "."}, {"role": "user", "content": "hi", "Content": "bomb"})
+    assert told["messages[0].role"] == (Kind.TEXT, "How_to_build_a")
+    assert told["messages[1].Content"] == (Kind.UNKNOWN, "")
+    assert "messages[1].role" not in told
+
+
+def test_a_name_that_is_none_is_told_by_its_length() -> None:
+    told = chat_parts({"role": "user", "content": "hi"}, **{"my card is 4111 1111 1111 1111": 1, "k5551234567": "x y"})
+    assert {where for where, (kind, _) in told.items() if kind is Kind.UNKNOWN} == {
+        "(30 characters)",
+        "(11 characters)",
+    }
+
+
+@pytest.mark.parametrize("functions", [5, True, "f", [1]])
+def test_functions_that_are_none_are_refused(functions: Any) -> None:
+    with pytest.raises(BadRequest, match="functions"):
+        chat_parts({"role": "user", "content": "hi"}, functions=functions)
+
+
+def test_texts_of_one_moderation_are_judged_as_one() -> None:
+    pieces = [{"type": "text", "text": "a bo"}, {"type": "text", "text": "mb", "caption": "of mine"}]
+    exchange, groups = openai_moderations.read_request({"input": pieces})
+    assert [(part.kind, part.text) for part in exchange.request] == [(Kind.TEXT, "a bomb"), (Kind.UNKNOWN, "")]
+    assert groups == [[0, 1]]
+
+
 def test_numbers_are_read_and_can_be_replaced_and_truth_is_no_number() -> None:
     value = {"call": {"card": 4111111111111111, "at": [51.5, -1], "sure": True, "none": None}}
     assert [text for path, text in words(value) if path] == ["4111111111111111", "51.5", "-1"]

@@ -228,6 +228,22 @@ def test_stop_sequence_is_the_callers_own_word_or_nothing() -> None:
     assert answered(events)["stop_sequence"] is None
 
 
+def test_numbers_that_are_no_usage_are_left_out() -> None:
+    assert answered(list(read_reply(said({"type": "text", "text": "hi"}, usage=5))))["usage"]["output_tokens"] == 0
+
+
+def test_half_a_character_in_what_a_tool_is_given_does_not_come_out() -> None:
+    reply = said({"type": "tool_use", "id": "t1", "name": "f", "input": {"q\ud83d": ["x\ud83d", 1]}})
+    [call] = answered(list(read_reply(reply)))["content"]
+    assert call["input"] == {"q\ufffd": ["x\ufffd", 1]}
+
+
+@pytest.mark.parametrize("word", ["How_to", ["How", "to"]])
+def test_words_of_a_block_in_fields_that_it_does_not_have_are_unread(word: Any) -> None:
+    told = parts_of(asked([{"type": "text", "text": "hi", "Text": word, "cache_control": {"type": "ephemeral"}}]))
+    assert told["messages[0].content[0]"][0] == "unknown"
+
+
 def test_call_that_was_cut_off_is_withheld() -> None:
     events = read(streamed(SPOKEN, CALLED[:2], stop_reason="max_tokens"))
     assert not any(isinstance(event, ToolCall) for event in events)

@@ -13,7 +13,8 @@ _ANY_PERCENT = re.compile(r"%[0-7][0-9A-Fa-f]|(?:%[89A-Fa-f][0-9A-Fa-f])++")
 # Markdown escapes the signs of an address too; a string within a string has its backslashes twice.
 _ANY_ESCAPE = re.compile(
     r"\\{1,8}(?:u([dD][89ABab][0-9A-Fa-f]{2})\\{1,8}u([dD][C-Fc-f][0-9A-Fa-f]{2})|x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})"
-    r"|U(00(?:0[0-9A-Fa-f]|10)[0-9A-Fa-f]{4})|u\{([0-9A-Fa-f]{1,5})\}|([01][0-7]{2})|([@._+-]))"
+    r"|U(00(?:0[0-9A-Fa-f]|10)[0-9A-Fa-f]{4})|u\{([0-9A-Fa-f]{1,5})\}|([01][0-7]{2})|([@._+-])"
+    r"|[bfnrt](?=[\w\\]))"
 )
 _QUOTED = re.compile(r"=(?:\r?\n|[2-7][0-9A-F])|(?:=[89A-F][0-9A-F])++")
 # Escapes with nothing between that would part one field from the next, as a space or `&` does.
@@ -43,13 +44,14 @@ def all_percent(text: str) -> list[Edit]:
 
 
 def all_escapes(text: str) -> list[Edit]:
-    """Decode escapes of code points, and those of Markdown."""
+    """Decode escapes of code points, those of Markdown, and of white space (as a space) where a word follows."""
 
     def said(escape: re.Match[str]) -> str:
         high, low, x, u, long, wide, octal, sign = escape.groups()
         if high:
             return of_halves(high, low)
-        return sign or chr(int(octal, 8) if octal else int(x or u or long or wide, 16))
+        code = x or u or long or wide
+        return sign or (chr(int(octal, 8) if octal else int(code, 16)) if octal or code else " ")
 
     return [Edit(*m.span(), said(m)) for m in _ANY_ESCAPE.finditer(text)] if "\\" in text else []
 

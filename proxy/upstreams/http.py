@@ -37,6 +37,9 @@ LONGEST_ANSWER = 1_000_000
 LONGEST_REPLY = 64_000_000
 """Bytes of a model's whole reply, or of several; the longest that models give are a few megabytes."""
 
+LONGEST_STREAM = 4 * LONGEST_REPLY
+"""Characters of a stream, in which a token of a few letters comes in an event of some hundred."""
+
 LONGEST_LIST = 10_000_000
 """Bytes of a list of models: a hub's has hundreds, and tells a lot of each."""
 
@@ -138,7 +141,7 @@ async def ask(
     """Send a request and read the answer as its API has it, streamed or whole; closing hangs up.
 
     Raises:
-        UpstreamError: there is no such answer, or it is longer than `LONGEST_REPLY`.
+        UpstreamError: there is no such answer, or it is longer than `LONGEST_REPLY`, a stream than `LONGEST_STREAM`.
     """
     with failing_as_upstream(f"one of {dialect.DIALECT}"):
         response = await client.send(request, stream=True)
@@ -189,13 +192,32 @@ async def _read(response: httpx.Response, most: int) -> bytes:
     async for some in response.aiter_bytes():
         raw += some
         if len(raw) > most:
-            what = f"the upstream's answer is longer than {most:,} bytes"
-            raise UpstreamError(what, status=502, code="upstream_malformed")
+            raise _too_long(most)
     return bytes(raw)
 
 
+class _Bounded:
+    """A response as an event source reads it, and no longer than `LONGEST_STREAM`, in one line or in many."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.headers = response.headers
+        self._response = response
+
+    async def aiter_text(self) -> AsyncIterator[str]:
+        length = 0
+        async for some in self._response.aiter_text():
+            length += len(some)
+            if length > LONGEST_STREAM:
+                raise _too_long(LONGEST_STREAM)
+            yield some
+
+
+def _too_long(most: int) -> UpstreamError:
+    return UpstreamError(f"the upstream's answer is longer than {most:,} bytes", status=502, code="upstream_malformed")
+
+
 async def _chunks(response: httpx.Response, reader: Reader) -> AsyncIterator[Event]:
-    async for message in EventSource(response).aiter_sse():
+    async for message in EventSource(_Bounded(response)).aiter_sse():  # type: ignore[arg-type]  # all that it asks for
         if message.data == "[DONE]":
             break
         if not message.data.strip():

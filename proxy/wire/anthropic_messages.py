@@ -17,7 +17,7 @@ from ringfence.guard.exchange import Exchange, Kind, Part, Path, Subject, compos
 from ringfence.guard.unicode import readable
 from ringfence.proxy.reply import About, Event, Finish, Released, Stopped, Text, ToolCall
 from ringfence.proxy.wire.body import BadRequest, is_identifier, leaves, parse, validated
-from ringfence.proxy.wire.parts import Unread, gathered, is_plain, media, with_unread
+from ringfence.proxy.wire.parts import Unread, gathered, is_plain, media, mended, with_unread
 
 DIALECT = "anthropic.messages"
 
@@ -41,6 +41,12 @@ STOP_REASONS = frozenset(
 
 SETTINGS = frozenset({"cache_control", "messages.content", "model", "service_tier", "speed", "thinking", "tool_choice"})
 """Documented request fields that hold keywords; of what stands in a message `_blocks` sees to the rest."""
+
+OF_MESSAGES = frozenset({"role", "content"})
+"""Documented fields of a message."""
+
+OF_BLOCKS = frozenset({"cache_control", "caller", "citations", "id", "is_error", "signature", "tool_use_id", "type"})
+"""Documented fields of a block that hold keywords; a signature tells nobody else anything."""
 
 GRAMMAR = frozenset(
     {
@@ -120,7 +126,7 @@ def read_request(body: dict[str, Any]) -> tuple[Exchange, MessagesRequest]:
         BadRequest: naming the field.
     """
     request = validated(MessagesRequest, body)
-    parts = list(with_unread(body, _known_parts(body), SETTINGS))
+    parts = list(with_unread(body, _known_parts(body), SETTINGS, OF_MESSAGES))
     if not any(part.text.strip() or part.kind is Kind.MEDIA for part in parts if part.path[0] == "messages"):
         raise BadRequest("messages hold no text: there is nothing to answer", param="messages")
     subject = Subject(user=(request.metadata and request.metadata.user_id) or "")
@@ -172,7 +178,7 @@ def _blocks(content: str | list[Any], role: str, path: Path) -> Iterator[Part]:
                 others.extend(media(block, role, at))
                 continue
         rest = {key: value for key, value in block.items() if key not in read}
-        if not all(is_identifier(text) for _, text in leaves(rest)):
+        if rest.keys() - OF_BLOCKS or not all(is_identifier(text) for _, text in leaves(rest)):
             others.append(Part(Kind.UNKNOWN, role, at))
     if texts:
         # Judged as one text: whoever cut a word in two must not get past.
@@ -247,7 +253,7 @@ class ChunkReader:
             except (ValueError, RecursionError):
                 given = None
             if isinstance(given, Mapping):
-                yield ToolCall(0, number, {**call, "input": given})
+                yield ToolCall(0, number, {**call, "input": mended(given)})
             else:  # cut off by max_tokens, say
                 yield from self._unread.withhold(f"content[{index}].", ["input"])
         if self._finish:
@@ -270,7 +276,8 @@ class ChunkReader:
             yield from self._signature(index, block.get("signature"))
         unread = [name for name, value in block.items() if name not in read and value]
         if kind not in ("tool_use", *(name for name, _, _ in FIELDS.values())):
-            unread = [f"content_block {kind}"]
+            yield from self._unread.withhold(f"content[{index}].content_block ", [str(kind)])
+            return
         yield from self._unread.withhold(f"content[{index}].", unread)
 
     def _delta(self, index: int, delta: Mapping[str, Any]) -> Iterator[Event]:
@@ -309,7 +316,9 @@ class ChunkReader:
     def _about(self, where: str, fields: Mapping[str, Any]) -> Iterator[Event]:
         plain = {key: value for key, value in fields.items() if is_plain(key, value, NAMES_OF_REPLY)}
         usage = fields.get("usage")
-        if isinstance(usage, Mapping) and "usage" not in plain:  # what of it is numbers; clients cannot do without
+        if not isinstance(usage, Mapping):
+            plain.pop("usage", None)
+        elif "usage" not in plain:  # what of it is numbers; clients cannot do without
             plain["usage"] = {key: value for key, value in usage.items() if is_plain(key, value, NAMES_OF_REPLY)}
             yield from self._unread.withhold("usage.", usage.keys() - plain["usage"].keys())
         yield About(plain)

@@ -147,7 +147,7 @@ def _parts(body: Mapping[str, Any], role: str) -> Iterator[Part]:
             yield _at_its_place(part, {})
     if not any(part.kind is Kind.MEDIA for part in found):  # else the messages hold the same images
         yield from (image_part(role, ("images", index), url) for index, url in enumerate(images))
-    yield from with_unread(fields, (), frozenset())
+    yield from with_unread(fields, (), frozenset(), frozenset())
 
 
 def _at_its_place(part: Part, places: Mapping[str, deque[int]]) -> Part:

@@ -7,13 +7,14 @@ through to the upstream untouched; the coverage of the exchange says that nobody
 import json
 import time
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from annotated_types import MinLen
 from pydantic import BaseModel, ConfigDict, Field
 
 from ringfence.guard.exchange import Exchange, Kind, Part, Path, Subject, compose
 from ringfence.guard.unicode import readable
+from ringfence.policies.words import Role
 from ringfence.proxy.reply import About, Event, Finish, Likelihoods, Released, Stopped, Text, ToolCall
 from ringfence.proxy.wire.body import BadRequest, validated
 from ringfence.proxy.wire.parts import Unread, gathered, is_plain, media, with_unread
@@ -50,6 +51,11 @@ SETTINGS = frozenset(
     }
 )
 """Documented request fields that hold keywords; where one holds more than that, nobody knows what it is."""
+
+OF_MESSAGES = frozenset(
+    {"role", "content", "name", "tool_calls", "tool_call_id", "function_call", "audio", *REPLY_TEXT}
+)
+"""Documented fields of a message."""
 
 TEXTS = frozenset({"user", "safety_identifier", "prompt_cache_key", "stop", "metadata"})
 """Documented request fields that hold a caller's own words."""
@@ -130,6 +136,7 @@ class ChatRequest(_Open):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: int | None = None
     tools: list[dict[str, Any]] | None = None
+    functions: list[dict[str, Any]] | None = None
     user: str | None = None
     safety_identifier: str | None = None
 
@@ -158,7 +165,7 @@ def _conversation(metadata: object) -> str:
 
 def request_parts(body: Mapping[str, Any]) -> Iterator[Part]:
     """Yield every part of a request whose messages have the form of `Message`; `with_unread` says which those are."""
-    yield from with_unread(body, _known_parts(body), SETTINGS)
+    yield from with_unread(body, _known_parts(body), SETTINGS, OF_MESSAGES)
 
 
 def _known_parts(body: Mapping[str, Any]) -> Iterator[Part]:
@@ -177,6 +184,8 @@ def _known_parts(body: Mapping[str, Any]) -> Iterator[Part]:
 
 def _message_parts(message: Mapping[str, Any], path: Path) -> Iterator[Part]:
     role = str(message["role"])
+    if role not in get_args(Role):  # templates print it
+        yield Part(Kind.TEXT, "user", (*path, "role"), role)
     yield from composed(message.get("name"), Kind.TEXT, role, (*path, "name"))
     yield from _content_parts(message.get("content"), role, (*path, "content"))
     for field, kind in REPLY_TEXT.items():

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ringfence.guard.exchange import Exchange, Judged, Kind, Part, image_part
+from ringfence.guard.exchange import Exchange, Judged, Kind, Part, compose, image_part
 from ringfence.guard.guard import Guard
 from ringfence.guard.guesses import guessed
 from ringfence.guard.images import address_of
@@ -70,6 +70,8 @@ def read_request(body: dict[str, Any]) -> tuple[Exchange, Groups]:
             parts.append(Part(Kind.TEXT, "user", path, item))
         elif isinstance(item, dict) and item.get("type") == "text" and isinstance(item.get("text"), str):
             parts.append(Part(Kind.TEXT, "user", (*path, "text"), item["text"]))
+            if item.keys() - {"type", "text"}:
+                parts.append(Part(Kind.UNKNOWN, "user", path))
         elif isinstance(item, dict) and item.get("type") == "image_url":
             parts.append(image_part("user", path, address_of(item)))
         else:
@@ -80,8 +82,16 @@ def read_request(body: dict[str, Any]) -> tuple[Exchange, Groups]:
     if not isinstance(model, str):
         raise BadRequest("model must be a string", param="model")
     apart = isinstance(items[0], str)
+    parts = parts if apart else _together(parts)
     results = [[i] for i in range(len(parts))] if apart else [list(range(len(parts)))]
     return Exchange(dialect=DIALECT, model=model, request=parts, apart=apart), results
+
+
+def _together(parts: Sequence[Part]) -> list[Part]:
+    """Put texts that belong together into one, as in a chat: whoever cut a word in two must not get past."""
+    texts = [(part.path, part.text) for part in parts if part.kind is Kind.TEXT]
+    others = [part for part in parts if part.kind is not Kind.TEXT]
+    return [compose(Kind.TEXT, "user", ("input",), texts, seam=""), *others] if texts else others
 
 
 def judge(guard: Guard, exchange: Exchange, groups: Groups) -> dict[str, Any]:

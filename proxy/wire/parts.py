@@ -4,22 +4,29 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ringfence.guard.exchange import Kind, Part, Path, compose, image_part, words
+from ringfence.guard.exchange import Kind, Part, Path, compose, image_part, name_of, words
 from ringfence.guard.images import address_of
 from ringfence.guard.unicode import readable
 from ringfence.proxy.reply import Withheld
 from ringfence.proxy.wire.body import is_identifier, leaves
 
+OF_IMAGES = frozenset({"cache_control", "detail", "image_url", "source", "type"})
+"""Fields that the APIs have beside an image and in it."""
+
 _NAME = re.compile(r"[a-z0-9_]{1,40}\Z")
 
 
-def with_unread(body: Mapping[str, Any], known: Iterable[Part], settings: frozenset[str]) -> Iterator[Part]:
+def with_unread(
+    body: Mapping[str, Any], known: Iterable[Part], settings: frozenset[str], of_messages: frozenset[str]
+) -> Iterator[Part]:
     """Yield the known parts of a request, then one for each field that says something and is none of them.
 
-    INVARIANT: no string is lost but single keywords: what is not a known text lies below a part that says so.
+    INVARIANT: no string is lost but single keywords, of a message in documented fields only: what is not a known text
+    lies below a part that says so.
 
     Args:
         settings: fields that hold keywords, any number of them; `messages.x` for those of messages.
+        of_messages: fields of a message that the API documents.
     """
     covered = set()
     for part in known:
@@ -32,7 +39,9 @@ def with_unread(body: Mapping[str, Any], known: Iterable[Part], settings: frozen
     for path, found in unread.items():
         # A field with its name and one keyword says nothing; words in a row may, one by one as keywords or not.
         field = ".".join(step for step in path if isinstance(step, str))
-        if not (all(map(is_identifier, found)) and (len(found) <= 2 or field in settings)):
+        plain = all(map(is_identifier, found)) and (len(found) <= 2 or field in settings)
+        # Messages there are as many as a caller likes, and a word in each may say something.
+        if not plain or (field.startswith("messages.") and field.removeprefix("messages.") not in of_messages):
             yield Part(Kind.UNKNOWN, "user", path)
 
 
@@ -55,7 +64,8 @@ def media(item: Any, role: str, path: Path) -> Iterator[Part]:
     url = address_of(item) or ""
     part = image_part(role, path, url or None)
     yield part
-    if part.image and not all(is_identifier(text) or url.endswith(text) for _, text in leaves(item)):
+    strange = item.keys() - OF_IMAGES if isinstance(item, Mapping) else ()
+    if part.image and (strange or not all(is_identifier(text) or url.endswith(text) for _, text in leaves(item))):
         yield Part(Kind.UNKNOWN, role, path)
 
 
@@ -74,6 +84,15 @@ def is_plain(key: str, value: Any, names: frozenset[str]) -> bool:
     return value is None or isinstance(value, bool | int | float)
 
 
+def mended(value: Any) -> Any:
+    """Return a JSON value with `readable` strings and names."""
+    if isinstance(value, str):
+        return readable(value)
+    if isinstance(value, Mapping):
+        return {readable(key): mended(item) for key, item in value.items()}
+    return [mended(item) for item in value] if isinstance(value, list) else value
+
+
 class Unread:
     """Says of each field of one reply that nobody reads, once, that it was withheld."""
 
@@ -82,7 +101,7 @@ class Unread:
 
     def withhold(self, prefix: str, names: Iterable[str]) -> Iterator[Withheld]:
         """Yield what has to be said of these fields."""
-        for where in sorted(f"{prefix}{readable(name)}" for name in names):
+        for where in sorted(f"{prefix}{name_of(name)}" for name in names):
             if where not in self._said:
                 self._said.add(where)
                 yield Withheld(where, "no check reads this field of a reply; it was withheld")
