@@ -3,7 +3,7 @@
 `@guarded` and the hooks for other people's frameworks put these steps around calls of their own kind.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from time import perf_counter
 from types import TracebackType
@@ -53,12 +53,17 @@ MEDIA = frozenset(
 INLINE = frozenset({"inline_data", "inlineData", "file_data", "fileData"})
 """Fields that make content media where it has no `type`: Google's."""
 
+GIVEN = frozenset({"args", "arguments", "function_call", "input", "tool_calls"})
+"""Fields below which a tool's own words stand, whose `type` is no kind of content."""
+
 LETTERS = frozenset({"data", "image_url", "url"})
 """Fields of an image that hold the letters that it is written in."""
 
 FIELDS = frozenset(
     {
         "additional_kwargs",
+        "annotations",
+        "audio",
         "content",
         "function_call",
         "id",
@@ -193,35 +198,63 @@ def _parts(name: str, value: object) -> list[Part]:
 def _message_parts(message: Mapping[str, Any], path: Path) -> Iterator[Part]:
     role = str(message.get("role", "user"))
     if role not in get_args(Role):
-        yield Part(Kind.TEXT, "user", (*path, "role"), role)
+        yield Part(Kind.TEXT, "setting", (*path, "role"), role)
     for key, value in message.items():
-        others: list[Part] = []
-        found = [(where, text) for where, text in _read(value, role, (*path, key), others) if text]
+        at, others = (*path, key), list[Part]()
+        if key == "content" and isinstance(value, list | tuple):
+            texts = [(where, text) for where, text in _texts(value, at) if text]
+            if texts:  # judged as one: whoever cut a word in two must not get past
+                yield compose(Kind.TEXT, role, at, texts, seam="")
+            value = {index: _beside_text(item) for index, item in enumerate(value)}
+            found = [one for index, item in value.items() for one in _read(item, role, (*at, index), others)]
+        else:
+            found = list(_read(value, role, at, others, media=key not in GIVEN))
         if key not in FIELDS:
             found.insert(0, (None, str(key)))
-        if key != "role" and found:
-            yield compose(Kind.TEXT if key == "content" else Kind.TOOL_CALL, role, (*path, key), found, seam="\n")
+        if key != "role" and (found := [(where, text) for where, text in found if text]):
+            yield compose(Kind.TEXT if key == "content" else Kind.TOOL_CALL, role, at, found, seam="\n")
         yield from others
 
 
+def _texts(content: Sequence[object], path: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the texts of a message that is in several pieces."""
+    for index, item in enumerate(content):
+        match item:
+            case str():
+                yield (*path, index), item
+            case {"type": "text", "text": str(text)}:
+                yield (*path, index, "text"), text
+
+
+def _beside_text(item: object) -> object:
+    """Return what `_texts` leaves of one piece."""
+    match item:
+        case str():
+            return None
+        case {"type": "text", "text": str(), **rest}:
+            return rest or None
+    return item
+
+
 def _read(
-    value: object, role: str, path: Path, others: list[Part], letters: str = ""
+    value: object, role: str, path: Path, others: list[Part], *, media: bool = True, letters: str = ""
 ) -> Iterator[tuple[Path | None, str]]:
     """Yield the words below a value as `words` does; add to `others` what nobody reads.
 
     Args:
+        media: whether there may be any.
         letters: the address of the image that this is part of, which holds it; no text.
     """
     if isinstance(value, Mapping):
-        if value.get("type") in MEDIA or not INLINE.isdisjoint(value):
+        if media and _is_media(value):
             others.append(image_part(role, path, address_of(value)))
-            letters = image.url if (image := others[-1].image) else ""
+            letters, media = (image.url if (image := others[-1].image) else ""), False
         for key, item in value.items():
             yield None, str(key)
-            yield from _read(item, role, (*path, key), others, letters)
+            yield from _read(item, role, (*path, key), others, media=media and key not in GIVEN, letters=letters)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from _read(item, role, (*path, index), others, letters)
+            yield from _read(item, role, (*path, index), others, media=media, letters=letters)
     elif isinstance(value, str):
         if not (path[-1] in LETTERS and len(value) > SHORT and letters.endswith(value)):
             yield from words(value, path)
@@ -229,3 +262,8 @@ def _read(
         yield from words(value, path)
     elif value is not None:
         others.append(Part(Kind.UNKNOWN, role, path))
+
+
+def _is_media(value: Mapping[Any, Any]) -> bool:
+    kind = value.get("type")
+    return (isinstance(kind, str) and kind in MEDIA) or any(value.get(name) is not None for name in INLINE)

@@ -76,6 +76,7 @@ class Passage:
         before: code points of the whole text that stand before this stretch of it, which are not judged again.
         voice: as rules name whose text it is: `tool_call` for what a model hands to a tool, else the role.
         image: what is judged, where that is an image; it can be read.
+        seams: where a line break may stand as well (`seams.py`); checks are shown both readings.
     """
 
     stage: Stage
@@ -90,6 +91,7 @@ class Passage:
     voice: str = ""
     earlier: tuple[tuple[str, str], ...] = ()
     image: Image | None = None
+    seams: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.voice:

@@ -19,6 +19,9 @@ MOST_TURNS, MOST_TEXT = 10, 10_000
 LONGEST_NAME = 64
 """Characters of the name of a field."""
 
+MOST_DIGITS = 4
+"""Digits in it: fewer than a card or a telephone number has."""
+
 SPEAKERS = ("user", "assistant")
 
 Path = tuple[str | int, ...]
@@ -129,10 +132,11 @@ def dotted(path: Path) -> str:
 
 def name_of(step: str) -> str:
     """Return the name of a field, or how long it is where it may be something else."""
-    return step if len(step) <= LONGEST_NAME and _NAME.fullmatch(step) else f"({len(step)} characters)"
+    is_name = len(step) <= LONGEST_NAME and _NAME.fullmatch(step) and sum(map(str.isdigit, step)) <= MOST_DIGITS
+    return step if is_name else f"({len(step)} characters)"
 
 
-_NAME = re.compile(r"(?:[A-Za-z_$./-]++[0-9]{0,4}+)+")  # no card, no telephone number
+_NAME = re.compile(r"[A-Za-z_$/][\w$./-]*", re.ASCII)
 
 
 def words(value: Any, path: Path = ()) -> Iterator[tuple[Path | None, str]]:

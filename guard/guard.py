@@ -20,7 +20,7 @@ from ringfence.guard.history import History
 from ringfence.guard.images import why_unreadable
 from ringfence.guard.pipeline import Pipeline, Pipelines, State
 from ringfence.guard.placeholders import Originals, Restorer, about_others, numbered, originals, restored
-from ringfence.guard.seams import home, parted
+from ringfence.guard.seams import seams
 from ringfence.guard.stream import StreamGuard, hold_back
 from ringfence.policies.decide import errors_of, sorted_by_part
 from ringfence.policies.load import load_policy
@@ -158,16 +158,13 @@ class Guard:
         # Without a span: nothing in it can be rewritten, so a rule that asks for that blocks.
         nobodys = [Finding("guard", UNJUDGED[parts[i].kind], 1.0, detail=parts[i].where) for i in missed]
         answered = list(exchange.answered())
-        passages = [_passage(exchange, i, answered[i]) for i, _ in judged]
-        readings = parted(passages, parts)
-        findings = pipeline.find(
+        decision = pipeline.judge(
             Stage.INPUT,
-            [*passages, *(one.passage for one in readings)],
+            [_passage(exchange, i, answered[i]) for i, _ in judged],
             known=[*nobodys, *self.history.findings(self.policy.counters, exchange.subject)],
             who=exchange.who,
             apart=exchange.apart,
         )
-        decision = pipeline.decide(Stage.INPUT, passages, home(findings, readings), apart=exchange.apart)
         decision = numbered(decision, exchange, dict(judged), pipeline.policy.rules)
         exchange.decisions.append(decision)
         exchange.revisions |= pipeline.revisions
@@ -359,6 +356,7 @@ def _passage(exchange: Exchange, index: int, prompt: str) -> Passage:
         rewritable=_rewritable(part),
         voice=part.voice,
         earlier=exchange.before(index) if part.role in SPEAKERS else (),
+        seams=seams(part),
     )
 
 

@@ -31,6 +31,7 @@ from ringfence.guard.classifier.language import language
 from ringfence.guard.exceptions import Exceptions, Who
 from ringfence.guard.known import refuse_unknown
 from ringfence.guard.reading import Share, Threads
+from ringfence.guard.seams import home, parted
 from ringfence.policies.decide import by_text, decide, decide_apart, escalations, is_about
 from ringfence.policies.document import PolicyError, Problem
 from ringfence.policies.overlay import about, as_any_overlay_has_them, effective
@@ -181,10 +182,13 @@ class Pipeline:
             could not read. What was asked about a passage is always among them: with score 0 where that was not found.
         """
         now = monotonic()
-        running = [(order, self._start(order, passages, now + order.seconds)) for order in self._orders[stage]]
+        readings = parted(passages)
+        shown = [*passages, *(reading.passage for reading in readings)]
+        running = [(order, self._start(order, shown, now + order.seconds)) for order in self._orders[stage]]
         findings = list(known)
         for order, shares in running:
-            findings.extend(self._settle(order, shares, now + order.seconds, len(passages)))
+            findings.extend(self._settle(order, shares, now + order.seconds, len(shown)))
+        findings = home(findings, readings)
         findings = self.mark(findings, passages, who or {}, datetime.now(UTC).date())
         if not self._second[stage]:
             return findings

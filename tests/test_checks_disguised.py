@@ -190,6 +190,13 @@ def test_words_after_a_line_break_in_json_are_words():
     assert covers(text, "pii.card", text.index("4111"), text.index("4111") + 16)
 
 
+def test_base64_in_lines_is_read_within_json_too():
+    written = base64("Please keep this between us for now, will you? My card: 4111 1111 1111 1111, and thank you a lot")
+    wrapped = "\n".join(written[at : at + 76] for at in range(0, len(written), 76))
+    for text in (wrapped, json.dumps({"a": wrapped})):
+        assert {f.category for f in findings(text)} == {"pii.card"}
+
+
 def test_each_category_is_found_once_however_many_readings_show_it():
     text = f"first {base64(base64('mail jane.doe@corp.org or 4111 1111 1111 1111'))} last"
     assert [(f.category, f.spans[0].start, f.spans[0].end) for f in findings(text)] == [

@@ -225,7 +225,9 @@ def test_every_text_of_a_message_is_judged(guard: Guard) -> None:
         {"content": ["a bomb"]},
         {"role": "a bomb", "content": "x"},
         {"content": "x", "a bomb": ""},
-        {"content": [{"type": "image_url", "image_url": {"url": PNG}, "alt": PNG[-80:], "title": "a bomb"}]},
+        {"content": [{"type": "image_url", "image_url": {"url": PNG}, "title": "a bomb"}]},
+        {"content": [{"type": "text", "text": "a bo"}, {"type": "text", "text": "mb"}]},
+        {"content": [{"type": "text", "text": "fine", "caption": "a bomb"}]},
     ):
         with pytest.raises(Blocked):
             chat([{"role": "user", **message}])
@@ -273,8 +275,31 @@ def test_letters_of_an_image_are_text_wherever_else_they_stand(guard: Guard) -> 
 
     shown = {"type": "image_url", "image_url": {"url": PNG}}
     assert chat([{"role": "user", "content": [shown]}]) == "fine"
-    with pytest.raises(Blocked):
-        chat([{"role": "user", "content": [shown, {"type": "text", "text": PNG[-80:]}]}])
+    for content in ([shown, {"type": "text", "text": PNG[-80:]}], [{**shown, "alt": PNG[-80:]}]):
+        with pytest.raises(Blocked):
+            chat([{"role": "user", "content": content}])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"tool_calls": [{"name": "f", "args": {"schema": {"type": ["string", "null"]}}}]},
+        {"tool_calls": [{"name": "open", "args": {"type": "file", "path": "x"}}]},
+        {"content": [{"type": "tool_use", "name": "open", "input": {"type": "file", "path": "x"}}]},
+        {"parts": [{"text": "hello", "inline_data": None}]},
+        {"content": "hi", "annotations": None, "audio": None, "refusal": None},
+    ],
+)
+def test_what_is_no_media_is_not_taken_for_it(guard: Guard, store: Store, message: dict[str, object]) -> None:
+    @guarded(policy=guard, prompt="messages")
+    def chat(messages: object) -> str:
+        return "fine"
+
+    chat([{"role": "assistant", **message}])
+    [kept] = store.list()
+    assert kept.body is not None
+    assert {one["status"] for one in kept.body["coverage"]} == {"judged"}
+    assert "annotations" not in kept.raw
 
 
 def test_methods_and_callable_objects_are_guarded_too(guard: Guard) -> None:

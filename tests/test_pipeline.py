@@ -363,4 +363,4 @@ def test_rewriting_touches_the_named_strings_only(guard: Guard) -> None:
     assert exchange.body == {"m": [{"text": "12345"}, {"text": "it is [NUMBER] or [NUMBER]"}], "n": [1]}
     assert before["m"][1]["text"] == parts[0].text
     assert rewrite_body(before, parts, decision) == exchange.body
-    assert put("whole", (), "new") == "new"
+    assert put("whole", {(): "new"}) == "new"

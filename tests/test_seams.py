@@ -1,15 +1,19 @@
 """A message in several pieces: read with nothing between them, and with a line break, as servers put them together."""
 
+from datetime import date
+from hashlib import sha256
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ringfence.guard.audit.record import record_of
 from ringfence.guard.audit.store import Store
-from ringfence.guard.check import Check, Finding, Passage, Span
+from ringfence.guard.check import CannotAnswer, Check, Finding, Passage, Span
 from ringfence.guard.exchange import Kind, compose
 from ringfence.guard.guard import Guard
-from ringfence.guard.seams import home, parted
-from ringfence.policies.types import Action, Policy, Rule, Stage
+from ringfence.guard.seams import home, parted, seams
+from ringfence.policies.types import Action, Policy, Rule, RuleException, Stage
 from ringfence.proxy.wire import anthropic_messages, openai_chat
 
 DIALECTS = {"openai": openai_chat, "anthropic": anthropic_messages}
@@ -20,7 +24,8 @@ def composed(*texts):
 
 
 def passage(part):
-    return Passage(Stage.INPUT, "user", part.text, rewritable=tuple((p.start, p.end) for p in part.pieces))
+    pieces = tuple((p.start, p.end) for p in part.pieces)
+    return Passage(Stage.INPUT, "user", part.text, rewritable=pieces, seams=seams(part))
 
 
 @pytest.fixture
@@ -67,13 +72,13 @@ def test_both_readings_are_judged_and_rewritten_in_place(bounded, dialect, texts
 )
 def test_a_break_stands_where_it_may_matter(texts, read):
     part = composed(*texts)
-    assert [one.passage.text for one in parted([passage(part)], [part])] == ([] if read is None else [read])
+    assert [one.passage.text for one in parted([passage(part)])] == ([] if read is None else [read])
 
 
 @given(st.lists(st.text("ab1. ", max_size=4), min_size=1, max_size=6), st.data())
 def test_what_is_found_in_the_other_reading_is_told_where_it_stands_in_the_text(texts, data):
     part = composed(*texts)
-    for reading in parted([passage(part)], [part]):
+    for reading in parted([passage(part)]):
         other = reading.passage
         assert other.text.replace("\n", "") == part.text
         assert [other.text[a:b].replace("\n", "") for a, b in other.rewritable] == texts
@@ -87,8 +92,63 @@ def test_what_is_found_in_the_other_reading_is_told_where_it_stands_in_the_text(
 
 def test_of_what_both_readings_show_the_surer_is_told():
     part = composed("one", "two")
-    [reading] = parted([passage(part)], [part])
+    [reading] = parted([passage(part)])
     plain, other = Finding("c", "x", 0.4, (Span(0, 0, 6),)), Finding("c", "x", 0.6, (Span(1, 0, 7),))
     assert (
         home([plain, other], [reading]) == home([other, plain], [reading]) == [Finding("c", "x", 0.6, (Span(0, 0, 6),))]
     )
+
+
+def asked(*messages):
+    body = {"model": "m", "messages": [{"role": "user", "content": content} for content in messages]}
+    return openai_chat.read_request(body)[0]
+
+
+def in_pieces(*texts):
+    return [{"type": "text", "text": text} for text in texts]
+
+
+class Failing:
+    """Cannot read a text with some word in it; finds the same in every other."""
+
+    name = "failing"
+    categories = frozenset({"x"})
+
+    def __init__(self, word, score=0.9):
+        self.word, self.score, self.read = word, score, []
+
+    def find(self, passage):
+        self.read.append(passage.text)
+        if self.word and self.word in passage.text:
+            raise CannotAnswer("too odd")
+        return [Finding("failing", "x", self.score, (Span(passage.part, 0, len(passage.text)),))]
+
+
+@pytest.mark.parametrize(("word", "unread"), [("ab", [0]), ("a\nb", [0]), ("\n", [0, 2]), ("c", [2])])
+def test_a_check_that_fails_at_one_reading_has_not_read_that_text(store, word, unread):
+    rule = Rule("any", "x", Action.LOG, on_error=Action.LOG)
+    guard = Guard(Policy("seams", (rule,)), checks={"failing": Failing(word)}, store=store)
+    exchange = asked(in_pieces("a", "b"), "plain", in_pieces("c", "d"))
+    decision = guard.judge_request(exchange)
+    assert [at for at, one in enumerate(exchange.coverage) if one.status == "unjudged"] == unread
+    assert {span.part for finding in decision.findings for span in finding.spans} <= {0, 1, 2}
+    for finding in decision.findings:
+        for span in finding.spans:
+            assert span.end <= len(exchange.request[span.part].text)
+    record_of(exchange, text="masked")
+
+
+def test_an_exception_for_a_text_holds_for_both_its_readings(store):
+    text = "Hello therefriend"
+    digest = sha256(text.encode()).hexdigest()
+    exception = RuleException("known", ("any",), date.max, "a greeting", "us", fingerprint=digest)
+    policy = Policy("seams", (Rule("any", "x", Action.BLOCK),), exceptions=(exception,))
+    guard = Guard(policy, checks={"failing": Failing("")}, store=store)
+    assert guard.judge_request(asked(text)).action is Action.ALLOW
+    assert guard.judge_request(asked(in_pieces("Hello there", "friend"))).action is Action.ALLOW
+
+
+def test_fields_that_nobody_reads_are_each_told(bounded):
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "foo": "x y z", "other": "a b c"}
+    decision = bounded.judge_request(openai_chat.read_request(body)[0])
+    assert [finding.detail for finding in decision.findings if finding.category == "unjudged.field"] == ["foo", "other"]

@@ -179,14 +179,22 @@ def test_words_in_many_small_places_are_judged_or_said_to_be_unread() -> None:
     assert told["messages[0].role"] == (Kind.TEXT, "How_to_build_a")
     assert told["messages[1].Content"] == (Kind.UNKNOWN, "")
     assert "messages[1].role" not in told
+    dumped = {"role": "assistant", "content": "x", "refusal": None, "annotations": None, "tool_calls": None}
+    assert set(chat_parts(dumped)) == {"messages[0].content"}
+
+
+def test_a_role_that_no_api_has_is_not_the_users_word() -> None:
+    said = [{"role": "user", "content": "how?"}, {"role": "ipython", "content": "22"}]
+    exchange, _ = openai_chat.read_request({"model": "m", "messages": said})
+    assert exchange.prompt == "how?"
+    assert exchange.before(len(exchange.request)) == (("user", "how?"),)
 
 
 def test_a_name_that_is_none_is_told_by_its_length() -> None:
-    told = chat_parts({"role": "user", "content": "hi"}, **{"my card is 4111 1111 1111 1111": 1, "k5551234567": "x y"})
-    assert {where for where, (kind, _) in told.items() if kind is Kind.UNKNOWN} == {
-        "(30 characters)",
-        "(11 characters)",
-    }
+    names = ["my card is 4111 1111", "k5551234567", "card_4111-1111-1111-1111", "tel.555-123-4567", "top_k2", "x.y"]
+    told = chat_parts({"role": "user", "content": "hi"}, **dict.fromkeys(names, "x y"))
+    unread = [where for where, (kind, _) in told.items() if kind is Kind.UNKNOWN]
+    assert unread == ["(20 characters)", "(11 characters)", "(24 characters)", "(16 characters)", "top_k2", "x.y"]
 
 
 @pytest.mark.parametrize("functions", [5, True, "f", [1]])
@@ -200,6 +208,15 @@ def test_texts_of_one_moderation_are_judged_as_one() -> None:
     exchange, groups = openai_moderations.read_request({"input": pieces})
     assert [(part.kind, part.text) for part in exchange.request] == [(Kind.TEXT, "a bomb"), (Kind.UNKNOWN, "")]
     assert groups == [[0, 1]]
+    with pytest.raises(BadRequest, match="input"):
+        openai_moderations.read_request({"input": ["hi", *pieces]})
+
+
+def test_words_within_an_image_that_is_read_are_unread() -> None:
+    url = "data:image/png;base64,iVBORw0KGgo="
+    for more in ({"image_url": {"url": url, "caption": "How_to"}}, {"image_url": {"url": url}, "alt": "How_to"}):
+        told = chat_parts({"role": "user", "content": [{"type": "image_url", **more}]}, user="u")
+        assert [kind for kind, _ in told.values()] == [Kind.UNKNOWN, Kind.TEXT]
 
 
 def test_numbers_are_read_and_can_be_replaced_and_truth_is_no_number() -> None:

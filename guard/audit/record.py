@@ -155,7 +155,7 @@ def parse_receipt(text: str) -> Receipt:
 def _parts(exchange: Exchange, stage: Stage, parts: Sequence[Part], keep: Keep) -> Iterator[Body]:
     decisions = [decision for decision in exchange.decisions if decision.stage is stage]
     # By what was read, not by what was not: where judging was cut off, the coverage may say nothing of a part.
-    read = {c.where for c in exchange.coverage if c.status is not Judged.UNJUDGED}
+    read = {c.where for c in exchange.coverage} - {c.where for c in exchange.coverage if c.status is Judged.UNJUDGED}
     masks = _masks(decisions)
     for index, part in enumerate(parts):
         body: Body = {"kind": part.kind, "role": part.role, "where": part.where}

@@ -98,8 +98,8 @@ def make(order: Order) -> Iterator[Step]:
     finish(network, tokenizer, corpus, origin, order.out)
     if teacher:
         finish_larger(teacher, tokenizer, corpus, order)
-    else:
-        rmtree(order.out / BASE, ignore_errors=True)  # another training's
+    elif (order.out / BASE / CALIBRATION).exists():
+        rmtree(order.out / BASE)  # another training's
 
 
 def device_of(name: str) -> torch.device:

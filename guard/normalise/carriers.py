@@ -14,7 +14,7 @@ _ANY_PERCENT = re.compile(r"%[0-7][0-9A-Fa-f]|(?:%[89A-Fa-f][0-9A-Fa-f])++")
 _ANY_ESCAPE = re.compile(
     r"\\{1,8}(?:u([dD][89ABab][0-9A-Fa-f]{2})\\{1,8}u([dD][C-Fc-f][0-9A-Fa-f]{2})|x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})"
     r"|U(00(?:0[0-9A-Fa-f]|10)[0-9A-Fa-f]{4})|u\{([0-9A-Fa-f]{1,5})\}|([01][0-7]{2})|([@._+-])"
-    r"|[bfnrt](?=[\w\\]))"
+    r"|([bfnrt])(?=[\w\\]))"
 )
 _QUOTED = re.compile(r"=(?:\r?\n|[2-7][0-9A-F])|(?:=[89A-F][0-9A-F])++")
 # Escapes with nothing between that would part one field from the next, as a space or `&` does.
@@ -27,6 +27,7 @@ _MAY_BE_HEX = re.compile(r"[2-7][0-9A-Fa-f](?:[\s,;:-]{0,3}(?:0[xX])?[0-9A-Fa-f]
 _MAY_BE_BASE64 = re.compile(
     f"[A-Z0-9+](?:{'|'.join(f'(?<={IN_BASE64}{{{n + 1}}})(?={IN_BASE64}{{{7 - n}}})' for n in range(1, 8))})"
 )
+_WHITE = {"b": " ", "f": " ", "n": "\n", "r": "\r", "t": "\t"}
 _STRANGE = 10
 """One byte of so many may be no text, and the rest is looked at; of random bytes it is six of ten."""
 
@@ -44,14 +45,15 @@ def all_percent(text: str) -> list[Edit]:
 
 
 def all_escapes(text: str) -> list[Edit]:
-    """Decode escapes of code points, those of Markdown, and of white space (as a space) where a word follows."""
+    """Decode escapes of code points, those of Markdown, and those of white space where a word follows."""
 
     def said(escape: re.Match[str]) -> str:
-        high, low, x, u, long, wide, octal, sign = escape.groups()
+        high, low, x, u, long, wide, octal, sign, white = escape.groups()
         if high:
             return of_halves(high, low)
-        code = x or u or long or wide
-        return sign or (chr(int(octal, 8) if octal else int(code, 16)) if octal or code else " ")
+        if white:
+            return _WHITE[white]
+        return sign or chr(int(octal, 8) if octal else int(x or u or long or wide, 16))
 
     return [Edit(*m.span(), said(m)) for m in _ANY_ESCAPE.finditer(text)] if "\\" in text else []
 

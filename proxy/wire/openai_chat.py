@@ -53,7 +53,7 @@ SETTINGS = frozenset(
 """Documented request fields that hold keywords; where one holds more than that, nobody knows what it is."""
 
 OF_MESSAGES = frozenset(
-    {"role", "content", "name", "tool_calls", "tool_call_id", "function_call", "audio", *REPLY_TEXT}
+    {"role", "content", "name", "tool_calls", "tool_call_id", "function_call", "annotations", "audio", *REPLY_TEXT}
 )
 """Documented fields of a message."""
 
@@ -185,7 +185,7 @@ def _known_parts(body: Mapping[str, Any]) -> Iterator[Part]:
 def _message_parts(message: Mapping[str, Any], path: Path) -> Iterator[Part]:
     role = str(message["role"])
     if role not in get_args(Role):  # templates print it
-        yield Part(Kind.TEXT, "user", (*path, "role"), role)
+        yield Part(Kind.TEXT, "setting", (*path, "role"), role)
     yield from composed(message.get("name"), Kind.TEXT, role, (*path, "name"))
     yield from _content_parts(message.get("content"), role, (*path, "content"))
     for field, kind in REPLY_TEXT.items():

@@ -60,7 +60,7 @@ def read_request(body: dict[str, Any]) -> tuple[Exchange, Groups]:
     given = body.get("input")
     wrong = BadRequest("input must be a string, a list of strings, or a list of content parts", param="input")
     items = [given] if isinstance(given, str) else given
-    if not isinstance(items, list) or not items:
+    if not isinstance(items, list) or not items or len({isinstance(item, str) for item in items}) > 1:
         raise wrong
     whole = isinstance(given, str)
     parts: list[Part] = []

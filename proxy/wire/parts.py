@@ -10,7 +10,7 @@ from ringfence.guard.unicode import readable
 from ringfence.proxy.reply import Withheld
 from ringfence.proxy.wire.body import is_identifier, leaves
 
-OF_IMAGES = frozenset({"cache_control", "detail", "image_url", "source", "type"})
+OF_IMAGES = frozenset({"cache_control", "data", "detail", "image_url", "media_type", "source", "ttl", "type", "url"})
 """Fields that the APIs have beside an image and in it."""
 
 _NAME = re.compile(r"[a-z0-9_]{1,40}\Z")
@@ -64,8 +64,9 @@ def media(item: Any, role: str, path: Path) -> Iterator[Part]:
     url = address_of(item) or ""
     part = image_part(role, path, url or None)
     yield part
-    strange = item.keys() - OF_IMAGES if isinstance(item, Mapping) else ()
-    if part.image and (strange or not all(is_identifier(text) or url.endswith(text) for _, text in leaves(item))):
+    said = list(leaves(item)) if part.image else ()
+    strange = {name for path, name in said if path[-1] == name} - OF_IMAGES
+    if strange or not all(is_identifier(text) or url.endswith(text) for _, text in said):
         yield Part(Kind.UNKNOWN, role, path)
 
 
