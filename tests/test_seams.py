@@ -13,7 +13,7 @@ from ringfence.guard.check import CannotAnswer, Check, Finding, Passage, Span
 from ringfence.guard.exchange import Kind, compose
 from ringfence.guard.guard import Guard
 from ringfence.guard.seams import home, parted, seams
-from ringfence.policies.types import Action, Policy, Rule, RuleException, Stage
+from ringfence.policies.types import Action, Escalate, Policy, Rule, RuleException, Stage
 from ringfence.proxy.wire import anthropic_messages, openai_chat
 
 DIALECTS = {"openai": openai_chat, "anthropic": anthropic_messages}
@@ -121,7 +121,8 @@ class Failing:
         self.read.append(passage.text)
         if self.word and self.word in passage.text:
             raise CannotAnswer("too odd")
-        return [Finding("failing", "x", self.score, (Span(passage.part, 0, len(passage.text)),))]
+        [category] = self.categories
+        return [Finding(self.name, category, self.score, (Span(passage.part, 0, len(passage.text)),))]
 
 
 @pytest.mark.parametrize(("word", "unread"), [("ab", [0]), ("a\nb", [0]), ("\n", [0, 2]), ("c", [2])])
@@ -136,6 +137,15 @@ def test_a_check_that_fails_at_one_reading_has_not_read_that_text(store, word, u
         for span in finding.spans:
             assert span.end <= len(exchange.request[span.part].text)
     record_of(exchange, text="masked")
+
+
+def test_a_second_opinion_is_asked_for_the_text_and_once(store):
+    first, second = Failing("", 0.5), Failing("", 0.1)
+    second.name, second.categories = "second", frozenset({"y"})
+    rule = Rule("any", "x", Action.BLOCK, escalate=Escalate("y", (0.15, 0.85), per_minute=1))
+    guard = Guard(Policy("seams", (rule,)), checks={"failing": first, "second": second}, store=store)
+    assert guard.judge_request(asked(in_pieces("a", "b"))).action is Action.ALLOW
+    assert (first.read, second.read) == (["ab", "a\nb"], ["ab"])
 
 
 def test_an_exception_for_a_text_holds_for_both_its_readings(store):
