@@ -273,7 +273,7 @@ def _text(message: Mapping[str, Any], index: int) -> str:
         return content
     if any(item["type"] != "text" for item in content):
         raise BadRequest("the embedded model reads text only", param=f"messages[{index}].content")
-    return "".join(item.get("text") or "" for item in content)  # as it is judged
+    return "\n".join(item.get("text") or "" for item in content)
 
 
 NUMBERS: Mapping[str, type] = {
