@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx
 import openai
 import pytest
@@ -439,7 +440,7 @@ def test_a_stream_without_end_is_cut_off(
     async def endless() -> AsyncIterator[bytes]:
         while True:
             yield line * 1_000
-            await anyio.sleep(0)  # for whoever says that the client has gone
+            await anyio.lowlevel.checkpoint()  # for whoever says that the client has gone
 
     monkeypatch.setattr(upstreams, "LONGEST_STREAM", 100_000)
     client, _ = front(lambda _: StreamingResponse(endless(), media_type="text/event-stream"))
