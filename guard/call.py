@@ -205,8 +205,8 @@ def _message_parts(message: Mapping[str, Any], path: Path) -> Iterator[Part]:
             texts = [(where, text) for where, text in _texts(value, at) if text]
             if texts:  # judged as one: whoever cut a word in two must not get past
                 yield compose(Kind.TEXT, role, at, texts, seam="")
-            value = {index: _beside_text(item) for index, item in enumerate(value)}
-            found = [one for index, item in value.items() for one in _read(item, role, (*at, index), others)]
+            beside = ((_beside_text(item), (*at, index)) for index, item in enumerate(value))
+            found = [one for item, place in beside for one in _read(item, role, place, others)]
         else:
             found = list(_read(value, role, at, others, media=key not in GIVEN))
         if key not in FIELDS:

@@ -38,7 +38,7 @@ LONGEST_REPLY = 64_000_000
 """Bytes of a model's whole reply, or of several; the longest that models give are a few megabytes."""
 
 LONGEST_STREAM = 4 * LONGEST_REPLY
-"""Characters of a stream, in which a token of a few letters comes in an event of some hundred."""
+"""Bytes of a stream, in which a token of a few letters comes in an event of some hundred."""
 
 LONGEST_LIST = 10_000_000
 """Bytes of a list of models: a hub's has hundreds, and tells a lot of each."""
@@ -189,35 +189,26 @@ def failing_as_upstream(wanted: str) -> Iterator[None]:
 
 async def _read(response: httpx.Response, most: int) -> bytes:
     raw = bytearray()
-    async for some in response.aiter_bytes():
+    async for some in _bounded(response, most):
         raw += some
-        if len(raw) > most:
-            raise _too_long(most)
     return bytes(raw)
 
 
-class _Bounded:
-    """A response as an event source reads it, and no longer than `LONGEST_STREAM`, in one line or in many."""
-
-    def __init__(self, response: httpx.Response) -> None:
-        self.headers = response.headers
-        self._response = response
-
-    async def aiter_text(self) -> AsyncIterator[str]:
-        length = 0
-        async for some in self._response.aiter_text():
-            length += len(some)
-            if length > LONGEST_STREAM:
-                raise _too_long(LONGEST_STREAM)
-            yield some
-
-
-def _too_long(most: int) -> UpstreamError:
-    return UpstreamError(f"the upstream's answer is longer than {most:,} bytes", status=502, code="upstream_malformed")
+async def _bounded(response: httpx.Response, most: int) -> AsyncIterator[bytes]:
+    """Yield the bytes of an answer, unpacked, as long as they are no more than `most`."""
+    length = 0
+    async for some in response.aiter_bytes():
+        length += len(some)
+        if length > most:
+            what = f"the upstream's answer is longer than {most:,} bytes"
+            raise UpstreamError(what, status=502, code="upstream_malformed")
+        yield some
 
 
 async def _chunks(response: httpx.Response, reader: Reader) -> AsyncIterator[Event]:
-    async for message in EventSource(_Bounded(response)).aiter_sse():  # type: ignore[arg-type]  # all that it asks for
+    kind = {"content-type": response.headers.get("content-type", "")}
+    bounded = httpx.Response(response.status_code, headers=kind, content=_bounded(response, LONGEST_STREAM))
+    async for message in EventSource(bounded).aiter_sse():
         if message.data == "[DONE]":
             break
         if not message.data.strip():
