@@ -107,14 +107,18 @@ def opened(folder: Path) -> Iterator[Tensors]:
                 for file in dict.fromkeys(names.values())
             }
             yield Tensors({name: open_files[file] for name, file in names.items()})
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        except (OSError, SafetensorError) as error:
             raise CheckpointDamaged(f"{folder} cannot be read: {error}") from error
 
 
 def _files(folder: Path) -> Mapping[str, str]:
     """Return in which file each tensor is."""
     if (index := folder / INDEX).is_file():
-        match json.loads(index.read_text(encoding="utf-8")):
+        try:
+            told = json.loads(index.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise CheckpointDamaged(f"{index} cannot be read: {error}") from error
+        match told:
             case {"weight_map": dict(named)} if all(isinstance(file, str) for file in named.values()):
                 return named
         raise CheckpointDamaged(f"{index} does not say in which file each tensor is")

@@ -83,13 +83,25 @@ def test_tensor_that_is_not_there_is_told_by_its_name(llama4):
             take("nowhere")
 
 
-@pytest.mark.parametrize("keep", [0, 7, 300])
+@pytest.mark.parametrize("keep", [0, 7, 300, -1])
 def test_file_that_was_cut_short_is_told(llama4, tmp_path, keep):
     folder, _ = llama4
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     victim = sorted(tmp_path.glob("*.safetensors"))[0]
     victim.write_bytes(victim.read_bytes()[:keep])
+    with pytest.raises(CheckpointDamaged, match=str(tmp_path)), opened(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("spoilt", [None, b"\xff", b"[" * 100_000, b'{"weight_map": {"a": 1}}', b"{"])
+def test_missing_shard_or_broken_index_is_told(llama4, tmp_path, spoilt):
+    for file in llama4[0].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    if spoilt is None:
+        sorted(tmp_path.glob("*.safetensors"))[-1].unlink()
+    else:
+        (tmp_path / "model.safetensors.index.json").write_bytes(spoilt)
     with pytest.raises(CheckpointDamaged, match=str(tmp_path)), opened(tmp_path):
         pass
 

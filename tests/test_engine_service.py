@@ -133,7 +133,12 @@ def test_replies_to_callers_on_many_threads_are_the_ones_given_alone(service):
         assert list(pool.map(lambda prompt: tokens(service.generate(prompt, GREEDY)), prompts)) == alone
 
 
-def test_reply_that_nobody_reads_on_is_given_up_and_its_seat_serves_others(service):
+def test_reply_that_nobody_reads_on_is_given_up_and_its_seat_serves_others(service, kind, monkeypatch):
+    steps = []
+    if kind == "own":
+        engine = type(service._engine)
+        step = engine.step
+        monkeypatch.setattr(engine, "step", lambda self: steps.append(self.busy) or step(self))
     long = Sampling(temperature=0, max_tokens=600)
     begun = [service.generate(PROMPT, long) for _ in range(SEATS)]
     for replies in begun:
@@ -141,6 +146,7 @@ def test_reply_that_nobody_reads_on_is_given_up_and_its_seat_serves_others(servi
     for replies in begun:
         replies.close()
     assert len(tokens(service.generate(PROMPT, GREEDY))) == GREEDY.max_tokens
+    assert len(steps) < long.max_tokens / 2  # nobody waited for those 600 tokens
 
 
 class Forbids:

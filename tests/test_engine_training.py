@@ -7,10 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
@@ -47,6 +48,7 @@ from ringfence.model.train import (
 )
 from ringfence.model.trainable import Parent, hear, surprise
 from ringfence.model.upcycle import grow, start
+from ringfence.model.weights import GROWN
 from ringfence.proxy.cli.train import app
 
 CONTROLS = ("<|im_start|>", "<|im_end|>")
@@ -492,3 +494,16 @@ def test_terminated_command_keeps_its_work_and_says_how_to_go_on(parent, pool, o
     assert "--resume goes on" in rest
     assert not out.exists()
     assert (tmp_path / "work" / "checkpoint.safetensors").exists()
+
+
+def test_experts_that_ship_are_small_better_than_their_parent_and_used():
+    (path,) = GROWN.glob("*.delta")
+    report = json.loads(path.with_suffix(".json").read_text())
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["parent"] == report["parent"]
+    assert path.stat().st_size <= 25_000_000
+    assert report["plan"] == asdict(Plan())
+    assert report["loss"]["grown"] < report["loss"]["parent"]
+    assert [name for name, one in report["loss"]["sources"].items() if one["grown"] >= one["parent"]] == []
+    assert len(report["routing"]) == 30
+    assert all(len(layer) == Plan().experts and min(layer) > 0.01 for layer in report["routing"])

@@ -179,6 +179,21 @@ def test_sequences_together_say_what_each_says_alone(both, count):
 
 
 @torch.inference_mode()
+def test_more_sequences_than_lanes_say_what_each_says_alone(both):
+    pages, others = (Cache(both.config, 2 * LANES * PAGE, torch.float32) for _ in range(2))
+    told = []
+    new, same = ([(Held(), [id]) for id in range(LANES + 2)] for _ in range(2))
+    for group, cache in ((new, pages), (same, others)):
+        for held, _ in group:
+            cache.make_room(held, 1)
+    together = both.compute(new, pages, [1] * len(new))
+    alone = [both.decoder.compute([one], others, [1])[0] for one in same]
+    told = [near(logits, exact) for (_, logits), (_, exact) in zip(together, alone, strict=True)]
+    assert len(told) == LANES + 2
+    assert told.count(False) <= may_differ(both.decoder, told)
+
+
+@torch.inference_mode()
 def test_sequence_in_pieces_and_prompts_are_left_to_the_decoder_beside_those_who_speak(both):
     pages, exact = (Cache(both.config, 20 * PAGE, torch.float32) for _ in range(2))
 

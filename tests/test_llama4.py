@@ -161,12 +161,15 @@ def test_only_the_experts_that_a_token_is_given_to_are_computed():
         Cache(config, PAGE, torch.float32),
         Held(),
     )
-    cache.make_room(held, 3)
+    cache.make_room(held, 4)
     network([(held, [1, 2, 3])], cache)
     # queries to values, out, and two for the shared expert; then two for each of three experts at the most
     assert counted[:4] == [3, 3, 3, 3]
     assert len(counted[4:]) <= 6
     assert sum(counted[4::2]) == 3
+    counted.clear()
+    network([(held, [4])], cache)
+    assert counted == [1] * 6
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5 * PAGE)), max_size=60))

@@ -89,6 +89,11 @@ def test_scout_and_maverick_are_what_their_cards_say():
     assert [index for index, layer in enumerate(scout.layers, 1) if not layer.rope] == [*range(4, 49, 4)]
     assert {layer.chunk for layer in scout.layers if layer.rope} == {8192}
     assert {layer.chunk for layer in scout.layers if not layer.rope} == {None}
+    rope = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 16.0, "low_freq_factor": 1.0}
+    rope |= {"high_freq_factor": 1.0, "original_max_position_embeddings": 8192}
+    long = {**Llama4TextConfig().to_dict(), "max_position_embeddings": 10_485_760, "rope_parameters": rope}
+    assert read_config(long).context == 10_485_760
+    assert (read_config(long).rope.factor, read_config(long).rope.original) == (16.0, 8192)
     several = Llama4TextConfig(num_local_experts=128, interleave_moe_layer_step=2, use_qk_norm=False).to_dict()
     maverick = read_config({"model_type": "llama4", "text_config": several, "vision_config": {}})
     assert [layer.experts for layer in maverick.layers[:4]] == [0, 128, 0, 128]
