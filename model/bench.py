@@ -115,12 +115,12 @@ def measure_engine(
     prompt = [1 + index * 7 % 900 for index in range(36)]
     long = [1 + index * index * 7 % 900 for index in range(PROMPT)]
     speed = "tokens/s"
-    alone, peer, theirs = alternate(own.decode, "transformers", stock.decode, prompt)
-    yield Pace("one reply", speed, alone, peer, theirs, bar=5)
-    yield Pace("one reply", speed, alone, "reading the weights", read_speed() / per_token(own.network), bar=0.5)
+    yield Pace("one reply", speed, *alternate(own.decode, "transformers", stock.decode, prompt), bar=5)
+    weight = per_token(own.network)
+    reading = alternate(own.decode, "reading the weights", lambda _: read_speed() / weight, prompt)
+    yield Pace("one reply", speed, *reading, bar=0.5)
     yield Pace(f"a prompt of {PROMPT}", speed, *alternate(own.read, "transformers", stock.read, long))
-    together = statistics.median(own.decode_together(prompt) for _ in range(TURNS))
-    yield Pace(f"{TOGETHER} replies", speed, together, "one reply", alone, bar=3)
+    yield Pace(f"{TOGETHER} replies", speed, *alternate(own.decode_together, "one reply", own.decode, prompt), bar=3)
     if draft is not None:
         yield measure_draft(own, path, draft, bits)
     if gguf is not None:

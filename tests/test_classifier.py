@@ -21,7 +21,16 @@ from ringfence.guard.check import Passage
 from ringfence.guard.checks.classifier import ClassifierCheck
 from ringfence.guard.classifier.encoder import BATCH, Encoder
 from ringfence.guard.classifier.heads import HAZARDS, HEADS, TASKS
-from ringfence.guard.classifier.scorer import HEADS_FILE, TOKENIZER, WEIGHTS, Heads, Scorer, Scores, WeightsError
+from ringfence.guard.classifier.scorer import (
+    CALIBRATION,
+    HEADS_FILE,
+    TOKENIZER,
+    WEIGHTS,
+    Heads,
+    Scorer,
+    Scores,
+    WeightsError,
+)
 from ringfence.guard.classifier.tokens import (
     PROMPT_TOKENS,
     READ_LIMIT,
@@ -76,6 +85,15 @@ def tokenizer():
 
 def test_weights_take_at_most_26_megabytes():
     assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) <= 26_000_000
+
+
+def test_calibration_keeps_the_scores_that_its_curves_were_fitted_on(scorer):
+    kept = json.loads((WEIGHTS / CALIBRATION).read_text())
+    assert set(kept["curves"]) == set(kept["scores"]) == set(kept["labels"]) >= set(TASKS)
+    for head, scores in kept["scores"].items():
+        assert len(scores) == len(kept["labels"][head])
+        assert set(kept["labels"][head]) == {"0", "1"}
+        assert scorer.reach[head] == (min(scores), max(scores))
 
 
 def test_running_the_model_loads_no_training_library():
@@ -233,6 +251,20 @@ def test_a_character_that_spells_out_eighteen_counts_as_so_many(tokenizer):
     assert not cut(tokenizer, "\ufdfa" * 5_000)[1]
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["word " * 2_000_000, "x" * 10_000_000, "🙂" * 2_500_000, "e" + "\u0301" * 5_000_000, "\ud800" * 3_000_000],
+    ids=["words", "one word", "emoji", "marks", "surrogates"],
+)
+def test_ten_megabytes_of_anything_take_bounded_memory(tokenizer, text):
+    tracemalloc.start()
+    _, truncated = cut(tokenizer, text)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert truncated
+    assert peak < 200 * READ_LIMIT + 3 * 4 * len(text)  # the text itself, mended, at four bytes a character
+
+
 class CountingSession:
     """Answers every window alike and counts the passes."""
 
@@ -242,6 +274,14 @@ class CountingSession:
     def run(self, _, feed):
         self.passes += 1
         return [np.zeros((len(feed["ids"]), 4), np.float32)]
+
+
+def test_a_window_is_judged_as_a_text_of_one_window_is(scorer, tokenizer):
+    for text, prompt in (("How do I beat an egg?", None), ("No.", "May I?")):
+        (window,), _ = cut(tokenizer, text, prompt)
+        scores = scorer.score(text, prompt)
+        expected = [{**scores.tasks, **scores.hazards}[head] for head in HEADS]
+        np.testing.assert_array_equal(scorer.judge([window])[0], np.array(expected, np.float32))
 
 
 def test_known_text_is_not_read_again_and_memory_is_bounded(tokenizer):

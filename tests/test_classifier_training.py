@@ -24,7 +24,9 @@ from typer.testing import CliRunner
 from ringfence.guard.classifier import corpus as corpora
 from ringfence.guard.classifier import make as making
 from ringfence.guard.classifier import sources as reading
+from ringfence.guard.classifier import teachers
 from ringfence.guard.classifier.added import ADDED, reduce, restore
+from ringfence.guard.classifier.answers import SHIPPED, TAUGHT, keep, read, recall
 from ringfence.guard.classifier.base import MINILM, Published
 from ringfence.guard.classifier.calibrate import calibrate, temper
 from ringfence.guard.classifier.card import LIMITS, Origin
@@ -244,10 +246,9 @@ def test_rows_that_were_written_to_measure_by_teach_nothing(pool):
     assert replace(corpus, ours={}) == before
 
 
-def test_no_shipped_source_has_a_licence_that_forbids_commercial_use():
-    assert not [
-        source.file for source in SOURCES if source.free and ("NC" in source.licence or "none" in source.licence)
-    ]
+def test_every_shipped_source_has_a_licence_that_allows_commercial_use():
+    allowed = ("Apache-2.0", "MIT", "CC-BY-4.0", "CC-BY-SA-3.0", "CC0-1.0", "ODC-BY")
+    assert not [(one.file, one.licence) for one in SOURCES if one.free and not one.licence.startswith(allowed)]
 
 
 def test_broken_line_of_a_pool_is_named(pool):
@@ -389,7 +390,7 @@ def test_teacher_is_heard_on_heads_that_nobody_labelled(tokenizer, tmp_path):
     for _ in fit(network, examples, seen, plan, tmp_path / "c.pt", torch.device("cpu"), soft=[soft]):
         pass
     out = torch.empty_like(soft)
-    steps = list(predict(network, seen[0], plan, torch.device("cpu"), out))
+    steps = list(predict(network, seen[0], out, plan, torch.device("cpu")))
     assert steps[-1].done == steps[-1].total == len(steps)
     river = torch.tensor(["river" in one.text for one in examples])
     assert ((out[:, HEADS.index("attack")] > 0.5) == river).float().mean() > 0.9
@@ -408,6 +409,44 @@ def test_what_a_teacher_says_weighs_less_than_a_label_and_nothing_where_it_makes
     assert batch.weights[0, at("prompt_harm")] > batch.weights[0, at("attack")] > 0
     assert batch.weights[0, at("refusal")] == batch.weights[1, at("prompt_harm")] == 0
     assert 0 < batch.weights[0, at("S1")] < batch.weights[0, at("attack")]
+
+
+def test_no_teacher_sees_a_hazard_in_what_does_no_harm(tokenizer):
+    examples = [Example("a letter", {"prompt_harm": 0.0}, ""), Example("a bomb", {"prompt_harm": 1.0, "S9": 0.0}, "")]
+    windows, targets, at = views(examples, tokenizer, 1)[0], Targets.of(examples, PLAN), HEADS.index("S9")
+    soft = torch.full((2, len(HEADS)), 0.75)
+    batch = collate([0, 1], windows, targets, soft, PLAN, torch.device("cpu"))
+    assert batch.labels[0, at] == pytest.approx(PLAN.smoothing)
+    assert batch.labels[1, at] == pytest.approx((1 - PLAN.trust) * PLAN.smoothing + PLAN.trust * 0.75)
+
+
+def test_answers_are_found_again_by_what_the_windows_hold(tokenizer, tmp_path):
+    seen, random = views(lessons(), tokenizer), np.random.default_rng(3)
+    windows = list(dict.fromkeys([*seen[0], *seen[1]]))
+    said = torch.from_numpy(random.random((len(windows), len(HEADS)), np.float32))
+    keep(tmp_path / "said", windows, said, "somebody")
+    soft, teacher = recall(tmp_path / "said", seen)
+    assert teacher == "somebody"
+    for windows_seen, found in zip(seen, soft, strict=True):
+        expected = said[[windows.index(window) for window in windows_seen]]
+        torch.testing.assert_close(found, expected, atol=0.5 / 255 + 1e-6, rtol=0)
+    as_response = [replace(seen[0][0], kinds=tuple(1 for _ in seen[0][0].kinds))]
+    with pytest.raises(ValueError, match="nothing about 1 of 1 texts"):
+        recall(tmp_path / "said", [as_response])
+    with pytest.raises(FileNotFoundError):
+        recall(tmp_path / "none", seen)
+    (tmp_path / "half").write_bytes((tmp_path / "said").read_bytes()[:-100])
+    keep(tmp_path / "narrow", windows, said[:, 1:], "somebody")
+    for name in ("half", "narrow"):
+        with pytest.raises(ValueError, match=name):
+            recall(tmp_path / name, seen)
+
+
+def test_the_answers_that_are_kept_are_those_that_the_shipped_weights_learnt_from():
+    known, said, teacher = read(SHIPPED)
+    assert teacher == json.loads((WEIGHTS / "card.json").read_text())["teacher"]
+    assert len(np.unique(known)) == len(known) == len(said)
+    assert len(known) > json.loads((WEIGHTS / "card.json").read_text())["training"]["examples"]
 
 
 def test_what_does_no_harm_is_no_hazard_either():
@@ -649,17 +688,21 @@ def tiny(pool, tmp_path, monkeypatch):
     large = MPNetModel(MPNetConfig(vocab_size=30527, max_position_embeddings=258, **sizes))
     taught = replace(TINY, positions=258, first=2, buckets=32)
     monkeypatch.setattr(making, "MINILM", published("small", ("tiny-small==1",), small, wheels))
-    monkeypatch.setattr(making, "MPNET", published("large", PARTS, large, wheels))
-    monkeypatch.setattr(making, "MPNET_SHAPE", taught)
-    monkeypatch.setattr(making, "load_base", lambda path, shape=TINY: load_base(path, shape))
+    large_one = published("large", PARTS, large, wheels)
+    for module in (making, teachers):
+        monkeypatch.setattr(module, "MPNET", large_one)
+        monkeypatch.setattr(module, "MPNET_SHAPE", taught)
+        monkeypatch.setattr(module, "load_base", lambda path, shape=TINY: load_base(path, shape))
     for module in (making, corpora):
         monkeypatch.setattr(module, "load_corpus", partial(load_corpus, own=pool, sources=POOL))
     return ("train", "guard", "--pool", str(pool), "--work", str(tmp_path / "work"), "--wheels", str(wheels))
 
 
 def test_one_command_makes_weights_of_a_pool_with_their_card(tiny, pool, tmp_path):
+    tiny = (*tiny, "--teacher", "larger")
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "checkpoint-2.pt").write_bytes(b"of another training")
+    (tmp_path / "work" / TAUGHT).write_bytes(b"of another training")
     done = CliRunner().invoke(app, tiny)
     assert done.exit_code == 0, done.output
     made = tmp_path / "work" / "weights"
@@ -672,7 +715,8 @@ def test_one_command_makes_weights_of_a_pool_with_their_card(tiny, pool, tmp_pat
     assert set(card["unseen_sources"]) == {"bought", "apart", "all"}
     assert card["unseen_sources"]["all"]["prompt_harm"]["n"] == 80
     assert card["limits"] == list(LIMITS)
-    assert {path.name for path in (tmp_path / "work").glob("*.pt")} == {"teacher.pt", "answers.pt", "checkpoint.pt"}
+    assert card["teacher"].startswith("a larger network, large")
+    assert {path.name for path in (tmp_path / "work").glob("*.pt")} == {"teacher.pt", "checkpoint.pt"}
     page = CliRunner().invoke(app, ["train", "card", "--weights", str(made)])
     assert f"revision `{scorer.revision}`" in page.output
     again = CliRunner().invoke(app, ["train", "card", "--weights", str(made), "--pool", str(pool), "--json"])
@@ -686,9 +730,60 @@ def test_one_command_makes_weights_of_a_pool_with_their_card(tiny, pool, tmp_pat
     shutil.rmtree(tmp_path / "work")
     assert CliRunner().invoke(app, tiny).exit_code == 0
     assert weights_in(made) == before
-    assert CliRunner().invoke(app, [*tiny, "--no-teacher"]).exit_code == 0
-    assert {path.name for path in made.iterdir()} == {*FILES, ORDINARY, "card.json"}
+
+
+def test_one_command_makes_the_same_weights_of_the_answers_that_were_kept(tiny, tmp_path, monkeypatch):
+    made, out = tmp_path / "work" / "weights", tmp_path / "out"
+    assert CliRunner().invoke(app, [*tiny, "--teacher", "none"]).exit_code == 0
     assert json.loads((made / "card.json").read_text())["teacher"] is None
+    first = [*tiny, "--out", str(out), "--teacher"]
+    assert CliRunner().invoke(app, [*first, str(made)]).exit_code == 0
+    taught = f"weights of revision {Scorer.load(made).revision}, recipe shipped"
+    assert json.loads((out / "card.json").read_text())["teacher"] == taught
+    before = weights_in(out)
+    (tmp_path / "work" / TAUGHT).rename(tmp_path / TAUGHT)
+    monkeypatch.setattr(teachers, "SHIPPED", tmp_path / TAUGHT)
+    assert CliRunner().invoke(app, first[:-1]).exit_code == 0
+    assert weights_in(out) == before
+    assert (out / "heads.safetensors").read_bytes() != (made / "heads.safetensors").read_bytes()
+
+
+def test_a_teacher_that_cannot_teach_is_refused_before_anything_is_lost(tiny, tmp_path):
+    made, work = tmp_path / "work" / "weights", tmp_path / "work"
+    assert CliRunner().invoke(app, [*tiny, "--teacher", "none"]).exit_code == 0
+    before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
+    own, card = tmp_path / "own", json.loads((made / "card.json").read_text())
+    shutil.copytree(made, own)
+    (own / "card.json").write_text(json.dumps({**card, "recipe": "everything"}))
+    for more, said in (
+        (("--teacher", str(tmp_path / "nowhere")), "nowhere"),
+        (("--teacher", str(made)), "overwritten by its pupil"),
+        (("--teacher", str(own)), "its recipe is everything"),
+        ((), "--teacher none, or one that can be asked"),
+    ):
+        done = CliRunner().invoke(app, [*tiny, *more])
+        assert (done.exit_code, said in " ".join(done.output.split())) == (2, True), done.output
+    assert {path: path.read_bytes() for path in work.rglob("*") if path.is_file()} == before
+
+
+def test_a_teacher_is_asked_once_and_another_is_asked_anew(tiny, tmp_path, monkeypatch):
+    asked, judge = [], Scorer.judge
+    monkeypatch.setattr(Scorer, "judge", lambda self, windows: asked.append(self.revision) or judge(self, windows))
+    made, out, one, two = tmp_path / "work" / "weights", tmp_path / "out", tmp_path / "one", tmp_path / "two"
+    for number, folder in ((1, one), (2, two)):
+        assert CliRunner().invoke(app, [*tiny, "--teacher", "none", "--seed", str(number)]).exit_code == 0
+        made.rename(folder)
+    checkpoint = tmp_path / "work" / "checkpoint.pt"
+    checkpoint.unlink()
+    taught_by = [*tiny, "--out", str(out), "--resume", "--teacher"]
+    assert CliRunner().invoke(app, [*taught_by, str(one)]).exit_code == 0
+    once = list(asked)
+    assert set(once) == {Scorer.load(one).revision}
+    assert CliRunner().invoke(app, [*taught_by, str(one)]).exit_code == 0
+    assert asked == once
+    checkpoint.unlink()
+    assert CliRunner().invoke(app, [*taught_by, str(two)]).exit_code == 0
+    assert set(asked[len(once) :]) == {Scorer.load(two).revision}
 
 
 def weights_in(folder):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ringfence.guard.classifier.base import MPNET, Published
+from ringfence.guard.classifier.base import Published
 from ringfence.guard.classifier.calibrate import tells
 from ringfence.guard.classifier.corpus import Corpus
 from ringfence.guard.classifier.examples import Example, Recipe
@@ -48,25 +48,24 @@ class Origin:
 
     Attributes:
         published: the encoder that it started from.
-        teacher: how the network was trained that taught it, if one did.
+        teacher: whose answers it learnt from beside the labels, if anybody's.
     """
 
     published: Published
     recipe: Recipe
     plan: Plan
-    teacher: Plan | None = None
+    teacher: str | None = None
 
 
 def write_card(scorer: Scorer, corpus: Corpus, origin: Origin) -> dict[str, Any]:
     """Measure the weights on every report source, and say where they come from."""
-    base, teacher = origin.published, origin.teacher
+    base = origin.published
     return {
-        "version": 4,
+        "version": 5,
         "revision": scorer.revision,
         "recipe": origin.recipe.value,
         "base": {"name": base.name, "licence": base.licence, "sha256": base.sha256},
-        "teacher": teacher
-        and {"name": MPNET.name, "licence": MPNET.licence, "sha256": MPNET.sha256, "plan": asdict(teacher)},
+        "teacher": origin.teacher,
         "heads": list(HEADS),
         "plan": asdict(origin.plan),
         "training": {

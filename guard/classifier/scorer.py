@@ -216,12 +216,21 @@ class Scorer:
             yield features[at : at + len(windows)], windows, cut_off
             at += len(windows)
 
+    def judge(self, windows: Sequence[Window]) -> Logits:
+        """Return the probability of each head for each window: (windows, heads)."""
+        return self._calibrated(self.heads.logits(numbers(self._encoder.features(windows))))
+
+    def _calibrated(self, logits: Logits) -> Logits:
+        """Return probabilities of logits (n, heads)."""
+        probabilities: Logits = 1 / (1 + np.exp(-(logits * self._slopes + self._offsets)))
+        return probabilities
+
     def _summarise(
         self, text: str, prompt: str | None, features: Features, windows: Sequence[Window], cut_off: bool
     ) -> Scores:
         """Take each head's highest window; the hazards are those of the most harmful one."""
         logits = self.heads.logits(features)
-        probabilities = 1 / (1 + np.exp(-(logits * self._slopes + self._offsets)))  # (windows, heads)
+        probabilities = self._calibrated(logits)
         if windows[0].empty:
             probabilities[:] = 0  # nothing was said
         worst = {task: int(logits[:, HEADS.index(task)].argmax()) for task in TASKS}

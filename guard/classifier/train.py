@@ -40,6 +40,9 @@ UNLABELLED = 0.5
 OWN_WEIGHT = 1.5
 """The project's own rows say exactly what the heads mean; each counts as so many."""
 
+ASKING = "asking the teacher"
+"""The part of the work between its training and that of its pupil."""
+
 PARTS = 4
 """Pieces of one batch that a CPU computes apart: twice the cores of a small machine, so that none waits long."""
 
@@ -120,7 +123,7 @@ def fit(
 
 
 def predict(
-    network: Network, windows: Sequence[Window], plan: Plan, device: torch.device, out: Tensor
+    network: Network, windows: Sequence[Window], out: Tensor, plan: Plan, device: torch.device
 ) -> Iterator[Step]:
     """Write the probabilities that a trained network gives each window into `out` (windows, heads)."""
     worker = deepcopy(network).to(device, torch.bfloat16).eval()
@@ -133,7 +136,7 @@ def predict(
 
     with one_core_each() as pool:
         for done, _ in enumerate(pool.map(answer, batches), 1):
-            yield Step("asking the teacher", done, len(batches))
+            yield Step(ASKING, done, len(batches))
 
 
 @contextmanager
@@ -213,7 +216,8 @@ class Targets:
     """What the examples say of each head: labels and weights (examples, heads), weight 0 where a head is not labelled.
 
     Attributes:
-        asked: whether a teacher's word on a head counts: a prompt is no refusal, a response no harmful prompt.
+        asked: whether a teacher's word on a head counts: a prompt is no refusal, a response no harmful prompt, and
+            what does no harm no hazard.
     """
 
     labels: Tensor
@@ -239,7 +243,7 @@ class Targets:
             if example.labels.get(harm, 1.0) == 0 and harm not in example.doubt:
                 for at, head in enumerate(HEADS):
                     if head in HAZARDS and head not in example.labels:
-                        weights[index, at] = own * HARMLESS_WEIGHT
+                        weights[index, at], asked[index, at] = own * HARMLESS_WEIGHT, 0.0
             for head in ("response_harm", "refusal") if example.prompt is None else ("prompt_harm",):
                 asked[index, HEADS.index(head)] = 0.0
         return cls(labels * (1 - 2 * plan.smoothing) + plan.smoothing, weights, asked)
@@ -257,9 +261,9 @@ def collate(
     rows = torch.tensor(chosen)
     labels, weights = targets.labels[rows], targets.weights[rows]
     if soft is not None:
-        labelled, taught = weights > 0, soft[rows]
-        labels = torch.where(labelled, (1 - plan.trust) * labels + plan.trust * taught, taught)
-        weights = torch.where(labelled, weights, UNLABELLED * teacher_weights(taught, targets.asked[rows]))
+        labelled, taught, asked = weights > 0, soft[rows], targets.asked[rows]
+        labels = torch.where(labelled, labels + plan.trust * asked * (taught - labels), taught)
+        weights = torch.where(labelled, weights, UNLABELLED * teacher_weights(taught, asked))
     return Batch(*pad([windows[index] for index in chosen], device), labels.to(device), weights.to(device))
 
 

