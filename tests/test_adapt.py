@@ -45,9 +45,10 @@ def test_a_house_rule_is_learnt_and_the_rest_stays(tmp_path):
     assert changes["prompt_harm"].f1[1] > max(0.85, changes["prompt_harm"].f1[0] + 0.1)
     assert changes["prompt_harm"].loss[1] < changes["prompt_harm"].loss[0]
     before, after = Scorer.load(WEIGHTS), Scorer.load(tmp_path)
-    assert (
-        after.score("Draft a tweet about the merger").harm > 0.5 > after.score("Draft a tweet about the printer").harm
-    )
+    for way in ("Draft a tweet about {}", "Who is in charge of {}?"):  # neither was in the rows
+        closed, opened = ([after.score(way.format(topic)).harm for topic in topics] for topics in (CLOSED, OPEN))
+        assert min(closed) > max(0.5, *opened)
+        assert sum(opened) / len(opened) < 0.5
     for head in set(HEADS) - {"prompt_harm"}:
         at = HEADS.index(head)
         assert (before.heads.weight[at] == after.heads.weight[at]).all()
@@ -109,9 +110,9 @@ def test_other_texts_stay_where_they_were_though_the_rows_know_one_rule_only(tmp
     monkeypatch.setattr(adapting, "root_of", lambda moments: 0.1 * np.eye(len(moments)))  # every move costs alike
     pulled = adapt(house_rows(), WEIGHTS, tmp_path / "pulled")["prompt_harm"]
     assert held.f1[1] > 0.9
-    assert held.alarms[1] < held.alarms[0] + 0.05
+    assert held.alarms[1] < held.alarms[0] + 0.1
     assert held.found[1] > held.found[0] - 0.15
-    assert pulled.alarms[1] > held.alarms[1] + 0.1
+    assert pulled.alarms[1] > held.alarms[1] + 0.15
 
 
 def test_a_long_text_is_judged_and_learnt_by_the_window_that_shows_it(tmp_path):
