@@ -4,6 +4,7 @@ What is compared runs in turns in one process, on as many threads. And what each
 conversations. Knows nothing of HTTP or safety.
 """
 
+import ctypes
 import statistics
 import subprocess
 import sys
@@ -102,7 +103,8 @@ def measure_engine(
 
     Args:
         path: the checkpoint's folder.
-        gguf: the same weights for llama.cpp, where that is installed.
+        gguf: the same weights for llama.cpp, where that is installed; it is timed with them as they are, and, where
+            ours are kept in eight bits, in as many.
         draft: the folder of a smaller one that guesses what it says.
 
     Raises:
@@ -124,16 +126,34 @@ def measure_engine(
     if draft is not None:
         yield measure_draft(own, path, draft, bits)
     if gguf is not None:
-        llama = Llamacpp(gguf, threads)
-        yield Pace("one reply", speed, *alternate(own.decode, "llama.cpp", llama.decode, prompt), bar=1)
-        yield Pace(f"a prompt of {PROMPT}", speed, *alternate(own.read, "llama.cpp", llama.read, long), bar=2)
-        if experts_of(path) is not None:  # llama.cpp has none
-            with without_experts(path) as dense:
-                parent = Own.of(dense, bits, threads)
-            dense_pace = alternate(parent.decode, "llama.cpp", llama.decode, prompt)
-            yield Pace("one reply, no experts", speed, *dense_pace, bar=1)
+        yield from measure_beside_llamacpp(own, path, bits, threads, gguf, prompt, long)
     yield measure_experts()
     yield from measure_start(path, bits, threads)
+
+
+def measure_beside_llamacpp(
+    own: "Own", path: Path, bits: Bits, threads: int, gguf: Path, short: Sequence[int], long: Sequence[int]
+) -> Iterator[Pace]:
+    """Compare with llama.cpp: on as many bits, and on its file as it is.
+
+    Args:
+        short, long: tokens of prompts.
+    """
+    speed, sides = "tokens/s", {"llama.cpp": Llamacpp(gguf, threads)}
+    if bits == 8:
+        with TemporaryDirectory(prefix="ringfence-") as beside:
+            sides = {"llama.cpp, Q8_0": Llamacpp(in_eight_bits(gguf, Path(beside)), threads), **sides}
+    same = next(iter(sides))
+    for peer, llama in sides.items():
+        yield Pace(
+            "one reply", speed, *alternate(own.decode, peer, llama.decode, short), bar=1 if peer == same else None
+        )
+        yield Pace(f"a prompt of {PROMPT}", speed, *alternate(own.read, peer, llama.read, long), bar=2)
+    if experts_of(path) is not None:  # llama.cpp has none
+        with without_experts(path) as dense:
+            parent = Own.of(dense, bits, threads)
+        pace = alternate(parent.decode, same, sides[same].decode, short)
+        yield Pace("one reply, no experts", speed, *pace, bar=1)
 
 
 @contextmanager
@@ -270,6 +290,22 @@ class Llamacpp:
         return len(prompt) / (time.perf_counter() - started)
 
 
+def in_eight_bits(gguf: Path, folder: Path) -> Path:
+    """Let llama.cpp write a checkpoint with eight bits a weight (Q8_0), which loses next to nothing of fewer.
+
+    Raises:
+        WeightsDamaged: it cannot.
+    """
+    import llama_cpp  # type: ignore[import-not-found, unused-ignore]
+
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype, settings.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, True
+    written = folder / "eight.gguf"
+    if llama_cpp.llama_model_quantize(bytes(gguf), bytes(written), ctypes.byref(settings)):
+        raise WeightsDamaged(f"llama.cpp cannot write {gguf} in eight bits")
+    return written
+
+
 def per_token(network: Network) -> int:
     """Return the bytes of weights that one token of one sequence reads."""
     if isinstance(network, Both):
@@ -320,7 +356,7 @@ def measure_draft(own: Own, path: Path, draft: Path, bits: Bits) -> Pace:
         DraftDiffers: it cannot draft for this one.
         TemplateRefused: the checkpoint cannot be asked.
     """
-    network, _ = read_draft(draft, path, bits)
+    network, _ = read_draft(draft, path, bits, torch.get_num_threads())
     asked = Chat.load(path).render([("user", QUESTION)])
     drafted = partial(own.decode_guessing, draft=network)
     return Pace("one reply, drafted", "tokens/s", *alternate(drafted, "without a draft", own.decode_guessing, asked))
@@ -369,8 +405,8 @@ def measure_start(path: Path, bits: Bits, threads: int) -> Iterator[Pace]:
 def measure_loss(path: Path, file: Path, threads: int) -> Iterator[Pace]:
     """Measure how surprising what the assistant says in conversations is to a checkpoint, in each form of its weights.
 
-    In four bits they are read as at work: what the assistant says a token at a time, which is done in four bits, and
-    what it is told at once, which is done in eight. In the other forms all is read at once.
+    Where a graph computes it, in four bits and eight, they are read as at work: what the assistant says a token at a
+    time, in groups, and what it is told at once, in eight bits a row. In the other forms all is read at once.
 
     Args:
         file: JSON lines, as `read_file` has them; of each conversation the first `PROMPT` tokens count.
@@ -387,7 +423,8 @@ def measure_loss(path: Path, file: Path, threads: int) -> Iterator[Pace]:
     exact = None
     for bits in sorted(FORMS, reverse=True):
         # One form at a time is in memory.
-        lost = loss(*read(path, config, bits, threads), examples, singly=bits == 4)
+        network, cache = read(path, config, bits, threads)
+        lost = loss(network, cache, examples, singly=isinstance(network, Both))
         yield Pace(f"loss at {bits} bits", "nats/token", lost, "at 32 bits" if exact else "", exact)
         exact = exact or lost
 

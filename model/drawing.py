@@ -107,7 +107,11 @@ class Drawing:
 
     def summed(self, x: str, product: Linear, y: str, more: Linear) -> str:
         """Draw the sum of two products; in groups as one product, which takes less than two and a sum."""
-        if isinstance(product, Grouped) and isinstance(more, Grouped) and product.bits == more.bits:
+        if (
+            isinstance(product, Grouped)
+            and isinstance(more, Grouped)
+            and (product.bits, product.group) == (more.bits, more.group)
+        ):
             return self.grouped(x, product.behind(more), [y])
         return self._node("Add", self.product(x, product), self.product(y, more))
 
@@ -145,7 +149,13 @@ class Drawing:
         weights: Sequence[NDArray[Any]] = (product.steps, product.scale, zero)
         self.size += sum(weight.nbytes for weight in weights)
         bias = () if product.bias is None else ("", self.constant(product.bias))
-        settings = {"K": product.inputs, "N": rows, "bits": product.bits, "block_size": GROUP, "accuracy_level": 4}
+        settings = {
+            "K": product.inputs,
+            "N": rows,
+            "bits": product.bits,
+            "block_size": product.group,
+            "accuracy_level": 4,
+        }
         return self._node("MatMulNBits", x, *map(self._weight, weights), *bias, domain=MICROSOFT, **settings)
 
     def _output(self, name: str, value: str, width: int) -> None:

@@ -132,7 +132,7 @@ def _grouped(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return some rows as the kernel takes them, and their scales (in / group, rows, 2)."""
     rows, columns = weight.shape
     groups = weight.float().view(rows, -1, GROUP)
-    least, most = groups.aminmax(dim=-1, keepdim=True)
+    least, most = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)  # aminmax takes seven times as long
     scale = ((most - least) / 15).clamp(min=1e-12).bfloat16().float()
     middle = (least + 8 * scale).bfloat16().float()
     steps = ((groups - middle) / scale).round_().clamp_(-8, 7).add_(8).to(torch.int32).view(rows, columns)

@@ -44,22 +44,32 @@ FORMS: Mapping[Bits, tuple[Form, torch.dtype]] = {
 KEPT: Mapping[Bits, int] = {4: 13, 8: 8, 16: 16, 32: 32}
 """Bits that a weight takes in each: what is kept in four, with scale and offset of each group, is kept in eight too."""
 
-TOGETHER = 16
-"""Bits that a weight takes more for the graph of many lanes: until it is drawn, and once more as it is run."""
+DRAWN: Mapping[Bits, Forms] = {
+    8: Forms(Grouped.fine, Grouped.fine, Grouped.fine),
+    4: Forms(Grouped.exact, Grouped.of, Grouped.fine),
+}
+"""Of what a graph computes a token at a time, the best first: eight bits are unpacked so much faster than four that
+they take less time, too. Of four, the head alone would cost a fortieth of the loss, and the layers without what their
+groups are off by another twentieth."""
 
-FOUR = Forms(Grouped.exact, Grouped.of, Grouped.fine)
-"""Of what a graph computes a token at a time. On replies held out this costs a thousandth of the loss; the head in four
-bits a fortieth, and the layers without what their groups are off by another twentieth."""
+KEPT_DRAWN: Mapping[Bits, int] = {8: 8 + 9, 4: 8 + 5}
+"""As `KEPT`, where there is a graph beside the network in eight bits that reads prompts."""
+
+TOGETHER: Mapping[Bits, int] = {8: 24, 4: 16}
+"""Bits that a weight takes more for the graph of many lanes: until it is drawn, and once more as it is run."""
 
 CACHE = 512 << 20
 """Bytes for keys and values at most, unless a single context needs more; untouched parts take no memory."""
 
 
-def load(path: Path, bits: Bits = 4, threads: int | None = None, draft: Path | None = None) -> "Service | StockService":
+def load(
+    path: Path, bits: Bits | None = None, threads: int | None = None, draft: Path | None = None
+) -> "Service | StockService":
     """Read a checkpoint folder (config.json, *.safetensors) from disk; never from a network.
 
     Args:
         path: as `weights.locate` returns it.
+        bits: in which weights are kept; as `choose` says where left out.
         threads: cores to compute on, for the whole process; all but one where left out.
         draft: another such folder, of a smaller network that guesses what this one says.
 
@@ -69,7 +79,7 @@ def load(path: Path, bits: Bits = 4, threads: int | None = None, draft: Path | N
         DraftDiffers: the one network cannot draft for the other.
         NotEnoughMemory: before weights are read.
     """
-    torch.set_num_threads(threads or max(1, cores() - 1))
+    threads = threads or max(1, cores() - 1)
     with _readable(path):
         ends = end_tokens(path)
         try:
@@ -79,13 +89,25 @@ def load(path: Path, bits: Bits = 4, threads: int | None = None, draft: Path | N
                 raise DraftDiffers(f"{path} takes no draft, which only ringfence's own engine does: {error}") from error
             from ringfence.model.stock import StockService  # transformers takes seconds to import
 
-            return StockService.load(path, FORMS[bits][1], ends)
-    # First: the memory that it takes is then known.
-    drafting = read_draft(draft, path, bits) if draft else None
-    with _readable(path):
-        beside = drafting[1].size if drafting else 0
-        network, cache = read(path, config, bits, torch.get_num_threads(), beside)
+            torch.set_num_threads(threads)
+            return StockService.load(path, FORMS[bits or 4][1], ends)
+    with _all_cores(threads):
+        # First: the memory that it takes is then known.
+        drafting = read_draft(draft, path, bits, threads) if draft else None
+        with _readable(path):
+            beside = drafting[1].size if drafting else 0
+            network, cache = read(path, config, bits, threads, beside)
     return Service(Engine(network, cache, ends, draft=Draft(*drafting) if drafting else None))
+
+
+@contextmanager
+def _all_cores(threads: int) -> Iterator[None]:
+    """Let torch have all cores meanwhile, as nothing is computed beside it yet, and so many afterwards."""
+    torch.set_num_threads(max(threads, cores()))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -101,7 +123,7 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_draft(draft: Path, path: Path, bits: Bits) -> tuple[Network, Cache]:
+def read_draft(draft: Path, path: Path, bits: Bits | None, threads: int) -> tuple[Network, Cache]:
     """Read a checkpoint that is to draft for another, as `read` does.
 
     Raises:
@@ -116,16 +138,18 @@ def read_draft(draft: Path, path: Path, bits: Bits) -> tuple[Network, Cache]:
             config = read_shape(draft)
         except UnknownArchitecture as error:
             raise DraftDiffers(f"{draft} cannot draft, which only ringfence's own engine does: {error}") from error
-        return read(draft, config, bits, torch.get_num_threads())
+        return read(draft, config, bits, threads)
 
 
-def read(path: Path, config: Config, bits: Bits, threads: int, beside: int = 0) -> tuple[Network, Cache]:
+def read(path: Path, config: Config, bits: Bits | None, threads: int, beside: int = 0) -> tuple[Network, Cache]:
     """Read a checkpoint in one form of its weights, and make room for keys and values.
 
-    In four bits a dense Llama is computed by a graph as well, which wants keys and values in float32; what that leaves
-    to the decoder is many tokens at once, for which eight bits are faster. What has no graph has both in the decoder.
+    In few bits a dense Llama is computed by a graph as well, which wants keys and values in float32; what that leaves
+    to the decoder is many tokens at once, for which eight bits a row are faster. What has no graph has both, where it
+    is kept in four bits, in the decoder.
 
     Args:
+        bits: as `load`'s.
         beside: bytes that are free, and that something else will take.
 
     Raises:
@@ -133,10 +157,12 @@ def read(path: Path, config: Config, bits: Bits, threads: int, beside: int = 0) 
         DeltaDiffers: the experts in the folder are to other weights.
         NotEnoughMemory: before weights are read.
     """
-    (form, dtype), delta = FORMS[bits], experts_of(path)
-    drawn = bits == 4 and drawable(config, delta)
+    delta = experts_of(path)
+    bits = bits or choose(path, config, delta, beside)
+    form, dtype = FORMS[bits]
+    drawn = DRAWN.get(bits) if drawable(config, delta) else None
     kept = torch.float32 if drawn else dtype
-    tokens, together = room(path, config, bits, drawn, kept, beside)
+    tokens, together = room(path, config, bits, drawn is not None, kept, beside)
     cache = Cache(config, tokens, kept)
     try:
         with opened(path) as take:
@@ -149,7 +175,7 @@ def read(path: Path, config: Config, bits: Bits, threads: int, beside: int = 0) 
                 )
             if not drawn:
                 return decoder, cache
-            few = assemble(config, take, FOUR, dtype, delta)
+            few = assemble(config, take, drawn, dtype, delta)
     except KeyError as error:
         raise CheckpointDamaged(f"there is no tensor {error}") from error
     except ValueError as error:
@@ -172,24 +198,49 @@ def experts_of(path: Path) -> Delta | None:
     return delta
 
 
+def choose(path: Path, config: Config, delta: Delta | None, beside: int = 0) -> Bits:
+    """Say in which bits a checkpoint is kept where nobody said: the best for which there is memory, if it has a graph.
+
+    What has none is fastest in four.
+    """
+    if not drawable(config, delta):
+        return 4
+    context = used(config) * per_token(config, torch.float32)
+    return next((bits for bits in DRAWN if fits(weigh(path, config, bits, torch.float32) + beside + context)), 4)
+
+
 def room(path: Path, config: Config, bits: Bits, drawn: bool, dtype: torch.dtype, beside: int) -> tuple[int, bool]:
     """Return for how many tokens to keep keys and values: one context at least, where memory is enough for that.
 
     And whether it is enough for the graph of many lanes as well, with a whole context.
     """
-    per_token = 2 * len(config.layers) * config.kv_heads * config.head * dtype.itemsize
-    context = min(config.context, LONGEST)
+    each, context = per_token(config, dtype), used(config)
     if context < config.context:
         log.warning("%s: of its context of %d tokens %d are used at most", path.name, config.context, context)
-    count = count_weights(path)
-    weights = count * KEPT[bits] // 8 + beside
-    if bits < 16 or config.tied:  # the words stay as they are, beside the head; each network that is drawn has its own
-        weights += config.vocabulary * config.width * dtype.itemsize
-    many = count * TOGETHER // 8 if drawn else 0
-    together = drawn and fits(weights + many + context * per_token)
-    most = max(context, CACHE // per_token // PAGE * PAGE)
+    weights = weigh(path, config, bits, dtype, drawn=drawn) + beside
+    many = count_weights(path) * TOGETHER[bits] // 8 if drawn else 0
+    together = drawn and fits(weights + many + context * each)
+    most = max(context, CACHE // each // PAGE * PAGE)
     what = f"{path.name} at {bits} bits" + (" beside its draft" if beside else "")
-    return fitting(what, weights + (many if together else 0), per_token, context, most), together
+    return fitting(what, weights + (many if together else 0), each, context, most), together
+
+
+def weigh(path: Path, config: Config, bits: Bits, dtype: torch.dtype, drawn: bool = True) -> int:
+    """Return the bytes that a checkpoint's weights take in memory."""
+    size = count_weights(path) * (KEPT_DRAWN if drawn else KEPT)[bits] // 8
+    if bits < 16 or config.tied:  # the words stay as they are, beside the head; each network that is drawn has its own
+        size += config.vocabulary * config.width * dtype.itemsize
+    return size
+
+
+def per_token(config: Config, dtype: torch.dtype) -> int:
+    """Return the bytes that a token's keys and values take."""
+    return 2 * len(config.layers) * config.kv_heads * config.head * dtype.itemsize
+
+
+def used(config: Config) -> int:
+    """Return how many tokens of a checkpoint's context are used."""
+    return min(config.context, LONGEST)
 
 
 def cores() -> int:

@@ -1,6 +1,7 @@
 """The parts of a running proxy, and how they are put together: the composition root."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -35,12 +36,17 @@ class Service:
 
 
 def build(
-    settings: Settings, *, upstream: Upstream | None = None, checks: Mapping[str, Check] | None = None
+    settings: Settings,
+    *,
+    upstream: Upstream | None = None,
+    checks: Mapping[str, Check] | None = None,
+    warm: bool = False,
 ) -> Service:
     """Put the parts together.
 
     Args:
         upstream, checks: stand in for those that the policy names.
+        warm: have the checks load what they need now, and not at the first exchange.
 
     Raises:
         PolicyError, UnknownCheck, UnknownUpstream, WeightsMissing, StoreError, UnsafeBinding: nothing is served.
@@ -53,7 +59,23 @@ def build(
     path = policy_path(settings.policy) or SHIPPED  # settled here: while it is gone, no other takes its place
     first = load_policy(path)
     store = Store.open(settings.audit_path or Path(first.audit.path))
-    installed, history = load_checks() if checks is None else checks, History()
+    with ThreadPoolExecutor(1) as beside:  # a model and the guard's take seconds each: side by side, fewer
+        opening = beside.submit(lambda: upstream or open_upstream(_choice(first, settings)))
+        live = Live(_maker(path, first, settings, store, load_checks() if checks is None else checks), path)
+        if warm:
+            live.guard.warm()
+        return Service(settings, live, opening.result(), store, keys)
+
+
+def _maker(
+    path: Path, first: Policy, settings: Settings, store: Store, installed: Mapping[str, Check]
+) -> Callable[[], Guard]:
+    """Return what makes a guard of what the policy's files hold at the time.
+
+    Args:
+        first: what they held when the server started.
+    """
+    history = History()
 
     def make() -> Guard:
         nonlocal installed
@@ -67,7 +89,7 @@ def build(
             raise PolicyError(problems)
         return Guard(policy, checks=installed, store=store, history=history)
 
-    return Service(settings, Live(make, path), upstream or open_upstream(_choice(first, settings)), store, keys)
+    return make
 
 
 def _choice(policy: Policy, settings: Settings) -> UpstreamChoice:

@@ -100,7 +100,7 @@ class Llamacpp:
     """Where llama.cpp would be."""
 
     def __init__(self, gguf, threads):
-        assert (gguf.name, threads) == ("same.gguf", 1)
+        assert (gguf.name in ("same.gguf", "eight.gguf"), threads) == (True, 1)
 
     def decode(self, prompt):
         return 1.0
@@ -108,19 +108,22 @@ class Llamacpp:
     read = decode
 
 
-def test_beside_llama_cpp_a_mixture_is_measured_without_its_experts_too(folders, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("bits", "peers"), [(4, ["llama.cpp"]), (8, ["llama.cpp, Q8_0", "llama.cpp"])])
+def test_beside_llama_cpp_a_mixture_is_measured_without_its_experts_too(bits, peers, folders, tmp_path, monkeypatch):
     mixture = tmp_path / "mixture"
     shutil.copytree(folders / "large", mixture)
     with opened(mixture) as take:
         start(read_shape(mixture), take, revision(mixture), 4, 8, torch.Generator()).save(mixture / DELTA)
     read_all = []
     monkeypatch.setattr(bench, "Llamacpp", Llamacpp)
+    monkeypatch.setattr(bench, "in_eight_bits", lambda gguf, folder: folder / "eight.gguf")
     monkeypatch.setattr(bench_engine, "find_spec", lambda name: True)
     monkeypatch.setattr(bench, "read", lambda path, *more: read_all.append(experts_of(path)) or read(path, *more))
     (tmp_path / "same.gguf").touch()
-    shown = measure(mixture, "--gguf", tmp_path / "same.gguf")
-    beside = [row for row in told(shown) if row[1] == "llama.cpp"]
-    assert beside == [(what, "llama.cpp") for what in ("one reply", "a prompt of 32", "one reply, no experts")]
+    shown = measure(mixture, "--gguf", tmp_path / "same.gguf", "--bits", bits)
+    beside = [row for row in told(shown) if row[1] in peers]
+    both = [(what, peer) for peer in peers for what in ("one reply", "a prompt of 32")]
+    assert beside == [*both, ("one reply, no experts", peers[0])]
     assert [delta is None for delta in read_all] == [False, True]
     assert (mixture / DELTA).is_file()
 

@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from ringfence.model import memory
 from ringfence.model.checkpoint import read_shape
 from ringfence.model.config import Config, UnknownArchitecture, read_config
-from ringfence.model.loading import load, read
+from ringfence.model.loading import choose, load, read
 from ringfence.model.memory import count_weights
 from ringfence.model.sampler import Sampling
 from ringfence.model.weights import NotEnoughMemory, WeightsDamaged
@@ -286,13 +286,28 @@ def test_weights_are_counted_and_not_how_many_bits_they_are_stored_with(stored, 
     assert count_weights(tmp_path) == weights
 
 
-def test_graph_of_many_lanes_is_left_out_where_only_one_context_fits(made, monkeypatch):
+@pytest.mark.parametrize(("bits", "kept", "more"), [(4, 13, 16), (8, 17, 24)])
+def test_graph_of_many_lanes_is_left_out_where_only_one_context_fits(bits, kept, more, made, monkeypatch):
     path = made / "llama"
-    free = count_weights(path) * 13 // 8 + 64 * 64 * 4 + 128 * 2 * 4 * 2 * 16 * 4
-    for more, together in ((0, False), (2 * count_weights(path), True)):
-        monkeypatch.setattr(memory, "available", lambda more=more: free + more)
-        network, cache = read(path, read_shape(path), 4, 1)
+    free = count_weights(path) * kept // 8 + 64 * 64 * 4 + 128 * 2 * 4 * 2 * 16 * 4
+    for beside, together in ((0, False), (count_weights(path) * more // 8, True)):
+        monkeypatch.setattr(memory, "available", lambda beside=beside: free + beside)
+        network, cache = read(path, read_shape(path), bits, 1)
         assert (network.together, cache.tokens) == (together, 128)
+
+
+def test_weights_are_kept_in_eight_bits_where_there_is_memory_and_a_graph(made, monkeypatch):
+    path = made / "llama"
+    config, count = read_shape(path), count_weights(path)
+    eight = count * 17 // 8 + 64 * 64 * 4 + 128 * 2 * 4 * 2 * 16 * 4
+    for free, bits in ((eight, 8), (eight - 1, 4), (None, 8)):
+        monkeypatch.setattr(memory, "available", lambda free=free: free)
+        assert choose(path, config, None) == bits
+
+
+def test_weights_that_no_graph_computes_are_kept_in_four(tmp_path):
+    LlamaForCausalLM(LlamaConfig(**SIZES | {"hidden_size": 80})).save_pretrained(tmp_path)
+    assert choose(tmp_path, read_shape(tmp_path), None) == 4
 
 
 def test_context_that_is_not_used_to_its_end_is_said_by_load_and_info(copy, caplog):

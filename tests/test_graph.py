@@ -18,7 +18,7 @@ from ringfence.model.graph import LANES, Both, Graph, drawable, whole
 from ringfence.model.grouped import Grouped
 from ringfence.model.linear import FEW, GROUP
 from ringfence.model.llama4 import Grown
-from ringfence.model.loading import FOUR
+from ringfence.model.loading import DRAWN
 from ringfence.model.sampler import Sampling
 from ringfence.model.upcycle import start
 
@@ -67,13 +67,14 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[(kind, bits) for kind in KINDS for bits in DRAWN], ids=str)
 def both(request):
     """A graph, and a decoder of the very weights that it has."""
-    shape = dict(KINDS[request.param])
+    kind, bits = request.param
+    shape = dict(KINDS[kind])
     grown = shape.pop("grown", False)
     config, take = made(**shape)
-    decoder = assemble(config, take, FOUR, delta=experts(config, take) if grown else None)
+    decoder = assemble(config, take, DRAWN[bits], delta=experts(config, take) if grown else None)
     return Both(decoder, decoder, TOKENS, 1)
 
 
@@ -118,14 +119,26 @@ def test_what_the_graph_wrote_the_network_reads_and_the_other_way_round(both):
     assert near(after, exact[-5:])
 
 
-@pytest.mark.parametrize("means", [False, True])
-def test_two_products_in_one_are_their_sum(means):
+@pytest.mark.parametrize(
+    ("form", "width", "other"),
+    [
+        (Grouped.of, 96, Grouped.of),
+        (Grouped.exact, 96, Grouped.of),
+        (Grouped.fine, 128, Grouped.fine),
+        (Grouped.fine, 96, Grouped.fine),
+        (Grouped.fine, 128, Grouped.of),
+    ],
+    ids=["four bits", "means", "eight bits", "other groups", "other bits"],
+)
+def test_two_products_in_one_are_their_sum(form, width, other):
     torch.manual_seed(4)
-    form = Grouped.exact if means else Grouped.of
-    product, more = form(torch.randn(48, 96) + 0.5), Grouped.of(torch.randn(48, 64))
+    product, more = form(torch.randn(48, width) + 0.5), other(torch.randn(48, 64))
     # Rounding to eight bits leaves them: each group has the same whole numbers, so that its mean is the others', too.
     steps = torch.arange(GROUP) * 8.0 - 121
-    x, y = (torch.stack([steps[torch.randperm(GROUP)] for _ in range(3 * k)]).view(1, 3, k * GROUP) for k in (3, 2))
+    x, y = (
+        torch.stack([steps[torch.randperm(GROUP)] for _ in range(3 * inputs // GROUP)]).view(1, 3, inputs)
+        for inputs in (width, 64)
+    )
     drawing = Drawing(made()[0], 1)
     for name, value in (("x", x), ("y", y)):
         drawing.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(value.shape)))

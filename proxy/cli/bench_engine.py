@@ -33,7 +33,9 @@ LLAMACPP = "CMAKE_ARGS=-DGGML_NATIVE=OFF pip install llama-cpp-python"
 
 def engine(
     name: Annotated[str, typer.Argument(help="A pulled checkpoint's name, or a folder.")] = weights.DEFAULT,
-    bits: Annotated[int, typer.Option(help="In which weights are kept: 4, 8, 16 or 32.")] = 4,
+    bits: Annotated[
+        int | None, typer.Option(help="In which weights are kept: 4, 8, 16 or 32.  [default: as they are served]")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Cores for each side.")] = 2,
     gguf: Annotated[Path | None, typer.Option(help=f"The same weights for llama.cpp; needs `{LLAMACPP}`.")] = None,
     draft: Annotated[
@@ -54,13 +56,13 @@ def engine(
     """
     from ringfence.model.bench import measure_loss
     from ringfence.model.chat import TemplateRefused
-    from ringfence.model.checkpoint import CheckpointDamaged
+    from ringfence.model.checkpoint import CheckpointDamaged, read_shape
     from ringfence.model.config import UnknownArchitecture
     from ringfence.model.conversations import ConversationsUnusable
     from ringfence.model.delta import DeltaDiffers
-    from ringfence.model.loading import FORMS
+    from ringfence.model.loading import FORMS, choose, experts_of
 
-    if bits not in FORMS:
+    if bits not in (None, *FORMS):
         raise typer.BadParameter(f"weights are kept in {', '.join(map(str, FORMS))} bits, not {bits}")
     if loss and (gguf or draft):
         raise typer.BadParameter("--loss measures no speed; leave --gguf and --draft out")
@@ -72,7 +74,8 @@ def engine(
     try:
         path = Path(name) if Path(name).is_dir() else weights.locate(name)
         smaller = weights.locate(draft) if draft is not None else None
-        of_speed = measure_speed(path, bits, threads, gguf, smaller)  # type: ignore[arg-type]  # one of the keys
+        bits = bits or choose(path, read_shape(path), experts_of(path))
+        of_speed = measure_speed(path, bits, threads, gguf, smaller)
         for pace in measure_loss(path, loss, threads) if loss else of_speed:
             paces.append(pace)
     except (
@@ -119,7 +122,7 @@ def time_to_ready(path: Path) -> float:
     return seconds
 
 
-def show(paces: Sequence["Pace"], bits: int, threads: int, as_json: bool) -> None:
+def show(paces: Sequence["Pace"], bits: int | None, threads: int, as_json: bool) -> None:
     """Print measurements."""
     if as_json:
         typer.echo(json.dumps({"bits": bits, "threads": threads, "paces": [told(pace) for pace in paces]}))

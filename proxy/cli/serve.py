@@ -73,8 +73,7 @@ def serve(
         settings = read_settings(**given)
         listener = _listen(settings)
         with Console(stderr=True).status("loading"):
-            service = build(settings)
-            service.live.guard.warm()
+            service = build(settings, warm=True)
     except (
         PolicyError,
         UnknownCheck,
