@@ -63,7 +63,8 @@ def assemble(
     forms = form if isinstance(form, Forms) else Forms(form, form, form)
     blocks = [_block(config, index, below(f"model.layers.{index}."), forms) for index in range(len(config.layers))]
     if delta:
-        blocks = [_grown(block, index, config, delta, forms.experts, dtype) for index, block in enumerate(blocks)]
+        for index in filter(delta.grows, range(len(blocks))):
+            blocks[index] = _grown(blocks[index], index, config, delta, forms.experts, dtype)
     head = words if config.tied else read("lm_head.weight", config.vocabulary, config.width)
     return Decoder(config, words, blocks, read("model.norm.weight", config.width), forms.head(head, None))
 

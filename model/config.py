@@ -97,6 +97,11 @@ class Config:
     halves: bool = False
 
 
+def mixtures(count: int, interleave: int) -> range:
+    """Return which of so many layers are mixtures where one in `interleave` is: the last of each so many."""
+    return range(interleave - 1, count, interleave)
+
+
 def read_config(data: Any) -> Config:
     """Read what Hugging Face's config.json says: of Llama 4 (its text part) and of dense Llama-like checkpoints.
 
@@ -119,7 +124,7 @@ def _llama4(data: Mapping[str, Any]) -> Config:
     # null is no chunks, which is not the same as to say nothing
     chunk = _whole(data, "attention_chunk_size", 8192) if data.get("attention_chunk_size", 0) is not None else None
     experts, sparse = _whole(data, "num_local_experts", 16), data.get("moe_layers")
-    sparse = range(step - 1, count, step) if sparse is None else sparse
+    sparse = mixtures(count, step) if sparse is None else sparse
     if not isinstance(sparse, list | tuple | range) or not set(map(str, sparse)) <= set(map(str, range(count))):
         raise ValueError(f"moe_layers must be some of the layers 0 to {count - 1}, got {short(sparse)}")
     layers = tuple(

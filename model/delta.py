@@ -33,17 +33,24 @@ class Delta:
 
     Attributes:
         parent: sha256 of the weights that were upcycled, hexadecimal (`weights.revision`).
-        experts: of each layer.
+        experts: of each mixture.
         rank: of what is added to each expert's products.
-        tensors: of each layer, below `model.layers.N.feed_forward.`: `router.weight` (experts, width); `shared_neurons`
-            (neurons,), bool, true for those that the shared expert has; and of the two tensors of the experts, named as
-            in the checkpoint, `.a` (experts, in, rank) and `.b` (experts, rank, out), whose product is added.
+        interleave: one in so many layers is a mixture, as `config.mixtures` counts them.
+        tensors: of each mixture, below `model.layers.N.feed_forward.`: `router.weight` (experts, width);
+            `shared_neurons` (neurons,), bool, true for those that the shared expert has; and of the two tensors of the
+            experts, named as in the checkpoint, `.a` (experts, in, rank) and `.b` (experts, rank, out), whose product
+            is added.
     """
 
     parent: str
     experts: int
     rank: int
     tensors: Mapping[str, Tensor]
+    interleave: int = 1
+
+    def grows(self, layer: int) -> bool:
+        """Say whether a layer is a mixture."""
+        return (layer + 1) % self.interleave == 0
 
     def get(self, name: str, *shape: int) -> Tensor:
         """Return a tensor of that shape.
@@ -69,13 +76,17 @@ class Delta:
                 if said.get("format") != FORMAT:
                     raise CheckpointDamaged(f"{file} is no delta to an upcycled checkpoint")
                 tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118 - it is no dict
-                return cls(said["parent"], int(said["experts"]), int(said["rank"]), tensors)
+                experts, rank, interleave = int(said["experts"]), int(said["rank"]), int(said.get("interleave", "1"))
+                if interleave < 1:
+                    raise CheckpointDamaged(f"{file}: one layer in {interleave} is no mixture")
+                return cls(said["parent"], experts, rank, tensors, interleave)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise CheckpointDamaged(f"{file} cannot be read: {error}") from error
 
     def save(self, file: Path) -> None:
         """Write it as one safetensors file, equal deltas as equal bytes."""
-        said = {"format": FORMAT, "parent": self.parent, "experts": str(self.experts), "rank": str(self.rank)}
+        shape = {"experts": str(self.experts), "rank": str(self.rank), "interleave": str(self.interleave)}
+        said = {"format": FORMAT, "parent": self.parent, **shape}
         data = save({name: tensor.detach().contiguous() for name, tensor in self.tensors.items()}, metadata=said)
         # safetensors writes what is said in another order each time; sorted, the header is as long as it was.
         end = 8 + int.from_bytes(data[:8], "little")

@@ -67,6 +67,7 @@ class Graph:
             for name, numbers, shape in (("length", self._lengths, ()), ("last", self._lasts, (1,))):
                 place = numbers[lane:].ctypes.data
                 self._binding.bind_input(f"{name}_{lane}", "cpu", 0, np.int32, shape, place)
+        self._count = 0
         self._spare = torch.zeros(self.config.kv_heads, SPARE, self.config.head)
 
     def __call__(self, new: Sequence[New], cache: Cache) -> Sequence[Said]:
@@ -80,22 +81,31 @@ class Graph:
             of each sequence what it says, with the logits of every token, in float32.
         """
         count = len(new[0][1])
+        if count != self._count:
+            self._make_place(count)
         starts = [next(held.slots(0, held.length + count)).start for held, _ in new]
         self._bind(cache, starts)
         self._lengths[:] = [held.length + count for held, _ in new] + [1] * (self.lanes - len(new))
         self._lasts[:] = self._lengths - 1
         ids = [id for _, own in new for id in own] + [0] * (self.lanes - len(new))
-        # one by one: to look up several at once, torch wakes its threads, which takes longer
-        x = torch.stack([self._words[id] for id in ids]).float().view(self.lanes, count, -1)
-        hidden = torch.empty(self.lanes, count, self.config.width)
-        logits = torch.empty(self.lanes, count, self.config.vocabulary)
-        self._binding.bind_input("x", *_place(x))
-        for name, out in (("hidden", hidden), ("logits", logits)):
-            self._binding.bind_output(name, *_place(out))
+        for row, id in zip(self._x, ids, strict=True):  # to look up several at once, torch wakes its threads
+            row.copy_(self._words[id])
         self._session.run_with_iobinding(self._binding)
         for held, _ in new:
             held.length += count
-        return [(hidden[lane], logits[lane]) for lane in range(len(new))]
+        said = zip(self._hidden, self._logits, range(len(new)), strict=False)
+        return [(torch.from_numpy(hidden.copy()), torch.from_numpy(logits.copy())) for hidden, logits, _ in said]
+
+    def _make_place(self, count: int) -> None:
+        """Bind what goes in and comes out, of so many tokens a lane: to do so takes longer than to copy it."""
+        self._count = count
+        self._x = torch.empty(self.lanes * count, self.config.width)
+        shape = (self.lanes, count)
+        self._hidden = np.empty((*shape, self.config.width), np.float32)
+        self._logits = np.empty((*shape, self.config.vocabulary), np.float32)
+        self._binding.bind_input("x", *_CPU, (*shape, self.config.width), self._x.data_ptr())
+        for name, out in (("hidden", self._hidden), ("logits", self._logits)):
+            self._binding.bind_output(name, *_CPU, out.shape, out.ctypes.data)
 
     def _bind(self, cache: Cache, starts: Sequence[int]) -> None:
         """Bind each lane's keys and values from a slot on; they are written where they are read.

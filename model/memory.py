@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ringfence.model.checkpoint import opened
-from ringfence.model.weights import NotEnoughMemory
+from ringfence.model.weights import DELTA, NotEnoughMemory
 
 log = logging.getLogger(__name__)
 
@@ -17,13 +17,16 @@ LONGEST = 1 << 17
 
 
 def count_weights(path: Path) -> int:
-    """Return how many weights a checkpoint has, however they are stored.
+    """Return how many weights a checkpoint has, however they are stored, and about how many its experts are kept in.
+
+    Of a delta half is zeros once it is laid beside the parent's neurons: as many weights as its file has bytes.
 
     Raises:
         CheckpointDamaged: its files cannot be read.
     """
+    grown = path / DELTA
     with opened(path) as tensors:
-        return tensors.weights
+        return tensors.weights + (grown.stat().st_size if grown.is_file() else 0)
 
 
 def fits(size: int) -> bool:

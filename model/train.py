@@ -62,6 +62,7 @@ class Plan:
 
     Attributes:
         tokens: to learn from in all, padding included; conversations come again in another order until then.
+        interleave: one layer in so many is a mixture: as Maverick has it every other one, which costs half the time.
         rate, router_rate: highest learning rates, of what experts add and of routers.
         warmup: share of the steps in which the rates rise.
         balance: weight of the loss that keeps experts in use.
@@ -76,6 +77,7 @@ class Plan:
     tokens: int = 300_000
     experts: int = 8
     rank: int = 8
+    interleave: int = 2
     rate: float = 2e-3
     router_rate: float = 1e-4
     warmup: float = 0.05
@@ -165,7 +167,7 @@ def make(order: Order, stop: Callable[[], bool] = lambda: False) -> Iterator[Ste
             saved.file.unlink(missing_ok=True)  # of another training, which a later --resume must not take up
             begun = begin(config, take, of_parent, plan, corpus.train)
             parent = Parent.read(config, take, begun.tensors, torch.bfloat16, device)
-            before = Measured.of_nothing(config, plan)
+            before = Measured.of_nothing(parent, plan)
             yield from _until(stop, measure("measuring the parent", parent, begun, corpus.held, plan, before, pool))
             training = Training.of(with_routers(parent, begun, plan, corpus.train), plan, device)
             training.parent_nats |= before.nats
@@ -177,8 +179,8 @@ def make(order: Order, stop: Callable[[], bool] = lambda: False) -> Iterator[Ste
             yield step
             if halt:
                 raise Stopped(f"stopped after step {step.done} of {step.total}")
-        Delta(of_parent, plan.experts, plan.rank, training.rounded()).save(order.out)
-        after = Measured.of_nothing(config, plan)
+        Delta(of_parent, plan.experts, plan.rank, training.rounded(), plan.interleave).save(order.out)
+        after = Measured.of_nothing(parent, plan)
         delta = Delta.load(order.out)
         yield from _until(stop, measure("measuring the result", parent, delta, corpus.held, plan, after, pool))
     report = describe(order, of_parent, corpus, training.parent_nats, after, chat)
@@ -192,7 +194,8 @@ def begin(config: Config, take: Take, of_parent: str, plan: Plan, examples: Sequ
     """Return a delta that adds nothing, whose shared neurons are the busiest on some of the examples."""
     texts = [example.ids for example in _reading(examples, plan)]
     generator = torch.Generator().manual_seed(plan.seed)
-    return start(config, take, of_parent, plan.experts, plan.rank, generator, busiest(config, take, texts))
+    busy = busiest(config, take, texts)
+    return start(config, take, of_parent, plan.experts, plan.rank, generator, busy, plan.interleave)
 
 
 def with_routers(parent: Parent, begun: Delta, plan: Plan, examples: Sequence[Example]) -> Mapping[str, Tensor]:
@@ -207,7 +210,7 @@ def with_routers(parent: Parent, begun: Delta, plan: Plan, examples: Sequence[Ex
 
         with torch.inference_mode():
             hear(parent, tensors, batch.ids, batch.counted, listen)
-    if (found := sum(map(len, given[0]))) < plan.experts:
+    if (found := sum(map(len, given[parent.mixtures[0]]))) < plan.experts:
         raise ConversationsUnusable(f"{found} tokens are too few to part into {plan.experts} kinds")
     generator = torch.Generator().manual_seed(plan.seed)
     routers = {
@@ -468,20 +471,21 @@ class Measured:
 
     Attributes:
         nats: by source, summed over what the assistant said.
-        given: how many tokens each layer gave each expert (layers, experts).
+        given: by layer, how many tokens each expert was given (experts,).
         took: of some layers, how often each expert was given each token (experts, vocabulary).
     """
 
     nats: dict[str, float]
-    given: Tensor
+    given: Mapping[int, Tensor]
     took: Mapping[int, Tensor]
 
     @classmethod
-    def of_nothing(cls, config: Config, plan: Plan) -> Self:
-        """Begin to count; the layers looked at closely are the first, the middle and the last."""
-        layers = len(config.layers)
-        took = {layer: torch.zeros(plan.experts, config.vocabulary) for layer in {0, layers // 2, layers - 1}}
-        return cls({}, torch.zeros(layers, plan.experts), took)
+    def of_nothing(cls, parent: Parent, plan: Plan) -> Self:
+        """Begin to count; the mixtures looked at closely are the first, the middle and the last."""
+        layers = parent.mixtures
+        close = {layers[0], layers[len(layers) // 2], layers[-1]}
+        took = {layer: torch.zeros(plan.experts, parent.config.vocabulary) for layer in close}
+        return cls({}, {layer: torch.zeros(plan.experts) for layer in layers}, took)
 
 
 def measure(
@@ -511,10 +515,10 @@ def measure(
 
     for done, (source, nats, ids, chosen) in enumerate(pool.map(read, groups), 1):
         into.nats[source] = into.nats.get(source, 0.0) + nats
-        for layer, experts in enumerate(chosen):
-            into.given[layer] += torch.bincount(experts, minlength=plan.experts)
-        for layer, counts in into.took.items():
-            counts.index_put_((chosen[layer], ids), torch.ones(len(ids)), accumulate=True)
+        for layer, experts in zip(parent.mixtures, chosen, strict=True):
+            into.given[layer].add_(torch.bincount(experts, minlength=plan.experts))
+            if layer in into.took:
+                into.took[layer].index_put_((experts, ids), torch.ones(len(ids)), accumulate=True)
         yield Step(part, done, len(groups), len(ids))
 
 
@@ -543,7 +547,7 @@ def describe(
             "grown": round(sum(after.nats.values()) / total, 4),
             "sources": {source: row(source) for source in learnt},
         },
-        "routing": [shares(counts) for counts in after.given],
+        "routing": {str(layer): shares(counts) for layer, counts in after.given.items()},
         "took": {
             str(layer): preferred(counts, lambda id: chat.tokenizer.decode([id], skip_special_tokens=False))
             for layer, counts in sorted(after.took.items())

@@ -28,7 +28,7 @@ LABELS_AT_ONCE = 256
 """Tokens whose logits are in memory together."""
 
 Listen = Callable[[int, Tensor], None]
-"""Told of each layer, by its number, what its feed-forward is given (B, T, width)."""
+"""Told of each mixture, by its layer's number, what it is given (B, T, width)."""
 
 
 def deaf(layer: int, given: Tensor) -> None:
@@ -36,13 +36,25 @@ def deaf(layer: int, given: Tensor) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Neurons:
+    """Some of a feed-forward's.
+
+    Attributes:
+        pair: gate and up, in one product (2 · neurons, width).
+        down: (width, neurons).
+    """
+
+    pair: Tensor
+    down: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """What one layer of the parent has, none of which is trained; weights are (out, in).
 
     Attributes:
-        shared, routed: gate and up of either half of the neurons, in one product (neurons, width); those of the routed
-            half doubled, for an undecided router halves what it is given.
-        shared_down, routed_down: (width, neurons / 2).
+        shared: of a mixture the half that all tokens share; of a dense layer all.
+        routed: the other half, gate and up doubled, for an undecided router halves what it is given.
     """
 
     attention_norm: Tensor
@@ -51,15 +63,13 @@ class Layer:
     out: Tensor
     out_bias: Tensor | None
     feed_forward_norm: Tensor
-    shared: Tensor
-    shared_down: Tensor
-    routed: Tensor
-    routed_down: Tensor
+    shared: Neurons
+    routed: Neurons | None
 
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """A dense Llama whose neurons are dealt into two halves, as a delta says.
+    """A dense Llama, in some of whose layers the neurons are dealt into two halves, as a delta says.
 
     Attributes:
         head: from the last hidden states to logits (vocabulary, width).
@@ -71,6 +81,11 @@ class Parent:
     norm: Tensor
     head: Tensor
 
+    @property
+    def mixtures(self) -> list[int]:
+        """The layers that are mixtures."""
+        return [index for index, layer in enumerate(self.layers) if layer.routed]
+
     @classmethod
     def read(
         cls, config: Config, take: Take, shared: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
@@ -78,7 +93,7 @@ class Parent:
         """Read the parent's tensors.
 
         Args:
-            shared: which neurons all tokens share; names and values are a `Delta`'s.
+            shared: which neurons of the mixtures all tokens share; names and values are a `Delta`'s.
         """
 
         def read(name: str) -> Tensor:
@@ -86,7 +101,7 @@ class Parent:
 
         words = read("model.embed_tokens.weight")
         layers = [
-            _read_layer(config, partial(_below, read, index), shared[f"model.layers.{index}.{SHARED}"].to(device))
+            _read_layer(config, partial(_below, read, index), shared.get(f"model.layers.{index}.{SHARED}"))
             for index in range(len(config.layers))
         ]
         return cls(config, words, layers, read("model.norm.weight"), words if config.tied else read("lm_head.weight"))
@@ -98,8 +113,8 @@ class Heard:
 
     Attributes:
         hidden: after the last norm (B, T, width).
-        chosen: expert of each token in each layer (layers, B, T).
-        imbalance: 1 where the experts of a layer are used alike, more where they are not; the mean of all layers.
+        chosen: expert of each token in each mixture (mixtures, B, T).
+        imbalance: 1 where the experts of a mixture are used alike, more where they are not; the mean of all.
     """
 
     hidden: Tensor
@@ -140,11 +155,14 @@ def hear(parent: Parent, delta: Mapping[str, Tensor], ids: Tensor, counted: Tens
         given = (normalise(x, config.eps) * layer.attention_norm).to(dtype)
         x = x + _attend(config, layer, given, scene)
         given = (normalise(x, config.eps) * layer.feed_forward_norm).to(dtype)
-        listen(index, given)
-        said, choice, imbalance = _feed_forward(layer, Routed.of(delta, index), given, counted)
+        said = _dense(layer.shared, given)
+        if layer.routed:
+            listen(index, given)
+            more, choice, imbalance = _route(layer.routed, Routed.of(delta, index), given, counted)
+            said = said + more
+            chosen.append(choice)
+            imbalances.append(imbalance)
         x = x + said
-        chosen.append(choice)
-        imbalances.append(imbalance)
     hidden = (normalise(x, config.eps) * parent.norm).to(dtype)
     return Heard(hidden, torch.stack(chosen), torch.stack(imbalances).mean())
 
@@ -219,18 +237,21 @@ class Routed:
         )
 
 
-def _feed_forward(layer: Layer, routed: Routed, x: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what is added to each token (B, T, width), its expert (B, T), and how unevenly experts are used."""
+def _dense(neurons: Neurons, x: Tensor) -> Tensor:
+    gate, up = linear(x, neurons.pair).chunk(2, -1)
+    return linear(silu(gate) * up, neurons.down)
+
+
+def _route(neurons: Neurons, routed: Routed, x: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what experts add to each token (B, T, width), its expert (B, T), and how unevenly experts are used."""
     says = x.float() @ routed.router.T  # (B, T, experts)
     chosen = says.argmax(-1)
     share = says.gather(-1, chosen[..., None]).sigmoid().to(x.dtype)
     own = one_hot(chosen, routed.experts).to(x.dtype)
     mine = own.repeat_interleave(routed.into.shape[1] // routed.experts, -1)  # (B, T, experts · rank)
-    gate, up = linear(x, layer.shared).chunk(2, -1)
-    said = linear(silu(gate) * up, layer.shared_down)
-    gate, up = (share * (linear(x, layer.routed) + (x @ routed.into * mine) @ routed.out)).chunk(2, -1)
+    gate, up = (share * (linear(x, neurons.pair) + (x @ routed.into * mine) @ routed.out)).chunk(2, -1)
     inner = silu(gate) * up
-    said = said + linear(inner, layer.routed_down) + (inner @ routed.into_down * mine) @ routed.out_down
+    said = linear(inner, neurons.down) + (inner @ routed.into_down * mine) @ routed.out_down
     weights = counted[..., None] / counted.sum().clamp(min=1)
     used, wanted = (own * weights).sum((0, 1)), (says.softmax(-1) * weights).sum((0, 1))
     return said, chosen, routed.experts * (used * wanted).sum()
@@ -266,8 +287,13 @@ def _below(read: Take, index: int, name: str) -> Tensor:
     return read(f"model.layers.{index}.{name}")
 
 
-def _read_layer(config: Config, read: Take, shared: Tensor) -> Layer:
+def _read_layer(config: Config, read: Take, shared: Tensor | None) -> Layer:
     gate, up, down = (read(f"mlp.{name}_proj.weight") for name in ("gate", "up", "down"))
+
+    def neurons(mask: Tensor, scale: int = 1) -> Neurons:
+        return Neurons(scale * torch.cat([gate[mask], up[mask]]), down[:, mask].contiguous())
+
+    mine = torch.ones(len(gate), dtype=torch.bool, device=gate.device) if shared is None else shared.to(gate.device)
     biases = [read(f"self_attn.{name}_proj.bias") for name in "qkvo"] if config.bias else []
     return Layer(
         attention_norm=read("input_layernorm.weight"),
@@ -276,8 +302,6 @@ def _read_layer(config: Config, read: Take, shared: Tensor) -> Layer:
         out=read("self_attn.o_proj.weight"),
         out_bias=biases[3] if biases else None,
         feed_forward_norm=read("post_attention_layernorm.weight"),
-        shared=torch.cat([gate[shared], up[shared]]),
-        shared_down=down[:, shared].contiguous(),
-        routed=2 * torch.cat([gate[~shared], up[~shared]]),
-        routed_down=down[:, ~shared].contiguous(),
+        shared=neurons(mine),
+        routed=None if shared is None else neurons(~mine, scale=2),
     )

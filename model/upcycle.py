@@ -1,6 +1,7 @@
 """Grows a dense Llama into a mixture of experts of Llama 4's form that says what it said, for training to go on from.
 
-Each feed-forward's neurons are dealt into two halves: one becomes the expert that all tokens share, the other is where
+A layer becomes a mixture, or one in so many layers does, as Llama 4 Maverick has it; the others remain dense. The
+neurons of its feed-forward are dealt into two halves: one becomes the expert that all tokens share, the other is where
 every routed expert starts. A token passes as many neurons as before. The router starts at zero and so halves what an
 expert is given (sigmoid(0) = ½); the routed gate and up are doubled against it, which binary floating point does
 exactly. What training then changes is a `Delta`, small enough to travel without the weights that it is added to.
@@ -26,7 +27,7 @@ from torch import Tensor
 from ringfence.model.assemble import Take, assemble, neighbours
 from ringfence.model.cache import Cache, Held
 from ringfence.model.checkpoint import INDEX, CheckpointDamaged, opened, read_shape
-from ringfence.model.config import Config, UnknownArchitecture
+from ringfence.model.config import Config, UnknownArchitecture, mixtures
 from ringfence.model.delta import DOWN, GATE_UP, ROUTER, SHARED, Delta, DeltaDiffers
 from ringfence.model.linear import Linear
 from ringfence.model.llama4 import FeedForward
@@ -114,10 +115,14 @@ def upcycle(
     delta: Delta | None = None,
     progress: Progress = quiet,
     choose: Choose = alternating,
+    interleave: int = 1,
 ) -> None:
     """Write a dense checkpoint folder as a mixture of experts: config.json, a shard a layer, and the tokenizer's files.
 
     One layer is in memory at a time. The folder appears whole or not at all.
+
+    Args:
+        experts, delta, choose, interleave: as `grow`'s.
 
     Raises:
         FileExistsError: there is something at `into`.
@@ -132,7 +137,7 @@ def upcycle(
         raise DeltaDiffers(f"the delta is to weights of sha256 {delta.parent}; those at {parent} have {found}")
     into.parent.mkdir(parents=True, exist_ok=True)
     with opened(parent) as take, TemporaryDirectory(prefix=f".{into.name}.", dir=into.parent) as beside:
-        grown = grow(config, take, experts, delta, choose)
+        grown = grow(config, take, experts, delta, choose, interleave)
         work = Path(beside) / "checkpoint"
         work.mkdir()
         for file in _companions(parent):
@@ -144,22 +149,28 @@ def upcycle(
 
 
 def grow(
-    config: Config, take: Take, experts: int, delta: Delta | None = None, choose: Choose = alternating
+    config: Config,
+    take: Take,
+    experts: int,
+    delta: Delta | None = None,
+    choose: Choose = alternating,
+    interleave: int = 1,
 ) -> Upcycled:
-    """See a dense checkpoint as a mixture of so many experts a layer, top-1; nothing is read until it is asked for.
+    """See a dense checkpoint as a mixture of so many experts, top-1; nothing is read until it is asked for.
 
     Args:
         config, take: of the parent.
         experts: at least one.
-        delta: what to add; it also says which neurons are shared.
-        choose: which neurons are shared where no delta says so.
+        delta: what to add; it also says which layers are mixtures, and which of their neurons are shared.
+        choose, interleave: which neurons and layers where no delta says so; one layer in `interleave` is a mixture.
 
     Raises:
         UnknownArchitecture: the parent is no dense Llama, or has an odd number of neurons.
         DeltaDiffers: the delta is to another number of experts.
+        ValueError: there would be no mixture.
         CheckpointDamaged: when a tensor is asked for that the parent or the delta lacks or has in another shape.
     """
-    _check(config)
+    mixed = _mixtures(config, delta.interleave if delta else interleave)
     if experts < 1:
         raise ValueError(f"a mixture has one expert or more, not {experts}")
     if delta and delta.experts != experts:
@@ -168,8 +179,11 @@ def grow(
     tensors: dict[str, Callable[[], Tensor]] = {name: partial(_read, take, name) for name in names}
     for index in range(len(config.layers)):
         layer = _Layer(config, index, take, experts, delta, choose)
-        tensors |= {layer.below + name: how for name, how in layer.tensors().items()}
-    layers = tuple(replace(layer, experts=experts, width=layer.width // 2) for layer in config.layers)
+        tensors |= {layer.below + name: how for name, how in layer.tensors(mixture=index in mixed).items()}
+    layers = tuple(
+        replace(layer, experts=experts, width=layer.width // 2) if index in mixed else layer
+        for index, layer in enumerate(config.layers)
+    )
     return Upcycled(replace(config, layers=layers, top_k=1, halves=False), tensors)
 
 
@@ -181,6 +195,7 @@ def start(
     rank: int,
     generator: torch.Generator,
     choose: Choose = alternating,
+    interleave: int = 1,
 ) -> Delta:
     """Return a delta that adds nothing yet: the router and every `.b` are zero, every `.a` is random.
 
@@ -189,22 +204,28 @@ def start(
         parent: sha256 of its weights.
         generator: where the random numbers come from.
         choose: which neurons are shared from now on.
+        interleave: one layer in so many is a mixture.
+
+    Raises:
+        UnknownArchitecture, ValueError, CheckpointDamaged: as `grow` does.
     """
     made: dict[str, Tensor] = {}
-    for index, layer in enumerate(config.layers):
+    for index in _mixtures(config, interleave):
+        layer = config.layers[index]
         below = f"model.layers.{index}."
         made[below + ROUTER] = torch.zeros(experts, config.width)
         made[below + SHARED] = _Layer(config, index, take, experts, None, choose).shared()
         for name, inner, outer in ((GATE_UP, config.width, layer.width), (DOWN, layer.width // 2, config.width)):
             made[f"{below}{name}.a"] = torch.randn(experts, inner, rank, generator=generator) / inner**0.5
             made[f"{below}{name}.b"] = torch.zeros(experts, rank, outer)
-    return Delta(parent, experts, rank, made)
+    return Delta(parent, experts, rank, made, interleave)
 
 
 def describe(config: Config, parent: Mapping[str, Any]) -> dict[str, object]:
     """Return the config.json of an upcycled network; special tokens and dtype are as its parent's says."""
     kept = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "torch_dtype", "dtype")
     rope, layers = config.rope, len(config.layers)
+    interleave, mixture = next((number, layer) for number, layer in enumerate(config.layers, 1) if layer.experts)
     stretched = {
         "rope_type": "llama3",
         "factor": rope.factor,
@@ -218,8 +239,8 @@ def describe(config: Config, parent: Mapping[str, Any]) -> dict[str, object]:
         **{key: parent[key] for key in kept if key in parent},
         "vocab_size": config.vocabulary,
         "hidden_size": config.width,
-        "intermediate_size": config.layers[0].width,
-        "intermediate_size_mlp": 2 * config.layers[0].width,
+        "intermediate_size": mixture.width,
+        "intermediate_size_mlp": 2 * mixture.width,
         "num_hidden_layers": layers,
         "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads,
@@ -231,9 +252,9 @@ def describe(config: Config, parent: Mapping[str, Any]) -> dict[str, object]:
         "tie_word_embeddings": config.tied,
         "rope_theta": rope.theta,
         "rope_scaling": stretched if rope.factor != 1 else None,
-        "num_local_experts": config.layers[0].experts,
+        "num_local_experts": mixture.experts,
         "num_experts_per_tok": config.top_k,
-        "interleave_moe_layer_step": 1,
+        "interleave_moe_layer_step": interleave,
         "use_qk_norm": False,
         "attn_temperature_tuning": False,
         "no_rope_layers": [1] * layers,  # Hugging Face's name for its opposite: 1 is a layer with positions
@@ -260,23 +281,34 @@ class _Layer:
         self._take, self._experts, self._delta, self._choose = take, experts, delta, choose
         self._shared: Tensor | None = None
 
-    def tensors(self) -> dict[str, Callable[[], Tensor]]:
-        """Return what computes each tensor, by its name below this layer's."""
+    def tensors(self, mixture: bool) -> dict[str, Callable[[], Tensor]]:
+        """Return what computes each tensor, of a mixture or of a dense layer, by its name below this layer's."""
         same = ["self_attn.v_proj", "self_attn.o_proj", "input_layernorm", "post_attention_layernorm"]
         made: dict[str, Callable[[], Tensor]] = {
             **{f"{name}.weight": partial(self._read, f"{name}.weight") for name in same},
             **{f"self_attn.{name}_proj.weight": partial(self._turned, name, "weight") for name in "qk"},
-            ROUTER: self._router,
-            GATE_UP: self._gate_up,
-            DOWN: lambda: self._grown(DOWN, self._down(~self.shared()).T),
-            "feed_forward.shared_expert.gate_proj.weight": lambda: self._rows("gate", self.shared()),
-            "feed_forward.shared_expert.up_proj.weight": lambda: self._rows("up", self.shared()),
-            "feed_forward.shared_expert.down_proj.weight": lambda: self._down(self.shared()),
+            **(self._mixture() if mixture else self._gated("", self._every)),
         }
         if self._config.bias:
             made |= {f"self_attn.{name}_proj.bias": partial(self._turned, name, "bias") for name in "qk"}
             made |= {f"self_attn.{name}_proj.bias": partial(self._read, f"self_attn.{name}_proj.bias") for name in "vo"}
         return made
+
+    def _mixture(self) -> dict[str, Callable[[], Tensor]]:
+        return {
+            ROUTER: self._router,
+            GATE_UP: self._gate_up,
+            DOWN: lambda: self._grown(DOWN, self._down(~self.shared()).T),
+            **self._gated("shared_expert.", self.shared),
+        }
+
+    def _gated(self, name: str, which: Callable[[], Tensor]) -> dict[str, Callable[[], Tensor]]:
+        """Return what computes a feed-forward of some of the neurons."""
+        return {
+            f"feed_forward.{name}gate_proj.weight": lambda: self._rows("gate", which()),
+            f"feed_forward.{name}up_proj.weight": lambda: self._rows("up", which()),
+            f"feed_forward.{name}down_proj.weight": lambda: self._down(which()),
+        }
 
     def shared(self) -> Tensor:
         """Return which neurons the shared expert has (neurons,), bool: half of them."""
@@ -287,10 +319,13 @@ class _Layer:
         return self._shared
 
     def _choice(self) -> Tensor:
-        every = torch.ones(self._neurons, dtype=torch.bool)
+        every = self._every()
         weights = self._rows("gate", every), self._rows("up", every), self._down(every)
         order = self._choose(self._index, *weights).argsort(descending=True, stable=True)
         return torch.zeros(self._neurons, dtype=torch.bool).index_fill(0, order[: self._neurons // 2], True)
+
+    def _every(self) -> Tensor:
+        return torch.ones(self._neurons, dtype=torch.bool)
 
     def _router(self) -> Tensor:
         norm = self._read("post_attention_layernorm.weight")  # only for its dtype
@@ -342,6 +377,14 @@ def _check(config: Config) -> None:
         )
     if odd := next((layer.width for layer in config.layers if layer.width % 2), None):
         raise UnknownArchitecture(f"a feed-forward of {odd} neurons has no halves")
+
+
+def _mixtures(config: Config, interleave: int) -> range:
+    """Return which layers become mixtures; refuse where none can."""
+    _check(config)
+    if not 1 <= interleave <= len(config.layers):
+        raise ValueError(f"one layer in 1 to {len(config.layers)} can be a mixture here, not one in {interleave}")
+    return mixtures(len(config.layers), interleave)
 
 
 def _read(take: Take, name: str, *shape: int) -> Tensor:

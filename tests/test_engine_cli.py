@@ -91,21 +91,25 @@ def dense(tmp_path: Path) -> Path:
 
 
 def test_convert_makes_a_mixture_of_as_many_experts_as_are_asked_for(dense: Path) -> None:
-    for asked, count in (([], 8), (["--experts", "3"], 3)):
-        out = dense.parent / str(count)
+    for asked, says, layers in (
+        ([], "8 experts a layer", [8, 8]),
+        (["--experts", "3"], "3 experts a layer", [3, 3]),
+        (["--experts", "3", "--interleave", "2"], "3 experts in one layer of 2", [0, 3]),
+    ):
+        out = dense.parent / says
         shown = CliRunner().invoke(app, ["convert", str(dense), str(out), *asked])
-        assert (shown.exit_code, shown.stdout) == (0, f"{out}: {count} experts a layer, 0 MB\n")
-        assert {layer.experts for layer in read_shape(out).layers} == {count}
+        assert (shown.exit_code, shown.stdout) == (0, f"{out}: {says}, 0 MB\n")
+        assert [layer.experts for layer in read_shape(out).layers] == layers
 
 
 def test_convert_puts_a_delta_in(dense: Path, tmp_path: Path) -> None:
     with opened(dense) as take:
-        delta = start(read_shape(dense), take, weights.revision(dense), 3, 2, torch.Generator())
+        delta = start(read_shape(dense), take, weights.revision(dense), 3, 2, torch.Generator(), interleave=2)
     name = "model.layers.1.feed_forward.router.weight"
     replace(delta, tensors={**delta.tensors, name: torch.ones(3, 16)}).save(tmp_path / "delta.safetensors")
     options = ["--delta", str(tmp_path / "delta.safetensors")]
     shown = CliRunner().invoke(app, ["convert", str(dense), str(tmp_path / "out"), *options])
-    assert (shown.exit_code, shown.stdout.split(": ")[1]) == (0, "3 experts a layer, 0 MB\n")
+    assert (shown.exit_code, shown.stdout.split(": ")[1]) == (0, "3 experts in one layer of 2, 0 MB\n")
     with opened(tmp_path / "out") as take:
         assert (take(name) == 1).all()
     shown = CliRunner().invoke(app, ["convert", str(dense), str(tmp_path / "other"), "--experts", "4", *options])
@@ -135,6 +139,8 @@ def test_convert_shares_what_is_busy_on_a_text(dense: Path, tmp_path: Path) -> N
         (["dense", "out", "--text", "empty"], "without tokens"),
         (["dense", "out", "--text", "empty", "--delta", "empty"], "leave --text out"),
         (["dense", "out", "--experts", "0"], "--experts"),
+        (["dense", "out", "--interleave", "3"], "not one in 3"),
+        (["dense", "out", "--interleave", "2", "--delta", "empty"], "leave --interleave out"),
     ],
 )
 def test_what_cannot_be_converted_is_status_2_and_leaves_nothing(

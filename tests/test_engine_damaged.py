@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,13 @@ from transformers import (
 from typer.testing import CliRunner
 
 from ringfence.model import memory
-from ringfence.model.checkpoint import read_shape
+from ringfence.model.checkpoint import opened, read_shape
 from ringfence.model.config import Config, UnknownArchitecture, read_config
 from ringfence.model.loading import choose, load, read
 from ringfence.model.memory import count_weights
 from ringfence.model.sampler import Sampling
-from ringfence.model.weights import NotEnoughMemory, WeightsDamaged
+from ringfence.model.upcycle import start
+from ringfence.model.weights import DELTA, NotEnoughMemory, WeightsDamaged, revision
 from ringfence.proxy.cli.bench import app as bench
 from ringfence.proxy.cli.engine import app as engine
 
@@ -269,6 +271,21 @@ def test_mixture_in_four_bits_takes_no_more_than_what_it_is_weighed_at(tmp_path,
     monkeypatch.setattr(memory, "available", lambda: weights + keys_and_values)
     network, _ = read(tmp_path, read_shape(tmp_path), 4, 1)
     assert count_weights(tmp_path) * 12 // 8 < held_by([network.blocks, network.head, network.words]) <= weights
+
+
+@pytest.mark.parametrize("interleave", [1, 2])
+def test_experts_beside_their_parent_take_no_more_than_what_they_are_weighed_at(copy, interleave):
+    path = copy("llama")
+    config = read_shape(path)
+    with opened(path) as take:
+        delta = start(config, take, revision(path), 8, 8, torch.Generator(), interleave=interleave)
+    learnt = {name: one.bfloat16() if one.is_floating_point() else one for name, one in delta.tensors.items()}
+    replace(delta, tensors=learnt).save(path / DELTA)
+    grown, weighed = read(path, config, 32, 1)[0], count_weights(path)
+    (path / DELTA).unlink()
+    dense, less = read(path, config, 32, 1)[0], count_weights(path)
+    added = held_by(grown.blocks) - held_by(dense.blocks)
+    assert 2 * (weighed - less) < added <= 4 * (weighed - less)
 
 
 @pytest.mark.parametrize(

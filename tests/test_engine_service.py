@@ -9,6 +9,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from queue import SimpleQueue
 
 import pytest
@@ -306,7 +307,7 @@ def grown(checkpoints, tmp_path):
         name: one if one.dtype == torch.bool else one + 0.3 * torch.randn(one.shape)
         for name, one in fresh.tensors.items()
     }
-    delta = Delta(fresh.parent, fresh.experts, fresh.rank, tensors)
+    delta = replace(fresh, tensors=tensors)
     delta.save(tmp_path / DELTA)
     upcycle(checkpoints / "own", tmp_path / "whole", 4, delta)
     return tmp_path
@@ -337,7 +338,7 @@ def test_experts_of_other_weights_are_refused(checkpoints, grown):
     other = grown / "other"
     shutil.copytree(checkpoints / "own", other)
     delta = Delta.load(grown / DELTA)
-    Delta("0" * 64, delta.experts, delta.rank, delta.tensors).save(other / DELTA)
+    replace(delta, parent="0" * 64).save(other / DELTA)
     with pytest.raises(WeightsDamaged, match="is to weights of sha256 000"):
         load(other, threads=1)
     (other / DELTA).write_bytes((grown / DELTA).read_bytes()[:100])

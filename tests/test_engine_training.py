@@ -236,13 +236,15 @@ def test_beginning_that_another_has_as_well_is_usual(chat):
 # The network
 
 
+@pytest.mark.parametrize("interleave", [1, 2])
 @pytest.mark.parametrize(
     "changes", [{}, {"attention_bias": True, "tie_word_embeddings": False}, {"rope_parameters": STRETCHED}]
 )
-def test_training_computes_what_the_reference_computes_on_the_grown_checkpoint(changes):
+def test_training_computes_what_the_reference_computes_on_the_grown_checkpoint(changes, interleave):
     network = dense(**changes)
     before, config = network.state_dict(), read_config(network.config.to_dict())
-    delta = start(config, before.__getitem__, "", 3, 2, torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    delta = start(config, before.__getitem__, "", 3, 2, generator, interleave=interleave)
     torch.manual_seed(5)
     tensors = {
         name: one if name.endswith(SHARED) else one + 0.3 * torch.randn(one.shape)
@@ -257,6 +259,7 @@ def test_training_computes_what_the_reference_computes_on_the_grown_checkpoint(c
     for row, text in enumerate(texts):
         expected = logits(grown.config, after, text)
         assert (heard.hidden[row, : len(text)] @ parent.head.T - expected).abs().max() < 1e-3
+    assert len(heard.chosen) == len(parent.mixtures) == 2 // interleave
     assert len(heard.chosen.unique()) > 1
 
 
@@ -346,13 +349,13 @@ def test_training_lowers_held_out_loss_uses_its_experts_and_says_so(order):
     assert report["loss"]["grown"] < report["loss"]["parent"] - 0.5
     assert set(report["loss"]["sources"]) <= {source.name for source in SOURCES} | {"own/refusal"}
     assert sum(row["held"] for row in report["loss"]["sources"].values()) > 5
-    for layer in report["routing"]:
+    assert set(report["took"]) == set(report["routing"]) == {"1"}
+    for layer in report["routing"].values():
         assert sum(layer) == pytest.approx(1, abs=0.001)
         assert sum(share > 0.05 for share in layer) > 1
-    assert set(report["took"]) == {"0", "1"}
     assert all(len(experts) == QUICK.experts for experts in report["took"].values())
     delta = Delta.load(order.out)
-    assert (delta.experts, delta.rank, delta.parent) == (3, 2, report["parent"])
+    assert (delta.experts, delta.rank, delta.interleave, delta.parent) == (3, 2, 2, report["parent"])
     assert {one.dtype for one in delta.tensors.values()} == {torch.bfloat16, torch.bool}
 
 
@@ -467,7 +470,7 @@ def test_command_trains_and_says_where_the_result_is(parent, pool, own, tmp_path
     assert (shown.exit_code, shown.stdout) == (0, f"{out}: 0.0 MB; report: {out.with_suffix('.json')}\n")
     assert "training" in shown.stderr
     assert "tokens/s" in shown.stderr
-    assert load_file(out)["model.layers.0." + ROUTER].shape == (2, 32)
+    assert load_file(out)["model.layers.1." + ROUTER].shape == (2, 32)
 
 
 def test_command_says_what_is_missing(parent, tmp_path, own, monkeypatch):
@@ -505,5 +508,5 @@ def test_experts_that_ship_are_small_better_than_their_parent_and_used():
     assert report["plan"] == asdict(Plan())
     assert report["loss"]["grown"] < report["loss"]["parent"]
     assert [name for name, one in report["loss"]["sources"].items() if one["grown"] >= one["parent"]] == []
-    assert len(report["routing"]) == 30
-    assert all(len(layer) == Plan().experts and min(layer) > 0.01 for layer in report["routing"])
+    assert list(report["routing"]) == [str(layer) for layer in range(1, 30, 2)]
+    assert all(len(layer) == Plan().experts and min(layer) > 0.01 for layer in report["routing"].values())

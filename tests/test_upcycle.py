@@ -1,6 +1,7 @@
 """A dense Llama grown into a mixture of experts says what it said; a delta changes just what it says it changes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def touched(delta, seed):
         name: tensor if name.endswith(SHARED) else tensor + 0.2 * torch.randn(tensor.shape)
         for name, tensor in delta.tensors.items()
     }
-    return Delta(delta.parent, delta.experts, delta.rank, trained)
+    return replace(delta, tensors=trained)
 
 
 @torch.inference_mode()
@@ -94,11 +95,12 @@ def told(folder, ids):
     return type(network).__name__, network(torch.tensor([ids])).logits[0]
 
 
+@pytest.mark.parametrize("interleave", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_grown_network_says_what_its_parent_says_here_and_in_transformers(kind, tmp_path):
+def test_grown_network_says_what_its_parent_says_here_and_in_transformers(kind, interleave, tmp_path):
     network = dense(KINDS[kind])
     network.save_pretrained(tmp_path / "parent")
-    upcycle(tmp_path / "parent", tmp_path / "grown", experts=4)
+    upcycle(tmp_path / "parent", tmp_path / "grown", experts=4, interleave=interleave)
     with torch.inference_mode():
         before = network(torch.tensor([IDS])).logits[0]
     name, theirs = told(tmp_path / "grown", IDS)
@@ -119,16 +121,25 @@ def test_shared_and_doubled_neurons_are_the_parents_bit_by_bit(dtype):
     assert {*map(tuple, shared.tolist()), *map(tuple, (routed / 2).tolist())} == {*map(tuple, gate.tolist())}
 
 
+def begun(config, take, experts, rank, interleave, seed):
+    """A delta to weights, after some training."""
+    generator = torch.Generator().manual_seed(seed)
+    return touched(start(config, take, "", experts, rank, generator, interleave=interleave), seed)
+
+
 @settings(max_examples=25)
-@given(st.sampled_from(list(KINDS)), st.integers(1, 5), st.integers(1, 4), st.integers(0, 99))
-def test_with_a_delta_every_expert_is_its_start_and_the_product_that_was_added(kind, experts, rank, seed):
+@given(st.sampled_from(list(KINDS)), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
+def test_with_a_delta_every_expert_is_its_start_and_the_product_that_was_added(kind, experts, rank, interleave, seed):
     network = dense(KINDS[kind], seed)
     before, config = network.state_dict(), read_config(network.config.to_dict())
-    delta = touched(start(config, before.__getitem__, "", experts, rank, torch.Generator().manual_seed(seed)), seed)
+    delta = begun(config, before.__getitem__, experts, rank, interleave, seed)
     grown = grow(config, before.__getitem__, experts, delta)
     after = {name: grown(name) for name in grown.tensors}
-    base = grow(config, before.__getitem__, experts)
-    for index in range(len(config.layers)):
+    base = grow(config, before.__getitem__, experts, interleave=interleave)
+    mixed = [index for index, layer in enumerate(grown.config.layers) if layer.experts]
+    assert mixed == {1: [0, 1, 2], 2: [1], 3: [2]}[interleave]
+    assert after.keys() == base.tensors.keys()
+    for index in mixed:
         below = f"model.layers.{index}."
         assert torch.equal(after[below + ROUTER], delta.tensors[below + ROUTER])
         for product in (GATE_UP, DOWN):
@@ -139,21 +150,23 @@ def test_with_a_delta_every_expert_is_its_start_and_the_product_that_was_added(k
 
 
 @settings(max_examples=30)
-@given(st.sampled_from(sorted(KINDS)), st.integers(1, 5), st.integers(1, 4), st.integers(0, 1000))
-def test_experts_beside_their_parent_say_what_the_whole_checkpoint_says(kind, experts, rank, seed):
+@given(st.sampled_from(sorted(KINDS)), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(0, 1000))
+def test_experts_beside_their_parent_say_what_the_whole_checkpoint_says(kind, experts, rank, interleave, seed):
     before = dense(KINDS[kind], seed)
     config, take = read_config(before.config.to_dict()), before.state_dict().__getitem__
-    delta = touched(start(config, take, "", experts, rank, torch.Generator().manual_seed(seed)), seed)
+    delta = begun(config, take, experts, rank, interleave, seed)
     grown = grow(config, take, experts, delta)
     whole = said(grown.config, grown, IDS)
     assert torch.allclose(said(config, take, IDS, delta=delta), whole, atol=2e-4, rtol=1e-3)
     assert (said(config, take, IDS) - whole).abs().max() > 0.01
 
 
-def test_delta_that_was_saved_gives_the_same_checkpoint_to_transformers(parent, tmp_path):
+@pytest.mark.parametrize("interleave", [1, 2])
+def test_delta_that_was_saved_gives_the_same_checkpoint_to_transformers(parent, tmp_path, interleave):
     config = read_shape(parent)
     with opened(parent) as take:
-        delta = touched(start(config, take, weights.revision(parent), 3, 2, torch.Generator()), seed=1)
+        of_parent = weights.revision(parent)
+        delta = touched(start(config, take, of_parent, 3, 2, torch.Generator(), interleave=interleave), seed=1)
         grown = grow(config, take, 3, delta)
         here = said(grown.config, grown, IDS)
     delta.save(tmp_path / "delta.safetensors")
@@ -168,6 +181,26 @@ def test_delta_that_training_has_not_touched_adds_nothing(parent):
         delta = start(config, take, "", 3, 2, torch.Generator())
         with_it, without = grow(config, take, 3, delta), grow(config, take, 3)
         assert all(torch.equal(with_it(name), without(name)) for name in without.tensors)
+
+
+def test_layers_between_the_mixtures_are_the_parents():
+    before = dense({}, seed=2).state_dict()
+    grown = grow(read_config(LlamaConfig(**SMALL).to_dict()), before.__getitem__, 2, interleave=2)
+    for layer in (0, 2):
+        for name in ("gate", "up", "down"):
+            theirs = before[f"model.layers.{layer}.mlp.{name}_proj.weight"]
+            assert torch.equal(grown(f"model.layers.{layer}.feed_forward.{name}_proj.weight"), theirs)
+
+
+def test_delta_of_before_there_were_layers_between_grows_in_each(parent, tmp_path):
+    with opened(parent) as take:
+        delta = start(read_shape(parent), take, "", 2, 1, torch.Generator())
+    said = {"format": "ringfence delta 1", "parent": "", "experts": "2", "rank": "1"}
+    save_file(dict(delta.tensors), tmp_path / "delta", metadata=said)
+    assert Delta.load(tmp_path / "delta").interleave == 1
+    save_file(dict(delta.tensors), tmp_path / "delta", metadata={**said, "interleave": "0"})
+    with pytest.raises(CheckpointDamaged, match="one layer in 0"):
+        Delta.load(tmp_path / "delta")
 
 
 def test_neurons_that_are_shared_are_those_that_were_when_the_delta_was_trained(parent):
@@ -289,6 +322,9 @@ def test_only_dense_llamas_are_grown(parent, tmp_path):
         grow(read_config(LlamaConfig(**SMALL | {"intermediate_size": 25}).to_dict()), {}.__getitem__, 2)
     with pytest.raises(ValueError, match="not 0"):
         grow(read_shape(parent), {}.__getitem__, 0)
+    for interleave in (0, 4):
+        with pytest.raises(ValueError, match=f"1 to 3 .* not one in {interleave}"):
+            grow(read_shape(parent), {}.__getitem__, 2, interleave=interleave)
 
 
 def test_parent_that_lacks_a_tensor_is_damaged(parent, tmp_path):

@@ -114,7 +114,12 @@ def experts_in(path: Path) -> str:
         return f"unusable: {error}"
     if delta is None:
         return "none beside the checkpoint's own"
-    return f"{delta.experts} a layer, of rank {delta.rank}, and one that all tokens share"
+    return f"{delta.experts} {places(delta.interleave)}, of rank {delta.rank}, and one that all tokens share"
+
+
+def places(interleave: int) -> str:
+    """Say which layers have experts."""
+    return "a layer" if interleave == 1 else f"in one layer of {interleave}"
 
 
 def network_in(path: Path) -> Iterator[tuple[str, str]]:
@@ -150,6 +155,9 @@ def convert(
     parent: Annotated[str, typer.Argument(help="A GGUF file; or a dense Llama, pulled by name or in a folder.")],
     out: Annotated[Path, typer.Argument(help="The folder to make.")],
     experts: Annotated[int | None, typer.Option(min=1, help="Of each layer; the delta's where left out, or 8.")] = None,
+    interleave: Annotated[
+        int | None, typer.Option(min=1, help="One layer in so many gets experts; the delta's where left out, or 1.")
+    ] = None,
     delta: Annotated[Path | None, typer.Option(help="What training added, to be put in.")] = None,
     text: Annotated[
         Path | None,
@@ -161,7 +169,7 @@ def convert(
     Or grow a dense Llama into a mixture of experts of Llama 4's form, which says the same and can be trained on.
     """
     if Path(parent).is_file():
-        if experts or delta or text:
+        if experts or interleave or delta or text:
             fail(ValueError(f"{parent} is a GGUF file: convert it as it is, and then the folder that was made"))
         convert_file(Path(parent), out)
         return
@@ -171,13 +179,16 @@ def convert(
 
     if delta and text:
         fail(ValueError("a delta says itself which neurons are shared; leave --text out"))
+    if delta and interleave:
+        fail(ValueError("a delta says itself which layers have experts; leave --interleave out"))
     try:
         path = Path(parent) if Path(parent).is_dir() else weights.locate(parent)
         added = Delta.load(delta) if delta else None
         count = experts or (added.experts if added else 8)
+        every = added.interleave if added else interleave or 1
         choose = busy_on(path, text.read_text(encoding="utf-8")) if text else alternating
         with bars() as progress:
-            upcycle(path, out, count, added, progress, choose)
+            upcycle(path, out, count, added, progress, choose, every)
     except (
         weights.WeightsMissing,
         weights.PullFailed,
@@ -187,7 +198,7 @@ def convert(
         ValueError,
     ) as error:
         fail(error)
-    typer.echo(f"{out}: {count} experts a layer, {weights.size_of(out) / 1e6:.0f} MB")
+    typer.echo(f"{out}: {count} experts {places(every)}, {weights.size_of(out) / 1e6:.0f} MB")
 
 
 def convert_file(file: Path, out: Path) -> None:

@@ -43,6 +43,7 @@ def engine(
     ] = None,
     experts: Annotated[int, typer.Option(min=1, help="Of each layer.")] = 8,
     rank: Annotated[int, typer.Option(min=1, help="Of what each expert adds to its products.")] = 8,
+    interleave: Annotated[int, typer.Option(min=1, help="One layer in so many has experts.")] = 2,
     tokens: Annotated[int, typer.Option(min=1, help="To learn from in all.")] = 300_000,
     rate: Annotated[float, typer.Option(min=0, help="Highest learning rate of what experts add.")] = 2e-3,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 13,
@@ -60,7 +61,7 @@ def engine(
 
     if not math.isfinite(rate):
         raise typer.BadParameter("it must be a number", param_hint="--rate")
-    plan = Plan(seed=seed, tokens=tokens, experts=experts, rank=rank, rate=rate)
+    plan = Plan(seed=seed, tokens=tokens, experts=experts, rank=rank, interleave=interleave, rate=rate)
     report = out.with_suffix(".json")
     try:
         path = Path(parent) if Path(parent).is_dir() else weights.locate(parent)
