@@ -149,19 +149,19 @@ class Engine:
             self._leave(sequence)
 
     def rewind(self, id: int, length: int) -> None:
-        """Cut a sequence back to its first so many tokens; it goes on from there as if it had not said the rest.
+        """Cut a sequence back to its first so many tokens; it goes on from there as if the rest had never been.
+
+        A cut into the prompt leaves a shorter prompt, with as long a reply to it at most, or what the context has left.
 
         Raises:
             KeyError: no such sequence is under way.
-            ValueError: the cut would go into its prompt, or beyond its end.
+            ValueError: nothing would be left, or the cut is beyond its end.
         """
         sequence = self._find(id)
         if sequence is None:
             raise KeyError(f"no sequence {id} is under way")
-        if not sequence.prompt <= length <= len(sequence.tokens):
-            raise ValueError(
-                f"sequence {id} may be cut to between {sequence.prompt} and {len(sequence.tokens)} tokens, not {length}"
-            )
+        if not 1 <= length <= len(sequence.tokens):
+            raise ValueError(f"sequence {id} may be cut to between 1 and {len(sequence.tokens)} tokens, not {length}")
         sequence.cut(length)
         self._cache.cut(sequence.held, length - 1)  # the last token says what comes next: it is computed again
         if self._draft:

@@ -166,7 +166,6 @@ class Sampler:
         self._random = np.random.default_rng(None if sampling.seed is None else sampling.seed % (1 << 64))
         self._tokens: list[int] = []
         self._counts = Counter[int]()
-        self._prompt = frozenset(prompt_ids)
         self._bias = {token: -math.inf if bias == BANNED else bias for token, bias in sampling.logit_bias.items()}
         if stranger := next((token for token in self._bias if not 0 <= token < vocabulary), None):
             raise OutOfBounds(
@@ -176,13 +175,20 @@ class Sampler:
         self._seen: NDArray[np.bool_] | None = None  # (V,)
         if sampling.repetition_penalty != 1:
             self._seen = np.zeros(vocabulary, np.bool_)
-            self._seen[list(self._prompt)] = True
+        self.prompt(prompt_ids)
         self._offset: Row | None = None  # what is added to the logits
         if self._bias or sampling.presence_penalty or sampling.frequency_penalty:
             self._offset = np.zeros(vocabulary, np.float32)
             self._offset[list(self._bias)] = list(self._bias.values())
             if self._offset.max() == -math.inf:
                 raise OutOfBounds("logit_bias", "bans every token of the vocabulary")
+
+    def prompt(self, ids: Sequence[int]) -> None:
+        """Count other tokens as the prompt's, before any is chosen."""
+        self._prompt = frozenset(ids)
+        if self._seen is not None:
+            self._seen[:] = False
+            self._seen[list(self._prompt)] = True
 
     def choose(self, logits: "Tensor") -> Chosen:
         """Choose the next token from what the network says of it (V,).

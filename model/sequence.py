@@ -86,8 +86,12 @@ class Sequence:
         return tokens[since : since + count] if since else ()
 
     def cut(self, length: int) -> None:
-        """Forget the tokens from `length` on, which are not the prompt's."""
-        self.sampler.rewind(len(self.tokens) - length)
+        """Forget the tokens from `length` on; where some of them are the prompt's, what is left of it is the prompt."""
+        self.sampler.rewind(len(self.tokens) - max(length, self.prompt))
         del self.tokens[length:]
+        if length < self.prompt:
+            self.limit -= self.prompt - length
+            self.prompt = length
+            self.sampler.prompt(self.tokens)
         self._seen.clear()
         self._noted = 0

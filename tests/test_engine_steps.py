@@ -1,6 +1,7 @@
 """The engine step by step: whoever joins, leaves, waits or is cut back, everybody says what he would have said alone."""
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 from functools import cache
 from random import Random
 
@@ -165,12 +166,28 @@ def test_sequence_that_is_cut_back_says_the_same_again(seed):
     assert one.free == 9
 
 
-def test_cut_is_refused_into_the_prompt_beyond_the_end_and_for_nobody(network):
+@settings(max_examples=30)
+@given(st.integers(1, 69), st.integers(0, 5), st.sampled_from([1.0, 1.7]))
+def test_sequence_that_is_cut_back_into_its_prompt_says_what_is_said_to_what_is_left(length, steps, penalty):
+    network, prompt = decoder(), text(0, 70)
+    sampling = replace(GREEDY, repetition_penalty=penalty)
+    one = engine(network, 9)
+    id, other = one.add(prompt, sampling), one.add(text(2, 5), sampling)
+    for _ in range(steps):
+        one.step()
+    one.rewind(id, length)
+    said, _ = replies(one)
+    assert said[id] == alone(network, prompt[:length], sampling)
+    assert other in said
+    assert one.free == 9
+
+
+def test_cut_is_refused_beyond_the_end_to_nothing_and_for_nobody(network):
     one = engine(network)
     id = one.add([1, 2, 3], GREEDY)
     one.step()
-    for length in (2, 5):
-        with pytest.raises(ValueError, match=f"between 3 and 4 tokens, not {length}"):
+    for length in (0, 5):
+        with pytest.raises(ValueError, match=f"between 1 and 4 tokens, not {length}"):
             one.rewind(id, length)
     with pytest.raises(KeyError):
         one.rewind(id + 1, 3)
